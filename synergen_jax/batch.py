@@ -1,0 +1,133 @@
+"""The pytrees that travel between the feed, the model and the evaluation. Every shape is written here once.
+
+Axis letters, the same everywhere:
+
+| letter | what |
+|---|---|
+| B | users (windows of users) |
+| L | events of a window |
+| R | readers a user |
+| E | ranked events a user |
+| K | candidates a ranked event |
+| N | negatives |
+| M | items that a user has already had |
+| V | items, the padding id 0 included |
+| A | ranked labels |
+| D, H, Dh | model width, heads, width of a head |
+
+Id 0 is "none" or padding for items, actions and queries alike. Windows are left-aligned: padding follows the
+events. Times are int32 seconds since the user's first event. All arrays are numpy on the host, jax on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Ints = Int[Array, "..."] | Int[np.ndarray, "..."]
+Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
+
+
+def _pytree(cls):
+    """A frozen dataclass that jax can map over."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    return jax.tree_util.register_dataclass(cls, [field.name for field in dataclasses.fields(cls)], [])
+
+
+@_pytree
+class Events:
+    """What happened: the context tokens. Each int32 (B, L)."""
+
+    item: Ints  # 0: an event without an item, or padding
+    action: Ints  # 0: padding; every real event has an action
+    query: Ints  # 0: no query
+    time: Ints  # seconds since the user's first event
+
+    @property
+    def mask(self):
+        """True for events, False for padding, (B, L)."""
+        return self.action > 0
+
+
+@_pytree
+class Readers:
+    """What is asked: retrieval tokens (item 0) and ranking tokens (item is the candidate). Each int32 (B, R).
+
+    `visible` is the number of leading context events that the reader may see. That one integer stands for the
+    reader's row of the mask: reader r of user b attends to events `0 .. visible[b, r] - 1` and to itself.
+    """
+
+    item: Ints
+    query: Ints
+    time: Ints  # when it is asked, on the clock of the events
+    visible: Ints
+
+
+@_pytree
+class Candidates:
+    """Lists to be ranked: E requests a user, K candidates each."""
+
+    item: Ints  # (B, E, K), 0: no candidate
+    label: Ints  # (B, E, K, A) int8: 1 positive, 0 negative, -1 unknown (no loss, no metric)
+    query: Ints  # (B, E)
+    time: Ints  # (B, E)
+    visible: Ints  # (B, E)
+
+    def readers(self) -> Readers:
+        """One reader a candidate, (B, E * K), the candidates of one request side by side."""
+        xp = np if isinstance(self.item, np.ndarray) else jax.numpy
+        flat = lambda x: x.reshape(x.shape[0], -1)  # noqa: E731
+        wide = lambda x: flat(xp.broadcast_to(x[..., None], self.item.shape))  # noqa: E731
+        return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible))
+
+
+@_pytree
+class TrainBatch:
+    """One training step's input."""
+
+    events: Events  # (B, L)
+    retrieval: Readers  # (B, R): item is 0 throughout
+    target: Ints  # (B, R) int32: the item that each retrieval reader should find; 0: no target, no loss
+    ranking: Candidates  # (B, E, K)
+    negatives: Ints  # (N,) int32: uniform over the items 1 .. V-1, shared by the whole batch
+
+
+@_pytree
+class EvalBatch:
+    """Users to be evaluated, one target each: what came next after `events`."""
+
+    user: Ints  # (B,) int32: index of the user in the log; -1: a padded row, ignored
+    events: Events  # (B, L): the last L events before the target
+    reader: Readers  # (B, 1): asks at the target's time with the target's query
+    target: Ints  # (B,) int32
+    seen: Ints  # (B, M) int32: items before the target, padded with 0; the target itself is never among them
+    ranking: Candidates  # (B, 1, K): the target first, then sampled unseen items
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSpec:
+    """The sizes of a log that fix a model's shapes. Hashable."""
+
+    items: int  # V, id 0 included
+    actions: int  # id 0 included
+    queries: int  # id 0 included
+    labels: tuple[str, ...]  # A names of ranked labels
+    item_matrices: tuple[tuple[str, int], ...] = ()  # (name, width) of each frozen semantic matrix of items
+    query_matrices: tuple[tuple[str, int], ...] = ()
+
+
+@_pytree
+class Catalogue:
+    """What the model and the losses know of the items beside learned parameters. Frozen: no gradient."""
+
+    item_matrices: dict[str, Floats]  # name -> (V, width) semantic vectors, row 0 zero
+    query_matrices: dict[str, Floats]  # name -> (queries, width)
+    counts: Ints  # (V,) int32: events of each item in the training part; 0 for id 0
+
+
+Feed = typing.Callable[[int], typing.Iterator[TrainBatch]]
+"""`feed(step)` yields the batches of steps `step, step + 1, ...`: a pure function of (seed, step)."""

@@ -1,0 +1,306 @@
+"""Configuration: frozen dataclasses, read from TOML, overridden from the command line, saved as JSON.
+
+A run is described by one `Config`. Its sections are `data`, `model`, `loss`, `optimiser`, `mesh`, `run` and
+`evaluate`. An unknown key, or a value of the wrong type, is a `UserError` that names the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import tomllib
+import types
+import typing
+
+from synergen_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which log is read, how it is split, and what one batch of it holds."""
+
+    log: str = "ml-100k"  # name of a prepared log, or its folder
+    split: str = "leave-one-out"  # or "time"
+    validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds
+    test_from: float = 0.9  # split="time": likewise
+    max_history: int = 200  # L: events in one window
+    stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
+    batch: int = 64  # B: windows in one global step
+    negatives: int = 0  # N: uniform negatives, shared by the whole batch
+    rank_events: int = 4  # events a window at which candidates are ranked
+    rank_candidates: int = 8  # K: candidates a ranked event, the true one included
+    workers: int = 0  # feed processes; 0 reads in threads of this process
+    filter_seen: bool = True  # evaluation and serving leave out items that the user already had
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the Transformer."""
+
+    width: int = 64  # D
+    depth: int = 2
+    heads: int = 2  # H
+    mlp_ratio: int = 4
+    dropout: float = 0.2
+    rope: str = "split"  # "time", "order" or "split" (half of the rotary planes each)
+    min_wavelength: int = 60  # seconds, of the fastest time plane
+    max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
+    item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
+    query_ids: bool = True  # likewise for each query
+    dtype: str = "float32"  # of the computation; parameters are always float32
+    remat: bool = False  # recompute a block's activations in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and parts of the objective."""
+
+    retrieval_weight: float = 1.0
+    pointwise_weight: float = 0.1
+    pairwise_weight: float = 0.1
+    full_softmax: bool = False  # InfoNCE against the whole catalogue, in place of sampled negatives
+    in_batch: int = 256  # positives of the global batch that serve every reader as negatives
+    log_q: bool = True  # correct sampled logits by the log of their sampling probability
+    normalise: bool = True  # cosine similarity in place of the inner product
+    temperature: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up, then cosine decay to `final` times the peak."""
+
+    learning_rate: float = 1e-3
+    warmup: int = 100  # steps
+    final: float = 0.1
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    clip: float = 1.0  # global norm of the gradient; 0 turns clipping off
+    accumulate: int = 1  # micro-batches a step
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1 takes all that are left."""
+
+    data: int = -1
+    model: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long a run lasts, and what it writes when."""
+
+    steps: int = 1000
+    log_every: int = 10
+    eval_every: int = 100  # steps between validations; 0 validates at the end alone
+    patience: int = 5  # validations without a better NDCG@10 before the run stops; 0 never stops early
+    checkpoint_every: int = 100
+    keep: int = 1  # newest checkpoints that are kept beside the best one
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What an evaluation computes."""
+
+    batch: int = 128  # users a call
+    rank_candidates: int = 100  # candidates a target, the true one included, for the ranking metrics
+    bootstrap: int = 1000  # resamples behind each 95% interval
+    scann: bool = True  # approximate search beside the exact one, where ScaNN is installed
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that determines a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    mesh: MeshConfig = MeshConfig()
+    run: RunConfig = RunConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """The configs that come with the package, by name."""
+    here = pathlib.Path(__file__).resolve().parent
+    for folder in (here / "experiments", here.parent / "experiments"):  # installed, or a checkout
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}
+
+
+def load(name: str | pathlib.Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads a config: a TOML file, or the name of a shipped one, then applies `overrides`.
+
+    Args:
+      name: path of a `.toml` (or a saved `.json`) file, or a name out of `shipped()`.
+      overrides: command-line words, `["--model.width", "128", "--run.steps=5"]`.
+
+    Raises:
+      UserError: there is no such config, it does not parse, or a key or value is wrong.
+    """
+    path = pathlib.Path(name)
+    if not path.is_file():
+        path = shipped().get(str(name).removesuffix(".toml"), path)
+    if not path.is_file():
+        near = _nearest(str(name), shipped())
+        raise UserError(f"no config file {str(name)!r}{near}; shipped configs: {', '.join(shipped()) or 'none'}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a config: {error}") from None
+    config = from_dict(tree, where=str(path))
+    return override(config, overrides)
+
+
+def from_dict(tree: typing.Mapping[str, typing.Any], where: str = "config") -> Config:
+    """Builds a checked `Config` from `{section: {key: value}}`; what is not named keeps its default."""
+    sections = {field.name: field for field in dataclasses.fields(Config)}
+    config = Config()
+    for section, values in tree.items():
+        if section not in sections:
+            raise UserError(f"{where}: unknown section [{section}]{_nearest(section, sections)}")
+        if not isinstance(values, typing.Mapping):
+            raise UserError(f"{where}: [{section}] must be a table of keys, not {values!r}")
+        for key, value in values.items():
+            config = _replace(config, section, key, value, where)
+    return _checked(config, where)
+
+
+def override(config: Config, words: typing.Sequence[str]) -> Config:
+    """Applies command-line words `--section.key value` or `--section.key=value` to a config."""
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or "." not in word:
+            raise UserError(f"unknown argument {word!r}: settings are given as --section.key VALUE, as in --model.width 128")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"--{name} needs a value")
+            text = words.pop(0)
+        section, _, key = name.partition(".")
+        if section not in (sections := {field.name for field in dataclasses.fields(Config)}):
+            raise UserError(f"--{name}: unknown section {section!r}{_nearest(section, sections)}")
+        config = _replace(config, section, key, text, f"--{name}", parse=True)
+    return _checked(config, "command line")
+
+
+def to_dict(config: Config) -> dict[str, dict[str, typing.Any]]:
+    """The config as plain nested dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """The settings that differ, `{"section.key": (old, new)}`."""
+    pairs = ((s, k, o, to_dict(new)[s][k]) for s, values in to_dict(old).items() for k, o in values.items())
+    return {f"{section}.{key}": (was, now) for section, key, was, now in pairs if was != now}
+
+
+def _replace(config: Config, section: str, key: str, value: typing.Any, where: str, parse: bool = False) -> Config:
+    part = getattr(config, section)
+    hints = typing.get_type_hints(type(part))
+    if key not in hints:
+        raise UserError(f"{where}: unknown key {section}.{key}{_nearest(key, hints)}")
+    value = _typed(value, hints[key], f"{where}: {section}.{key}", parse)
+    return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
+
+
+def _typed(value: typing.Any, kind: type, where: str, parse: bool) -> typing.Any:
+    """`value` as `kind`, or an error; `parse` reads it from text."""
+    if parse:
+        try:
+            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}") from None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}")
+    return value
+
+
+_KINDS: dict[typing.Any, str] = types.MappingProxyType(
+    {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+)
+_CHOICES = {
+    "data.split": ("leave-one-out", "time"),
+    "model.rope": ("time", "order", "split"),
+    "model.dtype": ("float32", "bfloat16"),
+}
+_AT_LEAST = {
+    "data.max_history": 1,
+    "data.stride": 0,
+    "data.batch": 1,
+    "data.negatives": 0,
+    "data.rank_events": 0,
+    "data.rank_candidates": 1,
+    "data.workers": 0,
+    "model.width": 1,
+    "model.depth": 1,
+    "model.heads": 1,
+    "model.mlp_ratio": 1,
+    "model.dropout": 0,
+    "model.min_wavelength": 2,
+    "model.max_wavelength": 2,
+    "loss.retrieval_weight": 0,
+    "loss.pointwise_weight": 0,
+    "loss.pairwise_weight": 0,
+    "loss.in_batch": 0,
+    "optimiser.learning_rate": 0,
+    "optimiser.warmup": 0,
+    "optimiser.weight_decay": 0,
+    "optimiser.clip": 0,
+    "optimiser.accumulate": 1,
+    "run.steps": 1,
+    "run.log_every": 1,
+    "run.eval_every": 0,
+    "run.patience": 0,
+    "run.checkpoint_every": 1,
+    "run.keep": 1,
+    "evaluate.batch": 1,
+    "evaluate.rank_candidates": 2,
+    "evaluate.bootstrap": 0,
+}
+
+
+def _checked(config: Config, where: str) -> Config:
+    """The config itself, if its values can go together."""
+    values = {f"{s}.{k}": v for s, part in to_dict(config).items() for k, v in part.items()}
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            near = _nearest(values[name], choices)
+            raise UserError(f"{where}: {name} must be one of {', '.join(choices)}, not {values[name]!r}{near}")
+    for name, least in _AT_LEAST.items():
+        if not values[name] >= least:  # also refuses NaN
+            raise UserError(f"{where}: {name} must be at least {least}, not {values[name]}")
+    m, loss, data = config.model, config.loss, config.data
+    if m.width % m.heads or (m.width // m.heads) % 2:
+        raise UserError(f"{where}: model.width {m.width} must be an even multiple of model.heads {m.heads}")
+    if m.rope == "split" and (m.width // m.heads) % 4:
+        raise UserError(f"{where}: model.rope 'split' needs model.width / model.heads divisible by 4, not {m.width // m.heads}")
+    if m.min_wavelength > m.max_wavelength or m.max_wavelength >= 2**31:
+        raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
+    if not m.dropout < 1:
+        raise UserError(f"{where}: model.dropout must be below 1, not {m.dropout}")
+    if not loss.temperature > 0:
+        raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
+    if loss.retrieval_weight and not loss.full_softmax and not (loss.in_batch or data.negatives):
+        raise UserError(f"{where}: InfoNCE has no negatives: set loss.in_batch, data.negatives or loss.full_softmax")
+    if data.split == "time" and not data.validation_from < data.test_from:
+        raise UserError(f"{where}: data.validation_from must lie before data.test_from")
+    if data.batch % config.optimiser.accumulate:
+        raise UserError(f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}")
+    return config
+
+
+def _nearest(word: str, choices: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

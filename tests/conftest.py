@@ -1,0 +1,14 @@
+"""Eight virtual CPU devices, no silent rank promotion, and warnings as errors."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Shapes in the signatures of the pure functions are checked at run time.
+install_import_hook(["synergen_jax.rope", "synergen_jax.attention", "synergen_jax.losses", "synergen_jax.metrics"], "beartype.beartype")
