@@ -50,6 +50,7 @@ class ModelConfig:
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
     query_ids: bool = True  # likewise for each query
+    normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute a block's activations in the backward pass
 
@@ -64,7 +65,6 @@ class LossConfig:
     full_softmax: bool = False  # InfoNCE against the whole catalogue, in place of sampled negatives
     in_batch: int = 256  # positives of the global batch that serve every reader as negatives
     log_q: bool = True  # correct sampled logits by the log of their sampling probability
-    normalise: bool = True  # cosine similarity in place of the inner product
     temperature: float = 0.05
 
 

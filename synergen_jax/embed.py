@@ -1,0 +1,64 @@
+"""From ids to vectors.
+
+A vector joins a learned collaborative row with any number of frozen semantic matrices (text, images, ...): the row
+itself plus a learned projection of each matrix's row. Looking rows up is apart from using them: the model is given
+rows and never sees a table, so that tables can be sharded, updated sparsely or live elsewhere.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from synergen_jax.batch import LogSpec
+from synergen_jax.config import ModelConfig
+
+Rows = dict[str, Float[Array, "..."]]
+"""Looked-up rows by source: "id" is the collaborative one, every other name a semantic matrix. (..., width) each."""
+
+ROWS_MULTIPLE = 128  # tables are padded to this many rows, so that any mesh up to this size divides them
+
+
+def table_rows(count: int) -> int:
+    """Rows of the table behind `count` ids: padded, so that a checkpoint fits every mesh."""
+    return -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+def init_tables(key: Array, config: ModelConfig, spec: LogSpec) -> dict[str, nn.LogicallyPartitioned]:
+    """The learned tables, {"item": (V padded, D), "query": (queries padded, D)}; one that is not wanted is left out.
+
+    Rows are drawn from a normal distribution of standard deviation 0.02.
+    """
+    wanted = {"item": config.item_ids and spec.items, "query": config.query_ids and spec.queries > 1 and spec.queries}
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("rows", "embed"))
+    keys = dict(zip(wanted, jax.random.split(key, len(wanted))))
+    return {name: init(keys[name], (table_rows(n), config.width)) for name, n in wanted.items() if n}
+
+
+def lookup(table: Float[Array, "v d"] | None, matrices: dict[str, Float[Array, "v w"]], ids: Int[Array, "..."]) -> Rows:
+    """The rows of `ids` in the learned table and in each semantic matrix. Ids must be in range: the feed's promise."""
+    rows = {} if table is None else {"id": jnp.take(table, ids, axis=0, mode="clip")}
+    return rows | {name: jnp.take(matrix, ids, axis=0, mode="clip") for name, matrix in matrices.items()}
+
+
+class Join(nn.Module):
+    """Rows to one vector each, (..., D); `nothing` marks the ids that are 0, whose vector is zero."""
+
+    width: int
+    dtype: typing.Any
+
+    @nn.compact
+    def __call__(self, rows: Rows, nothing: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        total = jnp.zeros((*nothing.shape, self.width), self.dtype)
+        for name, row in sorted(rows.items()):
+            if name == "id":
+                total += row.astype(self.dtype)
+            else:
+                project = nn.Dense(self.width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)
+                total += project(row.astype(self.dtype))
+        return jnp.where(nothing[..., None], 0, total)

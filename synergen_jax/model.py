@@ -1,0 +1,225 @@
+"""SynerGen: one decoder that is encoded once and then read (arXiv 2509.21777).
+
+`encode` runs the context tokens of a user through causal self-attention and keeps every layer's keys and values.
+`read` answers any number of readers over them: retrieval tokens (what comes next?) and ranking tokens (how will this
+candidate be received?). Each reader sees the first `visible` events and itself. `append` adds one event to a cache; it
+is a `read` by a context token whose keys and values are kept. The same weights serve all three, and the result
+equals the interleaved Transformer under its task-specific mask (`dense.py`) to rounding.
+
+The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from synergen_jax import embed, rope
+from synergen_jax.attention import Causal, Masked, Prefix, attend
+from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
+from synergen_jax.config import ModelConfig
+
+CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
+
+Params = dict[str, typing.Any]
+"""{"model": variables of `SynerGen`, "tables": {"item": (V, D), "query": (queries, D)}}."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The keys and values of a context, one array a layer; what `encode` gives and `read` reads."""
+
+    keys: tuple[Float[Array, "b h l dh"], ...]
+    values: tuple[Float[Array, "b h l dh"], ...]
+    length: Int[Array, "b"]  # events of each user; slots from there on are free
+
+    @property
+    def capacity(self) -> int:
+        """Events that the cache has room for."""
+        return self.keys[0].shape[2]
+
+
+def _dense(shape, axes, dtype, name=None, in_axis=0):
+    """A bias-free linear map with logical axes; `shape` is that of its output features."""
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+    return nn.DenseGeneral(
+        shape, axis=in_axis, use_bias=False, dtype=dtype, kernel_init=nn.with_logical_partitioning(init, axes), name=name
+    )
+
+
+def _norm(dtype, name):
+    return nn.RMSNorm(dtype=dtype, name=name, scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)))
+
+
+class Block(nn.Module):
+    """A pre-norm decoder block: attention over `over`, then a gated feed-forward layer (SwiGLU, Shazeer 2020)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, h: Array, angle: Array, over: Causal | Prefix | Masked, deterministic: bool):
+        """Maps tokens (B, L, D) to tokens (B, L, D) and their rotated keys and values, (B, H, L, Dh) each."""
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        dropout = lambda x: nn.Dropout(c.dropout)(x, deterministic=deterministic)  # noqa: E731
+        x = _norm(dtype, "attention_norm")(h)
+        heads = (c.heads, c.width // c.heads)
+        q, k, v = (
+            _dense(heads, ("embed", "heads", "head_width"), dtype, name, in_axis=-1)(x).swapaxes(1, 2)
+            for name in ("query", "key", "value")
+        )
+        q, k = rope.rotate(q, angle), rope.rotate(k, angle)
+        x = attend(q, k, v, over).swapaxes(1, 2)
+        h = h + dropout(_dense(c.width, ("heads", "head_width", "embed"), dtype, "out", in_axis=(-2, -1))(x))
+        x = _norm(dtype, "mlp_norm")(h)
+        hidden = c.width * c.mlp_ratio * 2 // 3 // 8 * 8 or 8  # two thirds: as many parameters as the ungated layer
+        gate, up = (_dense(hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
+        x = _dense(c.width, ("mlp", "embed"), dtype, "down", in_axis=-1)(nn.silu(gate) * up)
+        return h + dropout(x), k, v
+
+
+class SynerGen(nn.Module):
+    """The decoder. `phase` replaces the rotary encoding of time and order that `config.rope` names."""
+
+    config: ModelConfig
+    spec: LogSpec
+    phase: rope.Phase | None = None
+
+    def setup(self):
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        block = nn.remat(Block, static_argnums=(4,)) if c.remat else Block
+        self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
+        self.item_join = embed.Join(c.width, dtype)
+        self.query_join = embed.Join(c.width, dtype)
+        self.action = self.param("action", small, (self.spec.actions, c.width))
+        self.kind = self.param("kind", small, (3, c.width))
+        self.final_norm = _norm(dtype, None)
+        self.retrieval_head = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+        self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+        self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1)
+        self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
+        self.dropout = nn.Dropout(c.dropout)
+        self.angles = self.phase or rope.make_phase(c)
+
+    def items(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
+        """Vectors (..., D) of items from their rows; id 0 gives zeros."""
+        return self.item_join(rows, ids == 0)
+
+    def queries(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
+        """Vectors (..., D) of queries from their rows; id 0 gives zeros."""
+        return self.query_join(rows, ids == 0)
+
+    def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
+        """Tokens (B, L, D) that say what happened."""
+        dtype = items.dtype
+        return items + queries + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[CONTEXT]
+
+    def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
+        """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one."""
+        kind = jnp.where(readers.item > 0, RANKING, RETRIEVAL)
+        return items + queries + self.kind.astype(items.dtype)[kind]
+
+    def encode(self, events: Events, items: Array, queries: Array, deterministic: bool = True) -> Cache:
+        """Encodes a window of events once.
+
+        Args:
+          events: (B, L), padding last.
+          items, queries: their vectors, (B, L, D) each.
+          deterministic: False applies dropout, which needs `rngs={"dropout": key}`.
+        """
+        h = self.context_tokens(events, items, queries)
+        order = jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape)
+        _, keys, values = self.run(h, self.angles(events.time, order), [Causal()] * self.config.depth, deterministic)
+        return Cache(keys, values, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
+
+    def read(self, cache: Cache, readers: Readers, items: Array, queries: Array, deterministic: bool = True) -> Array:
+        """Answers readers over an encoded context: hidden states (B, R, D) for the heads.
+
+        Args:
+          cache: of the same B users.
+          readers: (B, R); `visible` at most the events in the cache.
+          items, queries: the readers' vectors, (B, R, D) each; an item's is zero for a retrieval reader.
+        """
+        h = self.reader_tokens(readers, items, queries)
+        return self._read(cache, h, readers.time, readers.visible, deterministic)[0]
+
+    def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
+        """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is."""
+        h = self.context_tokens(event, items, queries)
+        _, keys, values = self._read(cache, h, event.time, cache.length[:, None], True)
+        slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)[:, None, :, None]
+        put = lambda old, new: jnp.where(slot, new, old)  # noqa: E731
+        grown = jnp.minimum(cache.length + 1, cache.capacity)
+        return Cache(jax.tree.map(put, cache.keys, keys), jax.tree.map(put, cache.values, values), grown)
+
+    def retrieve(self, hidden: Array) -> Array:
+        """Retrieval vectors of readers: their inner product with `keys` scores an item."""
+        return self._scored(self.retrieval_head(hidden))
+
+    def keys(self, items: Array) -> Array:
+        """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
+        return self._scored(items)
+
+    def rank(self, hidden: Array) -> Float[Array, "... a"]:
+        """One logit a ranked label, float32, (..., A)."""
+        logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
+        return logits + self.ranking_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+
+    def _scored(self, x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
+
+    def _read(self, cache: Cache, h: Array, time: Array, visible: Array, deterministic: bool):
+        overs = [Prefix(k, v, visible) for k, v in zip(cache.keys, cache.values)]
+        return self.run(h, self.angles(time, visible), overs, deterministic)
+
+    def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
+        """All blocks over tokens (B, L, D): final hidden states, and each layer's keys and values."""
+        h = self.dropout(h, deterministic=deterministic)
+        keys, values = [], []
+        for block, over in zip(self.blocks, overs, strict=True):
+            h, k, v = block(h, angle, over, deterministic)
+            keys.append(k)
+            values.append(v)
+        return self.final_norm(h), tuple(keys), tuple(values)
+
+
+def init(model: SynerGen, key: Array) -> Params:
+    """Fresh parameters, boxed with their logical axes (`flax.linen.get_partition_spec` reads them)."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    c, spec = model.config, model.spec
+    model_key, table_key = jax.random.split(key)
+    tables = embed.init_tables(table_key, c, spec)
+    rows = lambda table, matrices: ({"id": jnp.zeros((1, 1, c.width))} if table in tables else {}) | {  # noqa: E731
+        name: jnp.zeros((1, 1, width)) for name, width in matrices
+    }
+
+    def touch(model: SynerGen):
+        """Calls every part once, so that each creates its parameters."""
+        items = model.items(rows("item", spec.item_matrices), one)
+        queries = model.queries(rows("query", spec.query_matrices), one)
+        events = Events(one, one, one, one)
+        hidden = model.read(model.encode(events, items, queries), Readers(one, one, one, one), items, queries)
+        return model.retrieve(hidden), model.keys(items), model.rank(hidden)
+
+    return {"model": model.init(model_key, method=touch), "tables": tables}
+
+
+def item_vectors(model: SynerGen, params: Params, catalogue: Catalogue, ids: Int[Array, "..."]) -> Array:
+    """Vectors (..., D) of item ids."""
+    rows = embed.lookup(params["tables"].get("item"), catalogue.item_matrices, ids)
+    return model.apply(params["model"], rows, ids, method="items")
+
+
+def query_vectors(model: SynerGen, params: Params, catalogue: Catalogue, ids: Int[Array, "..."]) -> Array:
+    """Vectors (..., D) of query ids."""
+    rows = embed.lookup(params["tables"].get("query"), catalogue.query_matrices, ids)
+    return model.apply(params["model"], rows, ids, method="queries")

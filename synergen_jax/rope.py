@@ -1,0 +1,57 @@
+"""Rotary phases of time and of order (RoPE: Su et al. 2021; time in place of position: SynerGen, arXiv 2509.21777).
+
+A phase function maps `(time, order)` to one angle for each rotary plane. Attention sees differences of angles alone,
+so only elapsed time, and distance in order, matter.
+
+Time is an integer number of seconds and so is every wavelength: `t mod λ` is exact integer arithmetic, which resolves
+one second ten years on. Float32 seconds would not: at λ = 60 s they are off by whole turns.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from synergen_jax.config import ModelConfig
+
+Phase = typing.Callable[[Int[Array, "*b l"], Int[Array, "*b l"]], Float[Array, "*b l p"]]
+"""`phase(time, order)`: int32 seconds and int32 places, (..., L) each, to angles in radians, (..., L, Dh / 2)."""
+
+
+def wavelengths(planes: int, shortest: int, longest: int) -> Int[np.ndarray, "planes"]:
+    """`planes` whole numbers of seconds from `shortest` to `longest`, evenly spaced in their logarithm."""
+    return np.rint(np.geomspace(shortest, longest, planes)).astype(np.int32)
+
+
+def time_phase(time: Int[Array, "*b l"], waves: Int[np.ndarray, "p"]) -> Float[Array, "*b l p"]:
+    """The angle 2π (t mod λ) / λ of each time at each wavelength, in radians."""
+    waves = waves.reshape((1,) * time.ndim + (-1,))
+    return (2 * np.pi / waves.astype(np.float32)) * jnp.mod(time[..., None], waves).astype(jnp.float32)
+
+
+def order_phase(order: Int[Array, "*b l"], planes: int, base: float = 10_000.0) -> Float[Array, "*b l p"]:
+    """The angle order * base^(-j / planes) at plane j: RoPE as published."""
+    speed = base ** (-np.arange(planes, dtype=np.float32) / planes)
+    return order[..., None].astype(jnp.float32) * speed.reshape((1,) * order.ndim + (-1,))
+
+
+def make_phase(config: ModelConfig) -> Phase:
+    """The phase function that `config.rope` names: "time", "order", or "split" (half of the planes each)."""
+    planes = config.width // config.heads // 2
+    timed = {"time": planes, "order": 0, "split": planes // 2}[config.rope]
+    waves = wavelengths(timed, config.min_wavelength, config.max_wavelength)
+
+    def phase(time: Int[Array, "*b l"], order: Int[Array, "*b l"]) -> Float[Array, "*b l p"]:
+        return jnp.concatenate([time_phase(time, waves), order_phase(order, planes - timed)], axis=-1)
+
+    return phase
+
+
+def rotate(x: Float[Array, "b h l dh"], angle: Float[Array, "b l p"]) -> Float[Array, "b h l dh"]:
+    """Turns plane j of `x`, spanned by its coordinates j and j + Dh / 2, by `angle[..., j]`."""
+    cos, sin = (f(angle)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
