@@ -99,7 +99,7 @@ class RunConfig:
     eval_every: int = 100  # steps between validations; 0 validates at the end alone
     patience: int = 5  # validations without a better NDCG@10 before the run stops; 0 never stops early
     checkpoint_every: int = 100
-    keep: int = 1  # newest checkpoints that are kept beside the best one
+    keep: int = 2  # newest checkpoints that are kept beside the best one
     seed: int = 0
 
 

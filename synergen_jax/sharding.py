@@ -1,0 +1,100 @@
+"""The mesh, and one table that says along which of its axes every logical axis of an array is split."""
+
+from __future__ import annotations
+
+import typing
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from synergen_jax.batch import Candidates, Events, Readers, TrainBatch
+from synergen_jax.config import MeshConfig
+from synergen_jax.errors import UserError
+
+# logical axis -> mesh axis; None is kept whole on every device.
+RULES: tuple[tuple[str, str | None], ...] = (
+    ("batch", "data"),  # users (B)
+    ("rows", "model"),  # rows of item and query tables (V)
+    ("heads", "model"),  # attention heads (H)
+    ("mlp", "model"),  # hidden features of the feed-forward layer
+    ("embed", None),  # features of the residual stream (D)
+    ("embed_out", None),
+    ("head_width", None),  # features of one head (Dh)
+)
+
+
+def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `data` and `model`.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [config.data, config.model]
+    if any(n != -1 and n < 1 for n in shape) or shape.count(-1) > 1:
+        raise UserError(f"mesh.data {config.data} and mesh.model {config.model}: each at least 1, or one of them -1")
+    if -1 in shape:
+        known = max(shape)
+        if len(devices) % known:
+            raise UserError(f"{len(devices)} devices cannot be split into groups of {known}: change mesh.data or mesh.model")
+        shape[shape.index(-1)] = len(devices) // known
+    wanted = shape[0] * shape[1]
+    if wanted > len(devices):
+        raise UserError(f"a mesh of {shape[0]} x {shape[1]} needs {wanted} devices and there are {len(devices)}")
+    return Mesh(np.array(devices[:wanted]).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
+    """A `NamedSharding` for each array of a tree that is boxed with logical axes; without a box: kept whole.
+
+    Raises:
+      UserError: two axes of one array fall on the same mesh axis, or a size does not divide.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(tree), rules)
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+
+    def check(path, array, spec):
+        used = [axis for axis in spec if axis is not None]
+        where = jax.tree_util.keystr(path)
+        if len(set(used)) < len(used):
+            raise UserError(f"sharding rules put two axes of {where} {array.shape} on one mesh axis: {spec}")
+        for size, axis in zip(array.shape, spec):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(f"{where} {array.shape}: {size} cannot be split over mesh.{axis} {mesh.shape[axis]}")
+
+    jax.tree_util.tree_map_with_path(check, nn.unbox(tree), specs, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def batch_shardings(mesh: Mesh) -> TrainBatch:
+    """How a training batch lies on the mesh: users along `data`, the shared negatives whole on every device."""
+    users, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    return TrainBatch(
+        events=Events(users, users, users, users),
+        retrieval=Readers(users, users, users, users),
+        target=users,
+        ranking=Candidates(users, users, users, users, users),
+        negatives=whole,
+    )
+
+
+def place(batch: typing.Any, shardings: typing.Any) -> typing.Any:
+    """This process's part of a host batch as global arrays on the mesh."""
+    return jax.tree.map(lambda s, x: jax.make_array_from_process_local_data(s, x), shardings, batch)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """Kept whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(batch: int, micro: int, mesh: Mesh) -> None:
+    """Refuses a global batch that does not divide over the mesh's `data` axis and the micro-batches."""
+    parts = mesh.shape["data"] * micro
+    if batch % parts:
+        raise UserError(
+            f"data.batch {batch} is not divisible by {parts} (mesh.data {mesh.shape['data']} x optimiser.accumulate "
+            f"{micro}); the next that is: {-(-batch // parts) * parts}"
+        )

@@ -1,0 +1,275 @@
+"""The training step and the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from jaxtyping import Array
+from jax.sharding import Mesh
+
+from synergen_jax import model as models
+from synergen_jax import objective, sharding
+from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
+from synergen_jax.checkpoint import Checkpoints
+from synergen_jax.config import Config
+from synergen_jax.logs import MetricLog
+from synergen_jax.optimiser import make_optimiser, schedule
+
+Validate = typing.Callable[[models.Params], dict[str, float]]
+"""`validate(params)` gives validation metrics; "ndcg@10" chooses the checkpoint."""
+
+SELECTED = "ndcg@10"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step maps to its successor. Everything else (feed, random keys) is a function of `step` and the seed."""
+
+    step: Array  # () int32: steps done
+    params: models.Params
+    opt_state: typing.Any
+
+
+def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
+    """The model of a run."""
+    return models.SynerGen(config.model, spec)
+
+
+def init_state(config: Config, model: models.SynerGen, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """A fresh state, born sharded on the mesh, and its shardings."""
+    optimiser = make_optimiser(config.optimiser, config.run.steps)
+
+    def create(key):
+        params = models.init(model, key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
+
+    key = jax.random.key(config.run.seed)
+    shardings = sharding.tree_shardings(jax.eval_shape(create, key), mesh)
+    return jax.jit(lambda key: nn.unbox(create(key)), out_shardings=shardings)(key), shardings
+
+
+def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: TrainState):
+    """The compiled training step: `step(state, batch, catalogue) -> (state, metrics)`. The old state is donated.
+
+    A step is a pure function of state and batch: the random key is the seed's, folded with the step number. With
+    `optimiser.accumulate` n > 1 the batch is cut into n micro-batches whose gradients add up to the whole batch's.
+    """
+    optimiser = make_optimiser(config.optimiser, config.run.steps)
+    rate = schedule(config.optimiser, config.run.steps)
+    micro = config.optimiser.accumulate
+
+    def step(state: TrainState, batch: TrainBatch, catalogue: Catalogue):
+        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        sample_key, dropout_key = jax.random.split(key)
+        total = objective.weights(batch)
+        negative = objective.negatives(batch, catalogue, config.loss, sample_key)
+
+        def loss(params, part, key):
+            key = key if config.model.dropout else None
+            return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
+
+        grad = jax.value_and_grad(loss, has_aux=True)
+        if micro == 1:
+            (value, parts), grads = grad(state.params, batch, dropout_key)
+        else:
+            (value, parts), grads = _accumulate(grad, state.params, batch, dropout_key, micro)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            **{f"loss/{name}": part for name, part in parts.items()},
+            "norm/gradient": optax.global_norm(grads),
+            "norm/update": optax.global_norm(updates),
+            "norm/parameter": optax.global_norm(params),
+            "learning_rate": rate(state.step),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    whole = sharding.whole(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, sharding.batch_shardings(mesh), whole),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+
+def _accumulate(grad, params, batch: TrainBatch, key: Array, micro: int):
+    """Adds loss, parts and gradients over `micro` slices of the batch, one after the other."""
+    # Every micro-batch takes users from all over the batch, so that it stays split along `data`.
+    cut = lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+    slices = jax.tree.map(cut, dataclasses.replace(batch, negatives=jnp.zeros((batch.target.shape[0], 0), jnp.int32)))
+
+    def one(total, xs):
+        part, index = xs
+        return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(key, index))), None
+
+    first = jax.tree.map(lambda x: x[0], slices)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, key))
+    return jax.lax.scan(one, zeros, (slices, jnp.arange(micro)))[0]
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended."""
+
+    state: TrainState
+    step: int
+    best_step: int
+    best: float  # validation NDCG@10 of the best step
+    stopped: str  # "steps", or "patience"
+    events_per_second: float
+
+
+class NotFiniteError(FloatingPointError):
+    """The loss became NaN or infinite."""
+
+
+def train(
+    config: Config,
+    spec: LogSpec,
+    catalogue: Catalogue,
+    feed: Feed,
+    workdir: pathlib.Path,
+    validate: Validate,
+    say: typing.Callable[[str], None] = print,
+    fingerprint: str = "",
+) -> Result:
+    """Trains to `config.run.steps`, or until validation stops getting better; goes on where `workdir` left off.
+
+    Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters.
+
+    Raises:
+      UserError: the mesh, the batch and the model do not fit together, or `workdir` belongs to other data.
+      NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.data.batch, config.optimiser.accumulate, mesh)
+    model = make_model(config, spec)
+    state, shardings = init_state(config, model, mesh)
+    step_fn = make_step(config, model, mesh, shardings)
+    catalogue = jax.device_put(catalogue, sharding.whole(mesh))
+    layout = sharding.batch_shardings(mesh)
+
+    with Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints:
+        progress = Progress()
+        if (found := checkpoints.restore(state)) is not None:
+            state, saved = found
+            progress = Progress(**saved["progress"])
+            say(f"resumed from step {int(state.step)} of {workdir}")
+        start = int(state.step)
+        if start >= config.run.steps or progress.stopped:
+            say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}")
+            return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
+
+        def save(state: TrainState, step: int):
+            info = {"progress": dataclasses.asdict(progress), "next_batch": step, "fingerprint": fingerprint}
+            checkpoints.save(step, state, info, metric=progress.last)
+
+        with (
+            MetricLog(workdir, start) as log,
+            tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=None, smoothing=0.05) as bar,
+        ):
+            meter = _Meter()
+            pending = None  # metrics of the step before: fetched after the next one is on its way
+            batches = feed(start)
+            for step in range(start + 1, config.run.steps + 1):
+                batch = next(batches)
+                events = int(np.sum(batch.events.action > 0))
+                state, metrics = step_fn(state, sharding.place(batch, layout), catalogue)
+                if pending is not None:
+                    _finite(pending, step - 1)
+                pending = metrics
+                meter.add(events)
+                bar.update()
+                last = step == config.run.steps
+                validates = last or (config.run.eval_every and step % config.run.eval_every == 0)
+                saves = last or validates or step % config.run.checkpoint_every == 0
+                if step % config.run.log_every == 0 or saves:
+                    values = _finite(pending, step)
+                    log.write(step, values | {"events_per_second": meter.rate()})
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                if validates:
+                    with meter.paused():
+                        progress = progress.after(step, validation := validate(state.params))
+                    log.write(step, {f"validation/{name}": value for name, value in validation.items()})
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", ndcg=f"{progress.last:.4f}", refresh=False)
+                    if config.run.patience and progress.waited >= config.run.patience and not last:
+                        progress = dataclasses.replace(progress, stopped="patience")
+                if saves:
+                    with meter.paused():
+                        save(state, step)
+                if progress.stopped:
+                    break
+        return Result(state, step, progress.best_step, progress.best, progress.stopped or "steps", meter.overall())
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What early stopping remembers; part of every checkpoint."""
+
+    best_step: int = 0
+    best: float = -1.0
+    last: float | None = None  # the newest validation's NDCG@10
+    waited: int = 0  # validations since the best
+    stopped: str = ""
+
+    def after(self, step: int, metrics: dict[str, float]) -> Progress:
+        """The memory after one more validation."""
+        value = float(metrics[SELECTED])
+        best_step = step if value >= self.best else self.best_step  # ties: the newer, as in the checkpoints
+        waited = 0 if value > self.best else self.waited + 1
+        return Progress(best_step, max(value, self.best), value, waited)
+
+
+def _finite(metrics, step: int) -> dict[str, float]:
+    """A step's metrics on the host."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not np.isfinite([values["loss"], values["norm/gradient"]]).all():
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise NotFiniteError(f"step {step}: the loss or its gradient is not finite ({parts})")
+    return values
+
+
+class _Meter:
+    """Events a second of training alone: pauses and the first step, which compiles, do not count."""
+
+    def __init__(self):
+        self._events = self._seconds = self._all_events = self._all_seconds = 0.0
+        self._mark = None
+
+    def add(self, events: int):
+        now = time.perf_counter()
+        if self._mark is not None:
+            self._events += events
+            self._seconds += now - self._mark
+        self._mark = now
+
+    def rate(self) -> float:
+        """Since the last call."""
+        rate = self._events / self._seconds if self._seconds else 0.0
+        self._all_events += self._events
+        self._all_seconds += self._seconds
+        self._events = self._seconds = 0.0
+        return rate
+
+    def overall(self) -> float:
+        """Since the start."""
+        return self._all_events / self._all_seconds if self._all_seconds else 0.0
+
+    @contextlib.contextmanager
+    def paused(self):
+        """A context whose time does not count."""
+        yield
+        self._mark = time.perf_counter()
