@@ -1,0 +1,1 @@
+"""The TensorFlow Datasets builder of event logs; it needs no TensorFlow."""

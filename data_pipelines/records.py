@@ -1,0 +1,131 @@
+"""What a record of an event log holds, what makes it valid, and the fingerprint over all of a log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import typing
+
+import numpy as np
+
+from synergen_jax.batch import LogSpec
+from synergen_jax.errors import UserError
+
+EVENT_FIELDS = ("item", "action", "query", "request", "time")
+SHOWN_FIELDS = ("shown_request", "shown_item", "shown_action")
+DTYPES = {name: np.dtype("<i8" if name == "time" else "<i4") for name in EVENT_FIELDS + SHOWN_FIELDS}
+MATRIX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def validate(record: typing.Mapping[str, typing.Any], sizes: LogSpec, where: str) -> None:
+    """Refuses a record that is not a user's events in order: `where` and the row are named."""
+
+    def refuse(reason: str, rows: typing.Any = None) -> typing.NoReturn:
+        at = "" if rows is None else f", row {int(np.argmax(rows))}"
+        raise UserError(f"{where}{at}: {reason}")
+
+    if not isinstance(record.get("user_id"), str) or not record["user_id"]:
+        refuse(f"user_id must be text, not {record.get('user_id')!r}")
+    where = f"{where} (user {record['user_id']!r})"
+    if missing := [name for name in DTYPES if name not in record]:
+        refuse(f"{', '.join(missing)} missing")
+    fields = {name: np.asarray(record[name]) for name in DTYPES}
+    for name, values in fields.items():
+        if values.ndim != 1 or (values.dtype.kind not in "iu" and values.size):
+            refuse(f"{name} must be a row of whole numbers, not {values.dtype} of shape {values.shape}")
+        if name != "time" and ((wrong := (values < 0) | (values >= 2**31)).any()):
+            refuse(f"{name} {values[wrong][0]} does not lie within 0 .. 2^31 - 1", wrong)
+    for names in (EVENT_FIELDS, SHOWN_FIELDS):
+        if len({len(fields[name]) for name in names}) > 1:
+            refuse("lengths differ: " + ", ".join(f"{name} {len(fields[name])}" for name in names))
+    if not len(fields["item"]):
+        refuse("a user without events")
+
+    bounds = {"item": sizes.items, "action": sizes.actions, "query": sizes.queries}
+    bounds |= {"shown_item": sizes.items, "shown_action": sizes.actions}
+    for name, size in bounds.items():
+        if (wrong := fields[name] >= size).any():
+            refuse(f"{name} {fields[name][wrong][0]} is not below {size}", wrong)
+    for name in ("action", "request", "shown_request", "shown_item"):
+        if (wrong := fields[name] == 0).any():
+            refuse(f"{name} is 0, which stands for none", wrong)
+    if (wrong := (fields["item"] == 0) & (fields["query"] == 0)).any():
+        refuse("an event with neither an item nor a query", wrong)
+    time = fields["time"]
+    if (wrong := time <= 0).any():
+        refuse(f"time {time[wrong][0]} is not above 0", wrong)
+    for name in ("time", "request", "shown_request"):
+        if (wrong := fields[name][1:] < fields[name][:-1]).any():
+            refuse(f"{name} goes down", np.append(False, wrong))
+    if time[-1] - time[0] >= 2**31:
+        refuse(f"events span {time[-1] - time[0]} seconds; at most 2^31 - 1 (68 years) can be told apart")
+    if (wrong := ~np.isin(fields["shown_request"], fields["request"])).any():
+        refuse(f"shown_request {fields['shown_request'][wrong][0]} has no event", wrong)
+
+
+def validate_tables(
+    name: str,
+    tables: dict[str, list[str]],
+    labels: dict[str, list[int]],
+    item_matrices: dict[str, np.ndarray],
+    query_matrices: dict[str, np.ndarray],
+    item_columns: typing.Mapping[str, typing.Sequence[str]],
+) -> None:
+    """Refuses tables that do not fit each other."""
+    for key, values in tables.items():
+        if not values or values[0] != "":
+            raise UserError(f"{name}: {key}[0] must be '', the id that stands for none")
+        if wrong := [value for value in values if not isinstance(value, str)]:
+            raise UserError(f"{name}: {key} must be text, not {wrong[0]!r}")
+    for key in ("item_ids", "actions"):
+        if "" in tables[key][1:] or len(set(tables[key])) < len(tables[key]):
+            raise UserError(f"{name}: {key} must be distinct and not empty")
+    items, titles = len(tables["item_ids"]), len(tables["item_titles"])
+    if items < 2 or len(tables["actions"]) < 2:
+        raise UserError(f"{name}: a log needs at least one item and one action")
+    if items != titles:
+        raise UserError(f"{name}: {titles} item titles for {items} item ids")
+    if not labels:
+        raise UserError(f"{name}: at least one label is needed")
+    for key, ids in labels.items():
+        if not ids or not all(0 < action < len(tables["actions"]) for action in ids):
+            raise UserError(f"{name}: label {key!r} needs actions within 1 .. {len(tables['actions']) - 1}, not {ids}")
+    for rows, matrices in ((items, item_matrices), (len(tables["queries"]), query_matrices)):
+        for key, matrix in matrices.items():
+            if not MATRIX_NAME.fullmatch(key):
+                raise UserError(f"{name}: matrix name {key!r} may hold letters, digits, - and _ alone")
+            if matrix.ndim != 2 or len(matrix) != rows or not matrix.shape[1]:
+                raise UserError(f"{name}: matrix {key!r} has shape {matrix.shape}, not ({rows}, width)")
+            if not np.isfinite(matrix).all() or matrix[0].any():
+                raise UserError(f"{name}: matrix {key!r} must be finite in float16, and its row 0 zero")
+    for key, columns in item_columns.items():
+        if key not in item_matrices or len(columns) != item_matrices[key].shape[1]:
+            raise UserError(f"{name}: item_columns {key!r} do not name the columns of an item matrix")
+
+
+class Fingerprint:
+    """A running sha256 over all that gives ids and records their meaning."""
+
+    def __init__(self, **vocabularies: typing.Any):
+        self._hash = hashlib.sha256()
+        self._part(json.dumps(vocabularies, sort_keys=True).encode())
+
+    def _part(self, data: bytes) -> None:
+        self._hash.update(len(data).to_bytes(8, "little"))
+        self._hash.update(data)
+
+    def matrix(self, name: str, matrix: np.ndarray) -> None:
+        """Adds a semantic matrix."""
+        self._part(json.dumps([name, matrix.shape]).encode())
+        self._part(np.ascontiguousarray(matrix, "<f2").tobytes())
+
+    def record(self, record: dict[str, typing.Any]) -> None:
+        """Adds a user's record."""
+        self._part(record["user_id"].encode())
+        for name, dtype in DTYPES.items():
+            self._part(np.ascontiguousarray(record[name], dtype).tobytes())
+
+    def hexdigest(self) -> str:
+        """The fingerprint so far."""
+        return self._hash.hexdigest()

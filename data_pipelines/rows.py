@@ -1,0 +1,113 @@
+"""Delimited text, read whole and refused by file and line number when a row is wrong."""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import numpy as np
+
+from synergen_jax.errors import UserError
+
+LATEST = 4_102_444_800  # 2100-01-01: a later time is in milliseconds or is wrong
+
+
+def decode(data: bytes, where: str, encoding: str = "utf-8") -> list[str]:
+    """The lines of a file without their ends; one line feed at the end of the file is not a line of its own."""
+    if not data.strip():
+        raise UserError(f"{where}: the file is empty")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where}:{line}: byte 0x{data[error.start]:02x} is not {encoding.upper()} text") from None
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
+    return (text[:-1] if text.endswith("\n") else text).split("\n")
+
+
+class Rows:
+    """The columns of a delimited file, by name. `first` is the line number of the first row."""
+
+    def __init__(self, lines: typing.Sequence[str], names: typing.Sequence[str], sep: str, where: str, first: int = 1):
+        self.where, self.first = where, first
+        rows = [line.split(sep) for line in lines]
+        if set(map(len, rows)) != {len(names)}:
+            if not rows:
+                raise UserError(f"{where}: there are no rows after the header")
+            bad = next(i for i, row in enumerate(rows) if len(row) != len(names))
+            raise self.error(bad, f"{len(rows[bad])} columns, not {len(names)} ({', '.join(names)})")
+        self.columns = dict(zip(names, map(list, zip(*rows))))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def error(self, row: int, reason: str) -> UserError:
+        """The error that names this row's line."""
+        return UserError(f"{self.where}:{self.first + row}: {reason}")
+
+    def tokens(self, name: str) -> list[str]:
+        """A column of identifiers: text, never empty."""
+        column = self.columns[name]
+        if "" in column or any(token.isspace() for token in set(column)):
+            bad = next(i for i, token in enumerate(column) if not token.strip())
+            raise self.error(bad, f"{name} is empty")
+        return column
+
+    def unique(self, name: str) -> list[str]:
+        """A column of identifiers in which none comes twice."""
+        column = self.tokens(name)
+        if len(set(column)) != len(column):
+            seen: dict[str, int] = {}
+            for row, token in enumerate(column):
+                if token in seen:
+                    raise self.error(
+                        row, f"{name} {token!r} comes a second time; line {self.first + seen[token]} has it"
+                    )
+                seen[token] = row
+        return column
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of finite numbers as float64."""
+        column = self.columns[name]
+        try:
+            values = np.array(column).astype(np.float64)
+        except ValueError:
+            values = np.array([math.nan])
+        if not np.isfinite(values).all():
+            for row, text in enumerate(column):
+                try:
+                    number = float(text)
+                except ValueError:
+                    raise self.error(row, f"{name} {text!r} is not a number") from None
+                if not math.isfinite(number):
+                    raise self.error(row, f"{name} {text!r} is not a finite number")
+        return values
+
+    def integers(self, name: str, least: int, most: int) -> np.ndarray:
+        """A column of whole numbers between two bounds as int64; 5.0 counts as 5."""
+        values = self.numbers(name)
+        wrong = (values < least) | (values > most) | (values != np.floor(values))
+        if wrong.any():
+            row = int(wrong.argmax())
+            text = self.columns[name][row]
+            if values[row] != np.floor(values[row]):
+                raise self.error(row, f"{name} {text!r} is not a whole number")
+            raise self.error(row, f"{name} {text!r} is not between {least} and {most}")
+        return values.astype(np.int64)
+
+    def times(self, name: str) -> np.ndarray:
+        """A column of Unix times in whole seconds after 1970."""
+        values = self.numbers(name)
+        wrong = (values <= 0) | (values >= LATEST) | (values != np.floor(values))
+        if wrong.any():
+            row = int(wrong.argmax())
+            text = self.columns[name][row]
+            if values[row] <= 0:
+                reason = "must be above 0: Unix seconds"
+            elif values[row] >= LATEST:
+                reason = "lies after 2100: Unix seconds are wanted, not milliseconds"
+            else:
+                reason = "must be whole seconds"
+            raise self.error(row, f"{name} {text!r} {reason}")
+        return values.astype(np.int64)
