@@ -1,0 +1,227 @@
+"""Metrics: values worked by hand, ties, and plain loops as the oracle."""
+
+import math
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from synergen_jax import metrics
+
+
+def seen_of(*rows):
+    width = max(map(len, rows))
+    return np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int32)
+
+
+def test_ranks_by_hand():
+    # item:             0    1    2    3    4
+    scores = np.array([[9.0, 0.1, 0.4, 0.3, 0.2]], np.float32)
+    rank = lambda target, *seen: int(metrics.ranks(scores, np.array([target], np.int32), seen_of(seen or (0,)))[0])  # noqa: E731
+    assert [rank(1), rank(2), rank(3), rank(4)] == [4, 1, 2, 3]  # id 0 scores highest and never counts
+    assert rank(1, 2) == 3
+    assert rank(1, 2, 2, 3) == 2  # repetitions are left out once
+    assert rank(4, 1) == 3  # a seen item behind the target changes nothing
+    assert rank(4, 4, 2) == 2  # the target counts even where it was seen
+
+
+def test_ties_count_against_the_model():
+    flat = np.zeros((2, 6), np.float32)
+    np.testing.assert_array_equal(metrics.ranks(flat, np.array([1, 5]), seen_of((0,), (1, 2))), [5, 3])
+    low = np.array([[0, 1, -np.inf, -np.inf]], np.float32)
+    assert metrics.ranks(low, np.array([2]), seen_of((0,)))[0] == 3  # -inf ties with -inf
+
+
+def test_columns_beyond_the_vocabulary_do_not_count():
+    scores = np.array([[0, 1, 2, 9, np.nan]], np.float32)
+    assert metrics.ranks(scores, np.array([1]), seen_of((0,)), items=3)[0] == 2
+    with pytest.raises(ValueError, match="items 6"):
+        metrics.ranks(scores, np.array([1]), seen_of((0,)), items=6)
+
+
+def test_nan_scores_and_wrong_targets_are_refused():
+    scores = np.array([[0, 1, 2], [0, np.nan, 2]], np.float32)
+    seen = seen_of((0,), (0,))
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        metrics.ranks(scores, np.array([1, 2]), seen)
+    with pytest.raises(ValueError, match="no item"):
+        metrics.ranks(scores[:1], np.array([3]), seen[:1])
+    inside = jax.jit(metrics.ranks)(scores, np.array([1, 2]), seen)  # in jit the mark travels out with the ranks
+    np.testing.assert_array_equal(inside, [2, -1])
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.retrieval_metrics(inside)
+
+
+def test_padded_rows_have_rank_0_and_must_be_left_out():
+    scores = np.full((1, 3), np.nan, np.float32)
+    assert metrics.ranks(scores, np.array([0]), seen_of((0,)))[0] == 0
+    with pytest.raises(ValueError, match="padded"):
+        metrics.retrieval_metrics(np.array([1, 0]))
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_ranks_equal_a_plain_loop(jitted):
+    rng = np.random.default_rng(0)
+    b, v, items, m = 40, 30, 25, 8
+    scores = rng.integers(0, 6, (b, v)).astype(np.float32)  # many ties
+    target = rng.integers(1, items, b)
+    seen = rng.integers(0, items, (b, m))
+    expected = []
+    for row in range(b):
+        others = [i for i in range(1, items) if i != target[row] and i not in seen[row]]
+        expected.append(1 + sum(scores[row, i] >= scores[row, target[row]] for i in others))
+    function = jax.jit(metrics.ranks, static_argnums=3) if jitted else metrics.ranks
+    np.testing.assert_array_equal(function(scores, target, seen, items), expected)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(Exception, match="parameter 'target'"):
+        metrics.ranks(np.zeros((2, 3), np.float32), np.zeros(3, np.int32), np.zeros((2, 1), np.int32))
+
+
+def test_retrieval_metrics_by_hand():
+    values = metrics.retrieval_metrics(np.array([1, 2, 3, 11]), ks=(2, 10))
+    assert list(values) == ["hr@2", "hr@10", "ndcg@2", "ndcg@10", "mrr"]
+    np.testing.assert_array_equal(values["hr@2"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(values["hr@10"], [1, 1, 1, 0])
+    np.testing.assert_allclose(values["ndcg@2"], [1, 1 / math.log2(3), 0, 0])
+    np.testing.assert_allclose(values["ndcg@10"], [1, 1 / math.log2(3), 0.5, 0])
+    np.testing.assert_allclose(values["mrr"], [1, 1 / 2, 1 / 3, 1 / 11])
+
+
+def test_summary_holds_mean_and_an_interval_of_the_right_width():
+    values = {"hit": np.repeat([0.0, 1.0], 200), "constant": np.full(400, 0.25)}
+    result = metrics.summary(values, bootstrap=2000, seed=3)
+    assert result["hit"]["mean"] == 0.5
+    half = 1.96 * 0.5 / math.sqrt(400)
+    assert result["hit"]["low"] == pytest.approx(0.5 - half, abs=0.006)
+    assert result["hit"]["high"] == pytest.approx(0.5 + half, abs=0.006)
+    assert result["constant"] == pytest.approx({"mean": 0.25, "low": 0.25, "high": 0.25})
+    assert result == metrics.summary(values, bootstrap=2000, seed=3)
+    assert metrics.summary(values, bootstrap=0)["hit"] == {"mean": 0.5}
+
+
+def test_summary_does_not_depend_on_the_chunks(monkeypatch):
+    values = {"x": np.random.default_rng(0).random(50)}
+    whole = metrics.summary(values, bootstrap=64)
+    monkeypatch.setattr(metrics, "_CELLS", 7 * 50)
+    assert metrics.summary(values, bootstrap=64)["x"] == pytest.approx(whole["x"])
+
+
+def test_summary_leaves_out_nan_and_survives_nothing():
+    result = metrics.summary({"x": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}, bootstrap=50)
+    assert result["x"]["mean"] == 2 and 1 <= result["x"]["low"] <= result["x"]["high"] <= 3
+    assert all(map(math.isnan, result["none"].values()))
+    assert math.isnan(metrics.summary({"x": np.zeros(0)})["x"]["mean"])
+    assert metrics.summary({}) == {}
+
+
+def test_summary_is_fast():
+    values = metrics.retrieval_metrics(np.random.default_rng(0).integers(1, 3707, 6040))
+    assert len(values) == 11
+    start = time.perf_counter()
+    metrics.summary(values, bootstrap=1000)
+    assert time.perf_counter() - start < 2
+
+
+def test_auc_by_hand():
+    labels = np.array([1, 0, 1, 0, -1])
+    assert metrics.auc(labels, np.array([0.9, 0.1, 0.4, 0.5, 7.0])) == 3 / 4
+    assert metrics.auc(labels, np.array([0.9, 0.1, 0.5, 0.5, 7.0])) == 3.5 / 4  # a tie counts half
+    assert metrics.auc(labels, np.zeros(5)) == 0.5
+    assert math.isnan(metrics.auc(np.array([1, 1, -1]), np.zeros(3)))
+    assert math.isnan(metrics.auc(np.array([], np.int32), np.zeros(0)))
+
+
+def test_log_loss_by_hand():
+    logits = np.array([0.0, math.log(3), -1e4, 5.0])
+    assert metrics.log_loss(np.array([1, 0, -1, -1]), logits) == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert metrics.log_loss(np.array([0, 0, 0, 0]), np.full(4, -1e4)) == 0  # no overflow
+    assert metrics.log_loss(np.array([1, 1, 1, 1]), np.full(4, -1e4)) == 1e4
+    assert math.isnan(metrics.log_loss(np.array([-1]), np.zeros(1)))
+
+
+def test_calibration_error_by_hand():
+    logit = lambda p: np.log(np.array(p) / (1 - np.array(p)))  # noqa: E731
+    labels, p = np.array([0, 1, 1, 1, -1]), [0.2, 0.4, 0.6, 0.8, 0.5]
+    # Two bins: |0.3 - 0.5| and |0.7 - 1|, half of the mass each.
+    assert metrics.calibration_error(labels, logit(p), bins=2) == pytest.approx(0.25)
+    assert metrics.calibration_error(labels, logit(p), bins=1) == pytest.approx(0.25)
+    assert metrics.calibration_error(labels, logit(p), bins=99) == pytest.approx((0.2 + 0.6 + 0.4 + 0.2) / 4)
+    # A constant prediction of the base rate is perfectly calibrated, in whatever order its labels come.
+    assert metrics.calibration_error(np.repeat([0, 1], 40), np.zeros(80)) == pytest.approx(0)
+    assert math.isnan(metrics.calibration_error(np.array([-1]), np.zeros(1)))
+
+
+def test_calibrated_predictions_have_a_small_error_and_overconfident_ones_do_not():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=20_000)
+    labels = (rng.random(20_000) < 1 / (1 + np.exp(-logits))).astype(np.int8)
+    assert metrics.calibration_error(labels, logits) < 0.015
+    assert metrics.calibration_error(labels, 4 * logits) > 0.15
+
+
+def test_list_metrics_by_hand():
+    labels = np.array([[1, 0, 0, -1], [0, 1, 1, 0], [1, 1, -1, 1], [0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, 0, 0]])
+    scores = np.array([[2.0, 3, 1, 9], [4, 3, 2, 1], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 7, 7, 7]])
+    values = metrics.list_metrics(labels, scores)
+    gain = lambda *positions: sum(1 / math.log2(1 + i) for i in positions)  # noqa: E731
+    nan = math.nan
+    np.testing.assert_allclose(values["grouped_auc"], [0.5, 0.5, nan, nan, nan, 0.5])
+    np.testing.assert_allclose(values["list_mrr"], [1 / 2, 1 / 2, nan, nan, nan, 1 / 4])  # ties: negatives first
+    np.testing.assert_allclose(values["list_ndcg@10"], [gain(2), gain(2, 3) / gain(1, 2), nan, nan, nan, gain(4)])
+    cut = metrics.list_metrics(labels, scores, at=2)["list_ndcg@2"]
+    np.testing.assert_allclose(cut, [gain(2), gain(2) / gain(1, 2), nan, nan, nan, 0])
+
+
+def test_list_metrics_equal_plain_loops():
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(-1, 2, (60, 15)), rng.integers(0, 5, (60, 15)).astype(np.float64)
+    values = metrics.list_metrics(labels, scores, at=3)
+    for row, (label, score) in enumerate(zip(labels, scores)):
+        pairs = [(p, n) for p in score[label == 1] for n in score[label == 0]]
+        if not pairs:
+            assert all(math.isnan(v[row]) for v in values.values())
+            continue
+        wins = sum((p > n) + (p == n) / 2 for p, n in pairs)
+        assert values["grouped_auc"][row] == pytest.approx(wins / len(pairs))
+        assert metrics.auc(label, score) == pytest.approx(wins / len(pairs))
+        order = [y for _, y in sorted((-s, y) for s, y in zip(score, label) if y >= 0)]
+        gains = lambda ys: sum(y / math.log2(i + 2) for i, y in enumerate(ys[:3]))  # noqa: E731
+        assert values["list_ndcg@3"][row] == pytest.approx(gains(order) / gains(sorted(order, reverse=True)))
+        assert values["list_mrr"][row] == pytest.approx(1 / (1 + order.index(1)))
+
+
+def test_ranking_metrics_gather_everything_with_intervals():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(300, 8))
+    labels = (rng.random((300, 8)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
+    labels[:, -1] = -1
+    result = metrics.ranking_metrics(labels, logits, bootstrap=400)
+    assert set(result) == {"auc", "log_loss", "calibration_error", "grouped_auc", "list_ndcg@10", "list_mrr"}
+    for name in ("auc", "log_loss", "grouped_auc", "list_ndcg@10", "list_mrr"):
+        value = result[name]
+        assert value["low"] < value["mean"] < value["high"] < value["low"] + 0.1, name
+    # Lists are drawn with replacement: the interval of the loss is that of a mean over 300 lists.
+    per_list = (np.logaddexp(0, logits) - labels * logits)[:, :-1].mean(1)
+    width = result["log_loss"]["high"] - result["log_loss"]["low"]
+    assert width == pytest.approx(2 * 1.96 * per_list.std() / math.sqrt(300), rel=0.15)
+    assert set(metrics.ranking_metrics(labels, logits, bootstrap=0)["auc"]) == {"mean"}
+
+
+def test_resampled_auc_equals_auc_of_the_repeated_lists(monkeypatch):
+    rng = np.random.default_rng(4)
+    labels, scores = rng.integers(-1, 2, (5, 6)), rng.integers(0, 4, (5, 6)).astype(np.float64)
+    weights = np.array([[2.0, 0, 1, 0, 3]])
+    monkeypatch.setattr(metrics, "_resamples", lambda *_: iter([weights]))
+    repeated = np.repeat(np.arange(5), weights[0].astype(int))
+    draws = metrics._auc_draws(*metrics._known(labels, scores), 5, 1, 0)
+    assert draws[0] == pytest.approx(metrics.auc(labels[repeated], scores[repeated]))
+
+
+def test_nan_scores_of_known_labels_are_refused():
+    scores = np.array([[1.0, np.nan]])
+    assert metrics.log_loss(np.array([[1, -1]]), scores) > 0
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        metrics.auc(np.array([[1, 0]]), scores)
