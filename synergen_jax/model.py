@@ -120,7 +120,7 @@ class SynerGen(nn.Module):
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
         """Tokens (B, L, D) that say what happened."""
         dtype = items.dtype
-        return items + queries + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[CONTEXT]
+        return items + queries + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[None, None, CONTEXT]
 
     def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
         """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one."""

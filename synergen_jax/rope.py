@@ -9,7 +9,7 @@ one second ten years on. Float32 seconds would not: at λ = 60 s they are off by
 
 from __future__ import annotations
 
-import typing
+import collections.abc
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from synergen_jax.config import ModelConfig
 
-Phase = typing.Callable[[Int[Array, "*b l"], Int[Array, "*b l"]], Float[Array, "*b l p"]]
+Phase = collections.abc.Callable[[Int[Array, "*b l"], Int[Array, "*b l"]], Float[Array, "*b l p"]]
 """`phase(time, order)`: int32 seconds and int32 places, (..., L) each, to angles in radians, (..., L, Dh / 2)."""
 
 

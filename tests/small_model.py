@@ -1,0 +1,62 @@
+"""A small model, and random inputs for it."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from synergen_jax import batch as batches
+from synergen_jax import model as models
+from synergen_jax.config import ModelConfig
+
+SPEC = batches.LogSpec(60, 6, 9, ("engage", "like"), (("genres", 7), ("text", 5)), (("text", 5),))
+CONFIG = ModelConfig(width=32, heads=4, depth=2, dropout=0.0)
+
+
+def make(config=CONFIG, spec=SPEC, seed=0):
+    """(model, unboxed params, catalogue)."""
+    model = models.SynerGen(config, spec)
+    params = nn.unbox(jax.jit(lambda key: models.init(model, key))(jax.random.key(seed)))
+    # Vectors start small; larger ones make items, queries and actions weigh as much as they do after training.
+    small = ("tables", "action", "kind", "join")
+    grow = lambda path, x: x * 20 if any(name in jax.tree_util.keystr(path) for name in small) else x  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(grow, params)
+    rng = np.random.default_rng(seed)
+    draw = lambda rows, width: jnp.asarray(rng.normal(size=(rows, width)), jnp.float16).at[0].set(0)  # noqa: E731
+    catalogue = batches.Catalogue(
+        {name: draw(spec.items, width) for name, width in spec.item_matrices},
+        {name: draw(spec.queries, width) for name, width in spec.query_matrices},
+        jnp.asarray(rng.integers(0, 50, spec.items).astype(np.int32)).at[0].set(0),
+    )
+    return model, params, catalogue
+
+
+def events(rng, users, length, spec=SPEC, span=10**8):
+    """Random full windows, times sorted."""
+    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, length)), jnp.int32)  # noqa: E731
+    time = jnp.sort(draw(0, span), axis=1)
+    return batches.Events(draw(0, spec.items), draw(1, spec.actions), draw(0, spec.queries), time)
+
+
+def readers(rng, users, count, length, spec=SPEC, span=10**8):
+    """Random readers, half of them retrieval tokens."""
+    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, count)), jnp.int32)  # noqa: E731
+    item = draw(1, spec.items) * (draw(0, 2))
+    return batches.Readers(item, draw(0, spec.queries), draw(0, span), draw(0, length + 1))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def apply(model, params, *args, method):
+    """`model.apply`, compiled."""
+    return model.apply(params["model"], *args, method=method)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def vectors(model, params, catalogue, tokens):
+    """Item and query vectors of events or readers."""
+    return (
+        models.item_vectors(model, params, catalogue, tokens.item),
+        models.query_vectors(model, params, catalogue, tokens.query),
+    )
