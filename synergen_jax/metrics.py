@@ -259,16 +259,16 @@ def _auc_by_list(label, score, row, lists: int) -> np.ndarray:
 def _auc_draws(label, score, row, lists: int, bootstrap: int, seed: int) -> np.ndarray:
     """AUC over all entries in each resample of the lists, (bootstrap,)."""
     order = np.argsort(score)
-    label, row = label[order], row[order]
-    start = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
+    label, score, row = label[order] > 0, score[order], row[order]
+    below = np.searchsorted(score[~label], score[label], "left")  # negatives below each positive
+    to = np.searchsorted(score[~label], score[label], "right")  # and up to it
+    positive, negative = row[label], row[~label]
     draws = []
     for weights in _resamples(lists, bootstrap, seed):
         for weight in weights:
-            mass = weight[row]
-            positive = np.add.reduceat(mass * label, start)
-            negative = np.add.reduceat(mass * (1 - label), start)
-            below = np.cumsum(negative) - negative / 2
-            draws.append(_ratio(positive @ below, positive.sum() * negative.sum()))
+            mass = np.append(0.0, np.cumsum(weight[negative]))
+            share = weight[positive]
+            draws.append(_ratio(share @ (mass[below] + mass[to]) / 2, share.sum() * mass[-1]))
     return np.array(draws)
 
 
