@@ -223,3 +223,25 @@ def query_vectors(model: SynerGen, params: Params, catalogue: Catalogue, ids: In
     """Vectors (..., D) of query ids."""
     rows = embed.lookup(params["tables"].get("query"), catalogue.query_matrices, ids)
     return model.apply(params["model"], rows, ids, method="queries")
+
+
+def token_vectors(
+    model: SynerGen, params: Params, catalogue: Catalogue, tokens: Events | Readers
+) -> tuple[Array, Array]:
+    """Item and query vectors, (B, L, D) each, of events or readers: what `encode`, `read` and `append` take."""
+    return (
+        item_vectors(model, params, catalogue, tokens.item),
+        query_vectors(model, params, catalogue, tokens.query),
+    )
+
+
+def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v d"]:
+    """What every item of the catalogue is found by, (V, D) float32; row 0, the padding item, is zero."""
+
+    @jax.jit
+    def keys(params, catalogue, ids):
+        vectors = item_vectors(model, params, catalogue, ids)
+        return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+
+    ids = jnp.arange(model.spec.items)
+    return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

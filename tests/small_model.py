@@ -56,7 +56,4 @@ def apply(model, params, *args, method):
 @functools.partial(jax.jit, static_argnames="model")
 def vectors(model, params, catalogue, tokens):
     """Item and query vectors of events or readers."""
-    return (
-        models.item_vectors(model, params, catalogue, tokens.item),
-        models.query_vectors(model, params, catalogue, tokens.query),
-    )
+    return models.token_vectors(model, params, catalogue, tokens)

@@ -1,0 +1,147 @@
+"""What serving uses: encode a history once, then retrieve, rank, append.
+
+The shapes that reach the compiled functions are padded to powers of two, so that few are ever compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+import jax
+import numpy as np
+
+from synergen_jax import model as models
+from synergen_jax.batch import Catalogue, Events, Readers
+from synergen_jax.errors import UserError
+from synergen_jax.index import ExactIndex, Index
+from synergen_jax.model import Cache
+
+
+class Recommendation(typing.NamedTuple):
+    """One item of an answer."""
+
+    item: int
+    score: float  # of retrieval
+    probability: dict[str, float]  # of each ranked label
+
+
+class Recommender:
+    """A trained model over a catalogue. One user a call.
+
+    Args:
+      index: where retrieval looks; the exact one by default.
+    """
+
+    def __init__(
+        self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None
+    ):
+        self.model, self.params, self.catalogue = model, params, catalogue
+        self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, catalogue)))
+
+    def encode(self, events: Events) -> Cache:
+        """The cache of one user's history, (1, L) events, padding last."""
+        return _encode(self.model, self.params, self.catalogue, events)
+
+    def append(self, cache: Cache, item: int, action: int, time: int, query: int = 0) -> Cache:
+        """The cache with one more event.
+
+        Raises:
+          UserError: the cache is full; encode the history anew.
+        """
+        if int(cache.length[0]) >= cache.capacity:
+            raise UserError(f"the cache is full with {cache.capacity} events: encode the newest part of the history anew")
+        one = Events(*(np.full((1, 1), x, np.int32) for x in (item, action, query, time)))
+        return _append(self.model, self.params, self.catalogue, cache, one)
+
+    def retrieve(
+        self, cache: Cache, time: int, k: int, query: int = 0, exclude: typing.Collection[int] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k items of highest retrieval score, best first: ids (k,) and scores (k,).
+
+        Args:
+          time: of the request, on the clock of the history.
+          exclude: items that must not come back.
+
+        Raises:
+          UserError: k is larger than the catalogue without the excluded items.
+        """
+        exclude = np.unique([item for item in exclude if item > 0])
+        if not 1 <= k <= self.index.size - len(exclude):
+            raise UserError(
+                f"k = {k} items cannot be recommended: the catalogue has {self.index.size}, "
+                f"{len(exclude)} of which the user already had"
+            )
+        vector = _retrieve(self.model, self.params, self.catalogue, cache, self._readers(cache, [0], time, query))
+        scores, ids = self.index.search(np.asarray(vector), k + len(exclude))
+        keep = ~np.isin(ids[0], exclude)
+        return ids[0][keep][:k], scores[0][keep][:k]
+
+    def rank(self, cache: Cache, items: typing.Sequence[int], time: int, query: int = 0) -> np.ndarray:
+        """Probability of each ranked label for each item, (K, A), in one read of the cache."""
+        padded = np.zeros(1 << max(len(items) - 1, 0).bit_length(), np.int32)
+        padded[: len(items)] = items
+        readers = self._readers(cache, padded, time, query)
+        return np.asarray(_rank(self.model, self.params, self.catalogue, cache, readers))[0, : len(items)]
+
+    def recommend(
+        self,
+        cache: Cache,
+        time: int,
+        k: int,
+        query: int = 0,
+        exclude: typing.Collection[int] = (),
+        order: str = "",
+        candidates: int = 100,
+    ) -> list[Recommendation]:
+        """Retrieves, then ranks: the k best items.
+
+        Args:
+          order: "" keeps the order of retrieval; the name of a ranked label orders `candidates` retrieved items by its
+            probability and keeps the first k.
+        """
+        labels = self.model.spec.labels
+        if order and order not in labels:
+            raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
+        room = self.index.size - len({item for item in exclude if item > 0})
+        wide = max(k, min(candidates, room)) if order else k
+        ids, scores = self.retrieve(cache, time, wide, query, exclude)
+        probabilities = self.rank(cache, ids, time, query)
+        found = [
+            Recommendation(int(item), float(score), dict(zip(labels, map(float, p))))
+            for item, score, p in zip(ids, scores, probabilities)
+        ]
+        if order:
+            found.sort(key=lambda r: -r.probability[order])
+        return found[:k]
+
+    @staticmethod
+    def _readers(cache: Cache, items, time: int, query: int) -> Readers:
+        full = lambda x: np.full((1, len(items)), x, np.int32)  # noqa: E731
+        return Readers(np.asarray(items, np.int32)[None], full(query), full(time), full(int(cache.length[0])))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode(model, params, catalogue, events: Events) -> Cache:
+    return model.apply(params["model"], events, *models.token_vectors(model, params, catalogue, events), method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _append(model, params, catalogue, cache: Cache, event: Events) -> Cache:
+    return model.apply(params["model"], cache, event, *models.token_vectors(model, params, catalogue, event), method="append")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _read(model, params, catalogue, cache: Cache, readers: Readers):
+    return model.apply(params["model"], cache, readers, *models.token_vectors(model, params, catalogue, readers), method="read")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _retrieve(model, params, catalogue, cache: Cache, readers: Readers):
+    return model.apply(params["model"], _read(model, params, catalogue, cache, readers), method="retrieve")[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _rank(model, params, catalogue, cache: Cache, readers: Readers):
+    hidden = _read(model, params, catalogue, cache, readers)
+    return jax.nn.sigmoid(model.apply(params["model"], hidden, method="rank"))

@@ -1,0 +1,65 @@
+"""The folder of one run: its resolved config, the log it was trained on, and the checks that both still fit.
+
+    config.json      the resolved config
+    log.json         {"path", "fingerprint"} of the event log
+    checkpoints/     Orbax
+    metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
+    evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing
+
+from synergen_jax import config as configs
+from synergen_jax.config import Config
+from synergen_jax.errors import UserError
+
+# Settings that a resumed run may change: they alter where and how often, never what is computed.
+FREE = ("mesh.", "evaluate.", "data.workers", "run.log_every", "run.checkpoint_every", "run.keep", "run.patience")
+
+
+def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str) -> None:
+    """Makes the folder of a run, or checks that the one that is there belongs to the same config and log.
+
+    Raises:
+      UserError: the folder is of another config or another log, or is no workdir at all.
+    """
+    if (workdir / "config.json").exists():
+        old, log = read(workdir)
+        if log["fingerprint"] != fingerprint:
+            raise UserError(f"{workdir} was trained on another log ({log['path']}): give another --workdir")
+        changed = {k: v for k, v in configs.differences(old, config).items() if not k.startswith(FREE)}
+        if changed:
+            listed = ", ".join(f"{name} {was!r} -> {now!r}" for name, (was, now) in changed.items())
+            raise UserError(f"{workdir} belongs to another config ({listed}): give another --workdir, or the old values")
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} exists and is no workdir of synergen: give a new or empty folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "log.json", {"path": str(log_path.resolve()), "fingerprint": fingerprint})
+    write_json(workdir / "config.json", configs.to_dict(config))
+
+
+def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
+    """The config and the log (path and fingerprint) of a run.
+
+    Raises:
+      UserError: there is no run in that folder.
+    """
+    if not (workdir / "config.json").is_file() or not (workdir / "log.json").is_file():
+        raise UserError(f"{workdir} is no workdir of a run: `synergen train CONFIG --workdir {workdir}` makes one")
+    config = configs.load(workdir / "config.json")
+    try:
+        log = json.loads((workdir / "log.json").read_text(encoding="utf-8"))
+        return config, {"path": str(log["path"]), "fingerprint": str(log["fingerprint"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{workdir / 'log.json'} is damaged ({error}): give another --workdir") from None
+
+
+def write_json(path: pathlib.Path, value: typing.Any) -> None:
+    """Writes JSON so that the file is there whole, or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
