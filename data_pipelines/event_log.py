@@ -123,6 +123,11 @@ class EventLog:
             "fingerprint": self.fingerprint,
         }
 
+    @property
+    def last_time(self) -> int:
+        """When the newest event happened, Unix seconds."""
+        return self._about["last_time"]
+
     def __len__(self) -> int:
         return len(self.user_ids)
 

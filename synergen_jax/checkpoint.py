@@ -22,7 +22,7 @@ METRIC = "ndcg@10"
 class Checkpoints:
     """The checkpoints of one run, under `folder`. A context manager: leaving it waits for the last write."""
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print):
+    def __init__(self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at length
         metric = lambda metrics: metrics[METRIC]  # noqa: E731
         policy = checkpoint_managers.preservation_policy.AnyPreservationPolicy(
@@ -35,7 +35,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=metric, cleanup_tmp_directories=True
+                preservation_policy=policy,
+                best_fn=metric,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
             ),
             item_names=("state", "info"),
         )

@@ -198,7 +198,7 @@ def plot_curves(path: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Pa
         (title, unit, parts, log)
         for title, unit, parts, log in (
             ("Training loss", "loss (nats, log scale)", losses, True),
-            ("Validation", "metric, higher is better", validation, False),
+            ("Validation", "metric value", validation, False),
             ("Throughput", "events per second", speed, False),
         )
         if parts

@@ -46,17 +46,24 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
     return models.SynerGen(config.model, spec)
 
 
+def _create(config: Config, model: models.SynerGen, key: Array) -> TrainState:
+    """A fresh state, boxed with logical axes."""
+    params = models.init(model, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, make_optimiser(config.optimiser, config.run.steps).init(params))
+
+
 def init_state(config: Config, model: models.SynerGen, mesh: Mesh) -> tuple[TrainState, TrainState]:
     """A fresh state, born sharded on the mesh, and its shardings."""
-    optimiser = make_optimiser(config.optimiser, config.run.steps)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
+    create = jax.jit(lambda key: nn.unbox(_create(config, model, key)), out_shardings=shardings)
+    return create(jax.random.key(config.run.seed)), shardings
 
-    def create(key):
-        params = models.init(model, key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))
 
-    key = jax.random.key(config.run.seed)
-    shardings = sharding.tree_shardings(jax.eval_shape(create, key), mesh)
-    return jax.jit(lambda key: nn.unbox(create(key)), out_shardings=shardings)(key), shardings
+def abstract_state(config: Config, model: models.SynerGen, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state on a mesh, at no cost."""
+    boxed = jax.eval_shape(lambda key: _create(config, model, key), jax.random.key(0))
+    shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    return jax.tree.map(shape, nn.unbox(boxed), sharding.tree_shardings(boxed, mesh))
 
 
 def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: TrainState):

@@ -1,0 +1,65 @@
+"""A user's history from a small CSV file, in the form of a log's record."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import pathlib
+import typing
+
+import numpy as np
+
+from data_pipelines.event_log import EventLog
+from synergen_jax.errors import UserError
+
+
+def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
+    """Reads `item[,action][,time]` rows with a header line; oldest first, or in any order with times.
+
+    Items are original ids of the log, actions its action names (default: its last one that counts as positive for
+    the last label), times Unix seconds (default: one minute apart, the last one when the log ends).
+
+    Raises:
+      UserError: the file or one of its rows is wrong; file and line are named.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV: {error}") from None
+    if not rows or "item" not in rows[0]:
+        raise UserError(f"{path}: needs a header line with a column `item` (and if you like `action`, `time`), and rows")
+    if unknown := [name for name in rows[0] if name not in ("item", "action", "time")]:
+        raise UserError(f"{path}: unknown column {unknown[0]!r}: columns are item, action, time")
+    items = {name: i for i, name in enumerate(log.item_ids) if i}
+    actions = {name: i for i, name in enumerate(log.actions) if i}
+    usual = list(log.labels.values())[-1][-1]
+    end = log.last_time
+    found = []
+    for number, row in enumerate(rows):
+        where = f"{path}, line {number + 2}"
+        item = items.get((row["item"] or "").strip())
+        if item is None:
+            near = difflib.get_close_matches(row["item"] or "", items, n=1)
+            raise UserError(f"{where}: item {row['item']!r} is not in {log.name}{f'; did you mean {near[0]!r}?' if near else ''}")
+        action = actions.get(row["action"], 0) if row.get("action") else usual
+        if not action:
+            raise UserError(f"{where}: action {row['action']!r} is none of {', '.join(actions)}")
+        text = row.get("time") or str(end - 60 * (len(rows) - 1 - number))
+        if not text.isdecimal() or not 0 < int(text) < 2**40:
+            raise UserError(f"{where}: time {text!r} is no Unix time in whole seconds")
+        found.append((int(text), item, action))
+    found.sort(key=lambda event: event[0])  # stable: ties keep the file's order
+    time, item, action = (np.array(column) for column in zip(*found))
+    none = np.zeros(0, np.int32)
+    return {
+        "user_id": str(path),
+        "item": item.astype(np.int32),
+        "action": action.astype(np.int32),
+        "query": np.zeros(len(item), np.int32),
+        "request": np.arange(1, len(item) + 1, dtype=np.int32),
+        "time": time.astype(np.int64),
+        "shown_request": none,
+        "shown_item": none,
+        "shown_action": none,
+    }

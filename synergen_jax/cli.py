@@ -1,0 +1,114 @@
+"""`synergen ...`: reads the command line, and turns wrong input into one clear line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import typing
+
+from synergen_jax import __version__
+from synergen_jax.errors import UserError
+
+FORMAT = argparse.RawDescriptionHelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser("synergen", description=__doc__, formatter_class=FORMAT)
+    top.description = "SynerGen: search and recommendation, retrieval and ranking, in one Transformer."
+    top.add_argument("--version", action="version", version=f"synergen-jax {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, example: str, to=commands) -> argparse.ArgumentParser:
+        made = to.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=FORMAT, allow_abbrev=False
+        )
+        made.add_argument("--data-dir", type=pathlib.Path, help="where logs lie (default: $SYNERGEN_DATA or ~/.cache/synergen)")
+        made.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
+        return made
+
+    quick = command(
+        "quickstart",
+        "MovieLens-100K from download to recommendations: prepare, train, evaluate, recommend.",
+        "synergen quickstart",
+    )
+    quick.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("synergen-quickstart"))
+    quick.add_argument("--source", type=pathlib.Path, help="a copy of MovieLens-100K that you have: folder, zip or wheel")
+
+    data = commands.add_parser("data", help="Prepare event logs.", allow_abbrev=False)
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = command(
+        "prepare",
+        "Fetch, check and convert a data set into an event log.",
+        "synergen data prepare ml-1m\n  synergen data prepare path/to/atomic-files",
+        actions,
+    )
+    prepare.add_argument("name", help="ml-100k, ml-1m, or a folder of RecBole atomic files")
+    prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip or wheel")
+    prepare.add_argument("--force", action="store_true", help="convert again even if the log is there")
+
+    train = command(
+        "train",
+        "Train a model, or go on where the workdir left off. Any setting can be given as --section.key VALUE.",
+        "synergen train ml_100k --workdir runs/ml-100k --model.width 128 --run.steps 2000",
+    )
+    train.add_argument("config", help="a TOML file, or the name of a shipped config")
+    train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run: checkpoints, metrics, config")
+
+    evaluate = command(
+        "evaluate",
+        "Evaluate the best checkpoint of a run: full ranking, candidate ranking, exact and approximate search.",
+        "synergen evaluate runs/ml-100k --split test --json",
+    )
+    evaluate.add_argument("workdir", type=pathlib.Path)
+    evaluate.add_argument("--split", choices=("validation", "test"), default="test")
+
+    recommend = command(
+        "recommend",
+        "Recommend items to a user of the log, or to a history from a file.",
+        "synergen recommend runs/ml-100k --user 196 -k 10\n  synergen recommend runs/ml-100k --history history.csv",
+    )
+    recommend.add_argument("workdir", type=pathlib.Path)
+    who = recommend.add_mutually_exclusive_group(required=True)
+    who.add_argument("--user", help="id of a user in the log")
+    who.add_argument(
+        "--history", type=pathlib.Path, help="CSV with a column `item` (original ids), and if you like `action`, `time` (Unix seconds)"
+    )
+    recommend.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
+    recommend.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")
+    recommend.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
+    return top
+
+
+def main(argv: typing.Sequence[str] | None = None) -> int:
+    """Runs a command; the process's exit status is what it returns: 0, or 2 for wrong input, 1 for a failed run."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    try:
+        if rest and arguments.command not in ("train", "evaluate", "quickstart"):
+            raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
+        from synergen_jax import commands  # after the parser: --help needs no jax
+        from synergen_jax.train import NotFiniteError
+
+        try:
+            result = commands.RUN[arguments.command](arguments, rest)
+        except NotFiniteError as error:
+            print(f"synergen: the run has stopped: {error}", file=sys.stderr)
+            return 1
+        if arguments.json:
+            print(json.dumps(result))
+    except (UserError, OSError) as error:
+        print(f"synergen: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("synergen: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
