@@ -28,7 +28,9 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from None
     if not rows or "item" not in rows[0]:
-        raise UserError(f"{path}: needs a header line with a column `item` (and if you like `action`, `time`), and rows")
+        raise UserError(
+            f"{path}: needs a header line with a column `item` (and if you like `action`, `time`), and rows"
+        )
     if unknown := [name for name in rows[0] if name not in ("item", "action", "time")]:
         raise UserError(f"{path}: unknown column {unknown[0]!r}: columns are item, action, time")
     items = {name: i for i, name in enumerate(log.item_ids) if i}
@@ -41,7 +43,9 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
         item = items.get((row["item"] or "").strip())
         if item is None:
             near = difflib.get_close_matches(row["item"] or "", items, n=1)
-            raise UserError(f"{where}: item {row['item']!r} is not in {log.name}{f'; did you mean {near[0]!r}?' if near else ''}")
+            raise UserError(
+                f"{where}: item {row['item']!r} is not in {log.name}{f'; did you mean {near[0]!r}?' if near else ''}"
+            )
         action = actions.get(row["action"], 0) if row.get("action") else usual
         if not action:
             raise UserError(f"{where}: action {row['action']!r} is none of {', '.join(actions)}")

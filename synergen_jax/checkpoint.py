@@ -22,7 +22,9 @@ METRIC = "ndcg@10"
 class Checkpoints:
     """The checkpoints of one run, under `folder`. A context manager: leaving it waits for the last write."""
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print, read_only: bool = False):
+    def __init__(
+        self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print, read_only: bool = False
+    ):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at length
         metric = lambda metrics: metrics[METRIC]  # noqa: E731
         policy = checkpoint_managers.preservation_policy.AnyPreservationPolicy(
@@ -94,7 +96,9 @@ class Checkpoints:
                 return found["state"], found["info"]
             except Exception as error:  # a damaged file surfaces as almost any exception
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self._say(f"warning: checkpoint {self.folder / str(step)} cannot be read and is passed over: {reason[:200]}")
+                self._say(
+                    f"warning: checkpoint {self.folder / str(step)} cannot be read and is passed over: {reason[:200]}"
+                )
         if steps:
             raise UserError(f"{self.folder}: none of its checkpoints can be read; delete the folder to start afresh")
         return None

@@ -24,9 +24,16 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, example: str, to=commands) -> argparse.ArgumentParser:
         made = to.add_parser(
-            name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=FORMAT, allow_abbrev=False
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  {example}",
+            formatter_class=FORMAT,
+            allow_abbrev=False,
         )
-        made.add_argument("--data-dir", type=pathlib.Path, help="where logs lie (default: $SYNERGEN_DATA or ~/.cache/synergen)")
+        made.add_argument(
+            "--data-dir", type=pathlib.Path, help="where logs lie (default: $SYNERGEN_DATA or ~/.cache/synergen)"
+        )
         made.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
         return made
 
@@ -36,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "synergen quickstart",
     )
     quick.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("synergen-quickstart"))
-    quick.add_argument("--source", type=pathlib.Path, help="a copy of MovieLens-100K that you have: folder, zip or wheel")
+    quick.add_argument(
+        "--source", type=pathlib.Path, help="a copy of MovieLens-100K that you have: folder, zip or wheel"
+    )
 
     data = commands.add_parser("data", help="Prepare event logs.", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -56,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         "synergen train ml_100k --workdir runs/ml-100k --model.width 128 --run.steps 2000",
     )
     train.add_argument("config", help="a TOML file, or the name of a shipped config")
-    train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run: checkpoints, metrics, config")
+    train.add_argument(
+        "--workdir", type=pathlib.Path, required=True, help="folder of the run: checkpoints, metrics, config"
+    )
 
     evaluate = command(
         "evaluate",
@@ -75,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", help="id of a user in the log")
     who.add_argument(
-        "--history", type=pathlib.Path, help="CSV with a column `item` (original ids), and if you like `action`, `time` (Unix seconds)"
+        "--history",
+        type=pathlib.Path,
+        help="CSV with a column `item` (original ids), and if you like `action`, `time` (Unix seconds)",
     )
     recommend.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     recommend.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")

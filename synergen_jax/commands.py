@@ -24,7 +24,7 @@ from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
 from synergen_jax import report, sharding, train, workdir
-from synergen_jax.batch import Catalogue, Events
+from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
@@ -118,7 +118,9 @@ def _open(folder: pathlib.Path, settings, data_dir) -> tuple[Run, models.Params,
     """A finished or unfinished run, with the parameters of its best checkpoint and their step."""
     config, log = workdir.read(folder)
     changed = configs.override(config, settings)
-    odd = [name for name in configs.differences(config, changed) if not name.startswith(("evaluate.", "data.filter_seen"))]
+    odd = [
+        name for name in configs.differences(config, changed) if not name.startswith(("evaluate.", "data.filter_seen"))
+    ]
     if odd:
         raise UserError(f"{odd[0]} is fixed by training; settings of an evaluation are evaluate.* and data.filter_seen")
     path = pathlib.Path(log["path"])
@@ -157,14 +159,24 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     ]
     labels = [
         {"label": label, "system": system}
-        | {name: value for key, value in values.items() if "/" in key for name, _, of in [key.partition("/")] if of == label}
+        | {
+            name: value
+            for key, value in values.items()
+            if "/" in key
+            for name, _, of in [key.partition("/")]
+            if of == label
+        }
         for label in run.log.spec.labels
         for system, values in found.values.items()
         if any(key.endswith(f"/{label}") for key in values)
     ]
     intervals = [
         {"system": system}
-        | {name: {"mean": found.values[system][name], "low": low, "high": high} for name, (low, high) in bounds.items() if name in COLUMNS}
+        | {
+            name: {"mean": found.values[system][name], "low": low, "high": high}
+            for name, (low, high) in bounds.items()
+            if name in COLUMNS
+        }
         for system, bounds in found.intervals.items()
     ]
     say(f"\n{protocol}\n\nretrieval\n{report.table(rows, highlight=[c for c in COLUMNS if c in rows[0]])}")
@@ -212,7 +224,9 @@ def recommend(arguments, _) -> dict[str, typing.Any]:
     return _recommend(run, params, record, name, arguments.k, arguments.at, arguments.order)
 
 
-def _recommend(run: Run, params, record, name: str, k: int, at: int | None = None, order: str = "") -> dict[str, typing.Any]:
+def _recommend(
+    run: Run, params, record, name: str, k: int, at: int | None = None, order: str = ""
+) -> dict[str, typing.Any]:
     log = run.log
     events, offset = feed.user_history(record, run.config)
     last = int(record["time"][-1])
@@ -238,7 +252,8 @@ def _recommend(run: Run, params, record, name: str, k: int, at: int | None = Non
     ]
     say(report.table(past))
     answer = [
-        {"rank": i + 1, "item": log.item_ids[r.item], "title": log.item_titles[r.item], "score": r.score} | r.probability
+        {"rank": i + 1, "item": log.item_ids[r.item], "title": log.item_titles[r.item], "score": r.score}
+        | r.probability
         for i, r in enumerate(found)
     ]
     say(f"\nrecommended{f', ordered by {order}' if order else ''}\n{report.table(answer)}")

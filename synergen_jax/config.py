@@ -180,7 +180,9 @@ def override(config: Config, words: typing.Sequence[str]) -> Config:
     while words:
         word = words.pop(0)
         if not word.startswith("--") or "." not in word:
-            raise UserError(f"unknown argument {word!r}: settings are given as --section.key VALUE, as in --model.width 128")
+            raise UserError(
+                f"unknown argument {word!r}: settings are given as --section.key VALUE, as in --model.width 128"
+            )
         name, equals, text = word[2:].partition("=")
         if not equals:
             if not words:
@@ -285,7 +287,9 @@ def _checked(config: Config, where: str) -> Config:
     if m.width % m.heads or (m.width // m.heads) % 2:
         raise UserError(f"{where}: model.width {m.width} must be an even multiple of model.heads {m.heads}")
     if m.rope == "split" and (m.width // m.heads) % 4:
-        raise UserError(f"{where}: model.rope 'split' needs model.width / model.heads divisible by 4, not {m.width // m.heads}")
+        raise UserError(
+            f"{where}: model.rope 'split' needs model.width / model.heads divisible by 4, not {m.width // m.heads}"
+        )
     if m.min_wavelength > m.max_wavelength or m.max_wavelength >= 2**31:
         raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
     if not m.dropout < 1:
@@ -297,7 +301,9 @@ def _checked(config: Config, where: str) -> Config:
     if data.split == "time" and not data.validation_from < data.test_from:
         raise UserError(f"{where}: data.validation_from must lie before data.test_from")
     if data.batch % config.optimiser.accumulate:
-        raise UserError(f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}")
+        raise UserError(
+            f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}"
+        )
     return config
 
 

@@ -33,7 +33,13 @@ def mask(length: int, visible: Int[Array, "b r"]) -> Bool[Array, "b n n"]:
 
 
 def forward(
-    model: SynerGen, events: Events, event_items: Array, event_queries: Array, readers: Readers, items: Array, queries: Array
+    model: SynerGen,
+    events: Events,
+    event_items: Array,
+    event_queries: Array,
+    readers: Readers,
+    items: Array,
+    queries: Array,
 ) -> tuple[Array, Array]:
     """Final hidden states of the context tokens, (B, L, D), and of the readers, (B, R, D). A method of a bound model."""
     length = events.time.shape[1]

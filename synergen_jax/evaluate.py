@@ -135,7 +135,9 @@ def most_popular(catalogue: Catalogue, batches: Batches) -> Answers:
         ranks = np.asarray(metrics.ranks(scores, batch.target, batch.seen))
         logits = np.asarray(catalogue.counts, np.float32)[batch.ranking.item[:, 0], None]
         label = batch.ranking.label[:, 0]
-        found.append(Answers(ranks[real], np.zeros((real.sum(), 0)), label[real], np.broadcast_to(logits, label.shape)[real]))
+        found.append(
+            Answers(ranks[real], np.zeros((real.sum(), 0)), label[real], np.broadcast_to(logits, label.shape)[real])
+        )
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 

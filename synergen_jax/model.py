@@ -49,7 +49,12 @@ def _dense(shape, axes, dtype, name=None, in_axis=0):
     """A bias-free linear map with logical axes; `shape` is that of its output features."""
     init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
     return nn.DenseGeneral(
-        shape, axis=in_axis, use_bias=False, dtype=dtype, kernel_init=nn.with_logical_partitioning(init, axes), name=name
+        shape,
+        axis=in_axis,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        name=name,
     )
 
 
@@ -198,9 +203,12 @@ def init(model: SynerGen, key: Array) -> Params:
     c, spec = model.config, model.spec
     model_key, table_key = jax.random.split(key)
     tables = embed.init_tables(table_key, c, spec)
-    rows = lambda table, matrices: ({"id": jnp.zeros((1, 1, c.width))} if table in tables else {}) | {  # noqa: E731
-        name: jnp.zeros((1, 1, width)) for name, width in matrices
-    }
+    rows = lambda table, matrices: (
+        ({"id": jnp.zeros((1, 1, c.width))} if table in tables else {})
+        | {  # noqa: E731
+            name: jnp.zeros((1, 1, width)) for name, width in matrices
+        }
+    )
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from synergen_jax import losses, model as models
+from synergen_jax import losses
+from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, TrainBatch
 from synergen_jax.config import LossConfig
 

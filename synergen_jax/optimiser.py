@@ -11,7 +11,9 @@ from synergen_jax.config import OptimiserConfig
 def schedule(config: OptimiserConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear to the peak over `warmup` steps, then a cosine down to `final` x peak at `steps`."""
     peak = config.learning_rate
-    return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, max(steps, config.warmup + 1), peak * config.final)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, config.warmup, max(steps, config.warmup + 1), peak * config.final
+    )
 
 
 def make_optimiser(config: OptimiserConfig, steps: int) -> optax.GradientTransformation:

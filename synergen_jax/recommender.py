@@ -33,9 +33,7 @@ class Recommender:
       index: where retrieval looks; the exact one by default.
     """
 
-    def __init__(
-        self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None
-    ):
+    def __init__(self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None):
         self.model, self.params, self.catalogue = model, params, catalogue
         self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, catalogue)))
 
@@ -50,7 +48,9 @@ class Recommender:
           UserError: the cache is full; encode the history anew.
         """
         if int(cache.length[0]) >= cache.capacity:
-            raise UserError(f"the cache is full with {cache.capacity} events: encode the newest part of the history anew")
+            raise UserError(
+                f"the cache is full with {cache.capacity} events: encode the newest part of the history anew"
+            )
         one = Events(*(np.full((1, 1), x, np.int32) for x in (item, action, query, time)))
         return _append(self.model, self.params, self.catalogue, cache, one)
 
@@ -123,17 +123,23 @@ class Recommender:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _encode(model, params, catalogue, events: Events) -> Cache:
-    return model.apply(params["model"], events, *models.token_vectors(model, params, catalogue, events), method="encode")
+    return model.apply(
+        params["model"], events, *models.token_vectors(model, params, catalogue, events), method="encode"
+    )
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _append(model, params, catalogue, cache: Cache, event: Events) -> Cache:
-    return model.apply(params["model"], cache, event, *models.token_vectors(model, params, catalogue, event), method="append")
+    return model.apply(
+        params["model"], cache, event, *models.token_vectors(model, params, catalogue, event), method="append"
+    )
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _read(model, params, catalogue, cache: Cache, readers: Readers):
-    return model.apply(params["model"], cache, readers, *models.token_vectors(model, params, catalogue, readers), method="read")
+    return model.apply(
+        params["model"], cache, readers, *models.token_vectors(model, params, catalogue, readers), method="read"
+    )
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -38,7 +38,9 @@ def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = 
     if -1 in shape:
         known = max(shape)
         if len(devices) % known:
-            raise UserError(f"{len(devices)} devices cannot be split into groups of {known}: change mesh.data or mesh.model")
+            raise UserError(
+                f"{len(devices)} devices cannot be split into groups of {known}: change mesh.data or mesh.model"
+            )
         shape[shape.index(-1)] = len(devices) // known
     wanted = shape[0] * shape[1]
     if wanted > len(devices):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jaxtyping import Array
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from synergen_jax import model as models
 from synergen_jax import objective, sharding

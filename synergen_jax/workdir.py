@@ -1,10 +1,10 @@
 """The folder of one run: its resolved config, the log it was trained on, and the checks that both still fit.
 
-    config.json      the resolved config
-    log.json         {"path", "fingerprint"} of the event log
-    checkpoints/     Orbax
-    metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
-    evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
+config.json      the resolved config
+log.json         {"path", "fingerprint"} of the event log
+checkpoints/     Orbax
+metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
+evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerp
         changed = {k: v for k, v in configs.differences(old, config).items() if not k.startswith(FREE)}
         if changed:
             listed = ", ".join(f"{name} {was!r} -> {now!r}" for name, (was, now) in changed.items())
-            raise UserError(f"{workdir} belongs to another config ({listed}): give another --workdir, or the old values")
+            raise UserError(
+                f"{workdir} belongs to another config ({listed}): give another --workdir, or the old values"
+            )
     elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} exists and is no workdir of synergen: give a new or empty folder")
     workdir.mkdir(parents=True, exist_ok=True)

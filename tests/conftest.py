@@ -13,4 +13,6 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes in the signatures of the pure functions are checked at run time.
-install_import_hook(["synergen_jax.rope", "synergen_jax.attention", "synergen_jax.losses", "synergen_jax.metrics"], "beartype.beartype")
+install_import_hook(
+    ["synergen_jax.rope", "synergen_jax.attention", "synergen_jax.losses", "synergen_jax.metrics"], "beartype.beartype"
+)
