@@ -21,8 +21,8 @@ events. Times are int32 seconds since the user's first event. All arrays are num
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-import typing
 
 import jax
 import numpy as np
@@ -129,5 +129,5 @@ class Catalogue:
     counts: Ints  # (V,) int32: events of each item in the training part; 0 for id 0
 
 
-Feed = typing.Callable[[int], typing.Iterator[TrainBatch]]
+Feed = collections.abc.Callable[[int], collections.abc.Generator[TrainBatch, None, None]]
 """`feed(step)` yields the batches of steps `step, step + 1, ...`: a pure function of (seed, step)."""

@@ -186,11 +186,11 @@ def train(
 
         with (
             MetricLog(workdir, start) as log,
+            contextlib.closing(feed(start)) as batches,
             tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=None, smoothing=0.05) as bar,
         ):
             meter = _Meter()
             pending = None  # metrics of the step before: fetched after the next one is on its way
-            batches = feed(start)
             for step in range(start + 1, config.run.steps + 1):
                 batch = next(batches)
                 events = int(np.sum(batch.events.action > 0))

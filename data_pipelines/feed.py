@@ -1,0 +1,258 @@
+"""Grain feeds of training and evaluation batches.
+
+The training feed is a pure function of (seed, step): a Grain `MapDataset` whose n-th element is the n-th batch, cut at
+the step where it shall begin. So its position is one number, whatever the number of workers, and resuming needs
+no iterator state. Random draws are seeded by the place of an example, or of a batch, in the endless stream.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import typing
+
+import grain
+import jax
+import numpy as np
+
+from data_pipelines import windows
+from data_pipelines.splits import Split, first_of_request
+from synergen_jax.batch import Candidates, Catalogue, EvalBatch, Events, Feed, Readers, TrainBatch
+from synergen_jax.config import Config
+from synergen_jax.errors import UserError
+
+EXAMPLE, BATCH, LIST = range(3)  # streams of random numbers
+
+
+def catalogue(log, split: Split) -> Catalogue:
+    """What model and losses know of the log's items: matrices, and counts over the training events."""
+    counts = np.zeros(log.spec.items, np.int64)
+    for user in range(len(log)):
+        np.add.at(counts, log[user]["item"][: split.train_stop[user]], 1)
+    counts[0] = 0
+    return Catalogue(dict(log.item_matrices), dict(log.query_matrices), counts.astype(np.int32))
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def train_feed(log, split: Split, config: Config, process: int = 0, processes: int = 1) -> Feed:
+    """`feed(step)` yields the batches of steps `step, step + 1, ...`, endlessly; batches run across epochs.
+
+    An epoch visits every window once, in an order of its own. Each of several processes takes every `processes`-th
+    example of the global batch.
+
+    Raises:
+      UserError: no window has a target, or the batch does not divide over the processes.
+    """
+    data = config.data
+    if data.batch % processes:
+        raise UserError(f"data.batch {data.batch} is not divisible by {processes} processes")
+    where = train_windows(split.train_stop, data.max_history, data.stride)
+    if not len(where):
+        raise UserError(f"{log.name} has no user with two training events")
+    examples = (
+        grain.MapDataset.source(_Rows(where))
+        .shuffle(seed=data.seed)
+        .repeat()
+        .map_with_index(functools.partial(_example, log, config))[process::processes]
+    )
+    batches = examples.batch(data.batch // processes, batch_fn=_collate).map_with_index(
+        functools.partial(_with_negatives, log.spec.items, data.negatives, data.seed)
+    )
+
+    def feed(step: int) -> collections.abc.Iterator[TrainBatch]:
+        iterator = iter(_iterable(batches[step:], data.workers))
+        try:
+            yield from iterator
+        finally:
+            iterator.close()  # ends threads and worker processes
+
+    return feed
+
+
+def train_windows(train_stop: np.ndarray, length: int, stride: int) -> np.ndarray:
+    """Windows as rows (user, start, stop), int32 (W, 3).
+
+    A user's last window ends with the last training event. With a stride, further windows end `stride` events
+    earlier each, until the first event is in one. A user with one training event has no window: there is no target.
+    """
+    found = []
+    for user, stop in enumerate(train_stop.tolist()):
+        while stop >= 2:
+            start = max(0, stop - length)
+            found.append((user, start, stop))
+            if not stride or not start:
+                break
+            stop -= stride
+    return np.array(found, np.int32).reshape(-1, 3)
+
+
+class _Rows:
+    """An array's rows as a Grain source."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: typing.SupportsIndex) -> np.ndarray:
+        return self._rows[index]
+
+    def __repr__(self) -> str:
+        return f"_Rows({len(self)})"
+
+
+def _example(log, config: Config, index: int, place: np.ndarray) -> dict[str, typing.Any]:
+    """The arrays of one window; `index` is its place in the endless stream."""
+    data = config.data
+    user, start, stop = place.tolist()
+    record, length = log[user], data.max_history
+    events = windows.window(record, start, stop, length)
+    n = stop - start
+    visible = np.zeros(length, np.int32)
+    visible[:n] = np.maximum(first_of_request(record["request"][:stop])[start:] - start, 0)
+    # Nothing is known to a reader that sees no event and has no query.
+    target = np.where((visible > 0) | (events.query > 0), events.item, 0)
+
+    rng = np.random.default_rng((data.seed, EXAMPLE, index))
+    labels = list(log.labels.values())
+    ranked = rng.permutation(np.flatnonzero(target))[: data.rank_events]
+    item = np.zeros((data.rank_events, data.rank_candidates), np.int32)
+    label = np.full((*item.shape, len(labels)), -1, np.int8)
+    at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
+    size, others = data.rank_candidates, data.rank_candidates - 1
+    unseen = windows.sample_unseen(rng, log.spec.items, np.unique(record["item"][:stop]), len(ranked) * others)
+    for row, event in enumerate(ranked):
+        # One draw serves all lists, unless the catalogue is too small for them to differ.
+        enough = len(unseen) == len(ranked) * others
+        mine = unseen[row * others : (row + 1) * others] if enough else rng.permutation(unseen)
+        item[row], label[row] = windows.candidates(rng, record, start + event, mine, size, labels)
+        at[:, row] = events.query[event], events.time[event], visible[event]
+    none = np.zeros(length, np.int32)
+    return {
+        "events": events,
+        "retrieval": Readers(none, events.query, events.time, visible),
+        "target": target,
+        "ranking": Candidates(item, label, *at),
+    }
+
+
+def _collate(examples: collections.abc.Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]:
+    return jax.tree.map(lambda *rows: np.stack(rows), *examples)
+
+
+def _with_negatives(items: int, count: int, seed: int, index: int, batch: dict[str, typing.Any]) -> TrainBatch:
+    """The `index`-th batch with its shared uniform negatives."""
+    rng = np.random.default_rng((seed, BATCH, index))
+    return TrainBatch(**batch, negatives=rng.integers(1, items, count, np.int32))
+
+
+def _iterable(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Reads ahead in threads of this process, or in `workers` processes."""
+    if not workers:
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationFeed:
+    """The targets of one part of a split, in the order of users; iterated any number of times."""
+
+    log: typing.Any
+    config: Config
+    places: np.ndarray  # (targets, 2): user, event
+    repeated: int  # events that are no targets, since the user already had the item
+
+    @property
+    def targets(self) -> int:
+        """Number of targets."""
+        return len(self.places)
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // self.config.evaluate.batch)
+
+    def __iter__(self) -> collections.abc.Iterator[EvalBatch]:
+        dataset = grain.MapDataset.range(len(self)).map(self._batch)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+    def _batch(self, index: int) -> EvalBatch:
+        size = self.config.evaluate.batch
+        places = self.places[index * size : (index + 1) * size]
+        rows = [_target(self.log, self.config, user, event) for user, event in places.tolist()]
+        width = max(16, *(len(row["seen"]) for row in rows))
+        width = 1 << (width - 1).bit_length()  # few shapes, few compilations
+        for row in rows:
+            row["seen"] = np.pad(row["seen"], (0, width - len(row["seen"])))
+        batch = _collate(rows)
+        pad = size - len(rows)
+        batch = jax.tree.map(lambda x: np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), batch)
+        batch["user"][len(rows) :] = -1
+        batch["ranking"].label[len(rows) :] = -1
+        return EvalBatch(**batch)
+
+
+def evaluation_feed(log, split: Split, part: str, config: Config) -> EvaluationFeed:
+    """The targets of "validation" or "test".
+
+    Raises:
+      UserError: there is none.
+    """
+    places, repeated = [], 0
+    for user, (start, stop) in enumerate(split.targets(part).tolist()):
+        if start == stop:
+            continue
+        record = log[user]
+        item, before = record["item"], first_of_request(record["request"])
+        for event in range(start, stop):
+            if not item[event]:
+                continue
+            if config.data.filter_seen and np.any(item[: before[event]] == item[event]):
+                repeated += 1
+            else:
+                places.append((user, event))
+    if not places:
+        raise UserError(f"{log.name}: no {part} target is left ({repeated} were had before; see data.filter_seen)")
+    return EvaluationFeed(log, config, np.array(places, np.int32), repeated)
+
+
+def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
+    """The arrays of one target."""
+    data = config.data
+    record = log[user]
+    item = record["item"]
+    stop = int(first_of_request(record["request"])[event])  # no reader sees its own request
+    start = max(0, stop - data.max_history)
+    time = windows.times(record)[event]
+    had = np.unique(item[:stop])
+    rng = np.random.default_rng((data.seed, LIST, user, event))
+    size = config.evaluate.rank_candidates
+    unseen = windows.sample_unseen(rng, log.spec.items, np.unique(item[: event + 1]), size - 1)
+    candidates, label = windows.candidates(rng, record, event, unseen, size, list(log.labels.values()))
+    one = lambda x: np.array([x], np.int32)  # noqa: E731
+    query, time, visible = one(record["query"][event]), one(time), one(stop - start)
+    return {
+        "user": np.int32(user),
+        "events": windows.window(record, start, stop, data.max_history),
+        "reader": Readers(one(0), query, time, visible),
+        "target": np.int32(item[event]),
+        "seen": had[(had > 0) & (had != item[event])].astype(np.int32) if data.filter_seen else np.zeros(0, np.int32),
+        "ranking": Candidates(candidates[None], label[None], query, time, visible),
+    }
+
+
+def user_history(record, config: Config) -> tuple[Events, int]:
+    """The last L events of a record, (1, L), and the Unix time of their second 0."""
+    stop = len(record["item"])
+    events = windows.window(record, max(0, stop - config.data.max_history), stop, config.data.max_history)
+    return jax.tree.map(lambda x: x[None], events), int(record["time"][0])
