@@ -29,8 +29,8 @@ class Checkpoints:
         metric = lambda metrics: metrics[METRIC]  # noqa: E731
         policy = checkpoint_managers.preservation_policy.AnyPreservationPolicy(
             [
-                checkpoint_managers.preservation_policy.LatestN(keep),
-                checkpoint_managers.preservation_policy.BestN(metric, n=1, keep_checkpoints_without_metrics=False),
+                checkpoint_managers.preservation_policy.LatestN(n=keep),
+                checkpoint_managers.preservation_policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self.folder, self._say = folder.resolve(), say
