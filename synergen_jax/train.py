@@ -22,6 +22,7 @@ from synergen_jax import objective, sharding
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
+from synergen_jax.errors import UserError
 from synergen_jax.logs import MetricLog
 from synergen_jax.optimiser import make_optimiser, schedule
 
@@ -170,23 +171,21 @@ def train(
     layout = sharding.batch_shardings(mesh)
 
     with Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints:
-        progress = Progress()
+        progress, position = Progress(), 0
         if (found := checkpoints.restore(state)) is not None:
             state, saved = found
-            progress = Progress(**saved["progress"])
+            if saved["fingerprint"] != fingerprint:
+                raise UserError(f"the checkpoints in {workdir} were trained on another log: give another --workdir")
+            progress, position = Progress(**saved["progress"]), saved["next_batch"]
             say(f"resumed from step {int(state.step)} of {workdir}")
         start = int(state.step)
         if start >= config.run.steps or progress.stopped:
             say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}")
             return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
 
-        def save(state: TrainState, step: int):
-            info = {"progress": dataclasses.asdict(progress), "next_batch": step, "fingerprint": fingerprint}
-            checkpoints.save(step, state, info, metric=progress.last)
-
         with (
             MetricLog(workdir, start) as log,
-            contextlib.closing(feed(start)) as batches,
+            contextlib.closing(feed(position)) as batches,
             tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=None, smoothing=0.05) as bar,
         ):
             meter = _Meter()
@@ -211,12 +210,18 @@ def train(
                     with meter.paused():
                         progress = progress.after(step, validation := validate(state.params))
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", ndcg=f"{progress.last:.4f}", refresh=False)
+                    found = ", ".join(
+                        f"{name} {validation[name]:.4f}" for name in sorted(validation) if "/" not in name
+                    )
+                    with bar.external_write_mode():
+                        say(f"step {step}: loss {values['loss']:.4f}; validation {found}")
                     if config.run.patience and progress.waited >= config.run.patience and not last:
                         progress = dataclasses.replace(progress, stopped="patience")
                 if saves:
+                    where = {"next_batch": position + step - start, "fingerprint": fingerprint}
+                    info = {"progress": dataclasses.asdict(progress)} | where
                     with meter.paused():
-                        save(state, step)
+                        checkpoints.save(step, state, info, metric=progress.last if validates else None)
                 if progress.stopped:
                     break
         return Result(state, step, progress.best_step, progress.best, progress.stopped or "steps", meter.overall())
