@@ -48,7 +48,7 @@ def find(folder: pathlib.Path) -> Raw:
     if len(found) != 1:
         raise UserError(f"{folder}: {len(found)} .inter files, where one is wanted")
     items = found[0].with_suffix(".item")
-    read = lambda path: (path.name, path.read_bytes(), str(path))  # noqa: E731
+    read = lambda path: (path.name, path.read_bytes(), str(path))
     try:
         return Raw(read(found[0]), read(items) if items.is_file() else None, str(folder.resolve()))
     except OSError as error:

@@ -100,7 +100,7 @@ class EventLog:
     @property
     def spec(self) -> LogSpec:
         """The sizes that fix a model's shapes."""
-        widths = lambda matrices: tuple((name, matrix.shape[1]) for name, matrix in matrices.items())  # noqa: E731
+        widths = lambda matrices: tuple((name, matrix.shape[1]) for name, matrix in matrices.items())
         return LogSpec(
             items=len(self.item_ids),
             actions=len(self.actions),
@@ -112,7 +112,7 @@ class EventLog:
 
     def summary(self) -> dict[str, typing.Any]:
         """What one prints of a log."""
-        day = lambda seconds: datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()  # noqa: E731
+        day = lambda seconds: datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
         return {
             "events": int(self.lengths.sum(dtype=np.int64)),
             "users": len(self),

@@ -239,7 +239,7 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
     size = config.evaluate.rank_candidates
     unseen = windows.sample_unseen(rng, log.spec.items, np.unique(item[: event + 1]), size - 1)
     candidates, label = windows.candidates(rng, record, event, unseen, size, list(log.labels.values()))
-    one = lambda x: np.array([x], np.int32)  # noqa: E731
+    one = lambda x: np.array([x], np.int32)
     query, time, visible = one(record["query"][event]), one(time), one(stop - start)
     return {
         "user": np.int32(user),

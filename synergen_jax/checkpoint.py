@@ -26,11 +26,13 @@ class Checkpoints:
         self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print, read_only: bool = False
     ):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at length
-        metric = lambda metrics: metrics[METRIC]  # noqa: E731
+        metric = lambda metrics: metrics[METRIC]
         policy = checkpoint_managers.preservation_policy.AnyPreservationPolicy(
             [
                 checkpoint_managers.preservation_policy.LatestN(n=keep),
-                checkpoint_managers.preservation_policy.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
+                checkpoint_managers.preservation_policy.BestN(
+                    get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
+                ),
             ]
         )
         self.folder, self._say = folder.resolve(), say

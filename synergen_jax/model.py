@@ -72,7 +72,7 @@ class Block(nn.Module):
         """Maps tokens (B, L, D) to tokens (B, L, D) and their rotated keys and values, (B, H, L, Dh) each."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        dropout = lambda x: nn.Dropout(c.dropout)(x, deterministic=deterministic)  # noqa: E731
+        dropout = lambda x: nn.Dropout(c.dropout)(x, deterministic=deterministic)
         x = _norm(dtype, "attention_norm")(h)
         heads = (c.heads, c.width // c.heads)
         q, k, v = (
@@ -161,7 +161,7 @@ class SynerGen(nn.Module):
         h = self.context_tokens(event, items, queries)
         _, keys, values = self._read(cache, h, event.time, cache.length[:, None], True)
         slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)[:, None, :, None]
-        put = lambda old, new: jnp.where(slot, new, old)  # noqa: E731
+        put = lambda old, new: jnp.where(slot, new, old)
         grown = jnp.minimum(cache.length + 1, cache.capacity)
         return Cache(jax.tree.map(put, cache.keys, keys), jax.tree.map(put, cache.values, values), grown)
 
@@ -203,12 +203,10 @@ def init(model: SynerGen, key: Array) -> Params:
     c, spec = model.config, model.spec
     model_key, table_key = jax.random.split(key)
     tables = embed.init_tables(table_key, c, spec)
-    rows = lambda table, matrices: (
-        ({"id": jnp.zeros((1, 1, c.width))} if table in tables else {})
-        | {  # noqa: E731
-            name: jnp.zeros((1, 1, width)) for name, width in matrices
-        }
-    )
+
+    def rows(table, matrices):
+        learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
+        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices}
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""

@@ -63,7 +63,7 @@ def loss(
     Returns:
       The weighted objective, and its unweighted parts.
     """
-    apply = lambda *args, **kw: model.apply(  # noqa: E731
+    apply = lambda *args, **kw: model.apply(
         params["model"], *args, **kw, rngs=None if key is None else {"dropout": key}
     )
     events, readers, candidates = batch.events, batch.retrieval, batch.ranking.readers()
@@ -74,7 +74,7 @@ def loss(
     event_items, targets, candidate_items, negatives_ = (
         part.reshape(*i.shape, -1) for part, i in zip(jnp.split(flat, ends), ids)
     )
-    query = lambda ids: models.query_vectors(model, params, catalogue, ids)  # noqa: E731
+    query = lambda ids: models.query_vectors(model, params, catalogue, ids)
     deterministic = key is None
     cache = apply(events, event_items, query(events.query), deterministic, method="encode")
 
@@ -83,7 +83,7 @@ def loss(
         nothing = jnp.zeros((*readers.item.shape, targets.shape[-1]), targets.dtype)
         hidden = apply(cache, readers, nothing, query(readers.query), deterministic, method="read")
         vectors = apply(hidden, method="retrieve").reshape(batch.target.size, -1)
-        keys = lambda x: apply(x, method="keys")  # noqa: E731
+        keys = lambda x: apply(x, method="keys")
         target = batch.target.reshape(-1)
         weight = (target > 0).astype(jnp.float32)
         if config.full_softmax:

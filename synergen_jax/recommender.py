@@ -117,7 +117,7 @@ class Recommender:
 
     @staticmethod
     def _readers(cache: Cache, items, time: int, query: int) -> Readers:
-        full = lambda x: np.full((1, len(items)), x, np.int32)  # noqa: E731
+        full = lambda x: np.full((1, len(items)), x, np.int32)
         return Readers(np.asarray(items, np.int32)[None], full(query), full(time), full(int(cache.length[0])))
 
 

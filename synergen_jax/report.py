@@ -47,7 +47,7 @@ def table(rows: Sequence[Row], columns: Columns = None, highlight: Highlight = N
             for line in cells:
                 line[column] += "" if line[column].endswith("*") else " "
     widths = [max(len(line[column]) for line in [names, *cells]) for column in range(len(names))]
-    pad = lambda text, column: text.rjust(widths[column]) if right[column] else text.ljust(widths[column])  # noqa: E731
+    pad = lambda text, column: text.rjust(widths[column]) if right[column] else text.ljust(widths[column])
     lines = [names, ["-" * width for width in widths], *cells]
     return "\n".join("  ".join(pad(text, column) for column, text in enumerate(line)).rstrip() for line in lines)
 
@@ -57,14 +57,14 @@ def markdown_table(rows: Sequence[Row], columns: Columns = None, highlight: High
     names, cells, right = _cells(rows, columns, highlight, lambda text: f"**{text}**")
     if not names:
         return "(no rows)"
-    escape = lambda text: text.replace("|", r"\|")  # noqa: E731
+    escape = lambda text: text.replace("|", r"\|")
     lines = [names, ["---:" if r else "---" for r in right], *cells]
     return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines)
 
 
 def html_table(rows: Sequence[Row], columns: Columns = None, highlight: Highlight = None) -> Html:
     """The same as an HTML table, for `html_page`; all text is escaped."""
-    bold = lambda text: Html(f"<b>{html.escape(text)}</b>")  # noqa: E731
+    bold = lambda text: Html(f"<b>{html.escape(text)}</b>")
     names, cells, right = _cells(rows, columns, highlight, bold)
     if not names:
         return Html("<p>(no rows)</p>")

@@ -55,7 +55,7 @@ def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
       UserError: two axes of one array fall on the same mesh axis, or a size does not divide.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(tree), rules)
-    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    is_spec = lambda x: isinstance(x, PartitionSpec)
 
     def check(path, array, spec):
         used = [axis for axis in spec if axis is not None]

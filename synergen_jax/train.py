@@ -63,7 +63,7 @@ def init_state(config: Config, model: models.SynerGen, mesh: Mesh) -> tuple[Trai
 def abstract_state(config: Config, model: models.SynerGen, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on a mesh, at no cost."""
     boxed = jax.eval_shape(lambda key: _create(config, model, key), jax.random.key(0))
-    shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(shape, nn.unbox(boxed), sharding.tree_shardings(boxed, mesh))
 
 
@@ -116,7 +116,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
 def _accumulate(grad, params, batch: TrainBatch, key: Array, micro: int):
     """Adds loss, parts and gradients over `micro` slices of the batch, one after the other."""
     # Every micro-batch takes users from all over the batch, so that it stays split along `data`.
-    cut = lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+    cut = lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
     slices = jax.tree.map(cut, dataclasses.replace(batch, negatives=jnp.zeros((batch.target.shape[0], 0), jnp.int32)))
 
     def one(total, xs):

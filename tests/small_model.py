@@ -21,10 +21,10 @@ def make(config=CONFIG, spec=SPEC, seed=0):
     params = nn.unbox(jax.jit(lambda key: models.init(model, key))(jax.random.key(seed)))
     # Vectors start small; larger ones make items, queries and actions weigh as much as they do after training.
     small = ("tables", "action", "kind", "join")
-    grow = lambda path, x: x * 20 if any(name in jax.tree_util.keystr(path) for name in small) else x  # noqa: E731
+    grow = lambda path, x: x * 20 if any(name in jax.tree_util.keystr(path) for name in small) else x
     params = jax.tree_util.tree_map_with_path(grow, params)
     rng = np.random.default_rng(seed)
-    draw = lambda rows, width: jnp.asarray(rng.normal(size=(rows, width)), jnp.float16).at[0].set(0)  # noqa: E731
+    draw = lambda rows, width: jnp.asarray(rng.normal(size=(rows, width)), jnp.float16).at[0].set(0)
     catalogue = batches.Catalogue(
         {name: draw(spec.items, width) for name, width in spec.item_matrices},
         {name: draw(spec.queries, width) for name, width in spec.query_matrices},
@@ -35,14 +35,14 @@ def make(config=CONFIG, spec=SPEC, seed=0):
 
 def events(rng, users, length, spec=SPEC, span=10**8):
     """Random full windows, times sorted."""
-    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, length)), jnp.int32)  # noqa: E731
+    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, length)), jnp.int32)
     time = jnp.sort(draw(0, span), axis=1)
     return batches.Events(draw(0, spec.items), draw(1, spec.actions), draw(0, spec.queries), time)
 
 
 def readers(rng, users, count, length, spec=SPEC, span=10**8):
     """Random readers, half of them retrieval tokens."""
-    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, count)), jnp.int32)  # noqa: E731
+    draw = lambda low, high: jnp.asarray(rng.integers(low, high, (users, count)), jnp.int32)
     item = draw(1, spec.items) * (draw(0, 2))
     return batches.Readers(item, draw(0, spec.queries), draw(0, span), draw(0, length + 1))
 

@@ -170,7 +170,7 @@ def test_ten_years_shift_nothing_and_one_second_is_seen(kind):
     rng = np.random.default_rng(8)
     events = small_model.events(rng, B, L, span=10**6)
     readers = small_model.readers(rng, B, R, L, span=10**6)
-    shift = lambda t, s: dataclasses.replace(t, time=t.time + s)  # noqa: E731
+    shift = lambda t, s: dataclasses.replace(t, time=t.time + s)
     _, hidden, _ = both(model, params, catalogue, events, readers)
     years = 315_360_000 + 12_345
     _, shifted, _ = both(model, params, catalogue, shift(events, years), shift(readers, years))
