@@ -190,8 +190,9 @@ class EvaluationFeed:
         size = self.config.evaluate.batch
         places = self.places[index * size : (index + 1) * size]
         rows = [_target(self.log, self.config, user, event) for user, event in places.tolist()]
-        width = max(16, *(len(row["seen"]) for row in rows))
-        width = 1 << (width - 1).bit_length()  # few shapes, few compilations
+        # One shape for all batches, so that an evaluation is compiled once.
+        most = min(int(self.places[:, 1].max()), self.log.spec.items) if self.config.data.filter_seen else 0
+        width = 1 << (max(16, most) - 1).bit_length()
         for row in rows:
             row["seen"] = np.pad(row["seen"], (0, width - len(row["seen"])))
         batch = _collate(rows)
