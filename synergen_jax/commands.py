@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import json
 import pathlib
 import time
@@ -171,13 +172,13 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
         if any(key.endswith(f"/{label}") for key in values)
     ]
     intervals = [
-        {"system": system}
+        {"metric": name}
         | {
-            name: {"mean": found.values[system][name], "low": low, "high": high}
-            for name, (low, high) in bounds.items()
-            if name in COLUMNS
+            system: {"mean": found.values[system][name], "low": bounds[name][0], "high": bounds[name][1]}
+            for system, bounds in found.intervals.items()
+            if name in bounds
         }
-        for system, bounds in found.intervals.items()
+        for name in COLUMNS
     ]
     say(f"\n{protocol}\n\nretrieval\n{report.table(rows, highlight=[c for c in COLUMNS if c in rows[0]])}")
     wide = config.evaluate.bootstrap and found.intervals["model"].get("hr@10")
@@ -201,7 +202,7 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     if (folder / METRICS).exists():
         report.plot_curves(folder / METRICS, folder / "curves.png")
     page = [
-        ("Protocol", protocol),
+        ("Protocol", report.Html(f"<p>{html.escape(protocol)}</p>")),
         ("Retrieval", report.html_table(rows, highlight=[c for c in COLUMNS if c in rows[0]])),
         ("95% bootstrap intervals", report.html_table(intervals)),
         ("Ranking", report.html_table(labels)),
