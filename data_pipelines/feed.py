@@ -44,25 +44,25 @@ def train_feed(log, split: Split, config: Config, process: int = 0, processes: i
     example of the global batch.
 
     Raises:
-      UserError: no window has a target, or the batch does not divide over the processes.
+      UserError: no window has a target, the batch does not divide over the processes, or the seed is no uint32.
     """
     data = config.data
     if data.batch % processes:
         raise UserError(f"data.batch {data.batch} is not divisible by {processes} processes")
-    where = train_windows(split.train_stop, data.max_history, data.stride)
+    if not 0 <= data.seed < 2**32:
+        raise UserError(f"data.seed must lie within 0 .. 2^32 - 1, not {data.seed}")
+    where = train_windows(split.train_stop, split.first_target, data.max_history, data.stride)
     if not len(where):
-        raise UserError(f"{log.name} has no user with two training events")
+        raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
+    make = functools.partial(_example, log, split.train_stop, windows.label_table(log), config)
     examples = (
-        grain.MapDataset.source(_Rows(where))
-        .shuffle(seed=data.seed)
-        .repeat()
-        .map_with_index(functools.partial(_example, log, config))[process::processes]
+        grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat().map_with_index(make)[process::processes]
     )
     batches = examples.batch(data.batch // processes, batch_fn=_collate).map_with_index(
         functools.partial(_with_negatives, log.spec.items, data.negatives, data.seed)
     )
 
-    def feed(step: int) -> collections.abc.Iterator[TrainBatch]:
+    def feed(step: int) -> collections.abc.Generator[TrainBatch, None, None]:
         iterator = iter(_iterable(batches[step:], data.workers))
         try:
             yield from iterator
@@ -72,15 +72,15 @@ def train_feed(log, split: Split, config: Config, process: int = 0, processes: i
     return feed
 
 
-def train_windows(train_stop: np.ndarray, length: int, stride: int) -> np.ndarray:
+def train_windows(train_stop: np.ndarray, first_target: np.ndarray, length: int, stride: int) -> np.ndarray:
     """Windows as rows (user, start, stop), int32 (W, 3).
 
     A user's last window ends with the last training event. With a stride, further windows end `stride` events
-    earlier each, until the first event is in one. A user with one training event has no window: there is no target.
+    earlier each, until the first event is in one. No window ends before its user's first target.
     """
     found = []
-    for user, stop in enumerate(train_stop.tolist()):
-        while stop >= 2:
+    for user, (stop, first) in enumerate(zip(train_stop.tolist(), first_target.tolist())):
+        while stop > first:
             start = max(0, stop - length)
             found.append((user, start, stop))
             if not stride or not start:
@@ -105,36 +105,31 @@ class _Rows:
         return f"_Rows({len(self)})"
 
 
-def _example(log, config: Config, index: int, place: np.ndarray) -> dict[str, typing.Any]:
-    """The arrays of one window; `index` is its place in the endless stream."""
+def _example(log, train_stop: np.ndarray, table: np.ndarray, config: Config, index: int, place: np.ndarray):
+    """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream."""
     data = config.data
     user, start, stop = place.tolist()
     record, length = log[user], data.max_history
     events = windows.window(record, start, stop, length)
-    n = stop - start
     visible = np.zeros(length, np.int32)
-    visible[:n] = np.maximum(first_of_request(record["request"][:stop])[start:] - start, 0)
+    visible[: stop - start] = first_of_request(record["request"][start:stop])
     # Nothing is known to a reader that sees no event and has no query.
-    target = np.where((visible > 0) | (events.query > 0), events.item, 0)
+    target = events.item * ((visible > 0) | (events.query > 0))
 
     rng = np.random.default_rng((data.seed, EXAMPLE, index))
-    labels = list(log.labels.values())
-    ranked = rng.permutation(np.flatnonzero(target))[: data.rank_events]
-    item = np.zeros((data.rank_events, data.rank_candidates), np.int32)
-    label = np.full((*item.shape, len(labels)), -1, np.int8)
+    ranked = rng.permutation(target.nonzero()[0])[: data.rank_events]
+    item, label = windows.candidates(
+        rng, record, start + ranked, int(train_stop[user]), data.rank_candidates, table, log.spec.items
+    )
+    short = data.rank_events - len(ranked)
     at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
-    size, others = data.rank_candidates, data.rank_candidates - 1
-    unseen = windows.sample_unseen(rng, log.spec.items, np.unique(record["item"][:stop]), len(ranked) * others)
-    for row, event in enumerate(ranked):
-        # One draw serves all lists, unless the catalogue is too small for them to differ.
-        enough = len(unseen) == len(ranked) * others
-        mine = unseen[row * others : (row + 1) * others] if enough else rng.permutation(unseen)
-        item[row], label[row] = windows.candidates(rng, record, start + event, mine, size, labels)
-        at[:, row] = events.query[event], events.time[event], visible[event]
-    none = np.zeros(length, np.int32)
+    at[:, : len(ranked)] = events.query[ranked], events.time[ranked], visible[ranked]
+    if short:
+        item = np.pad(item, [(0, short), (0, 0)])
+        label = np.pad(label, [(0, short), (0, 0), (0, 0)], constant_values=-1)
     return {
         "events": events,
-        "retrieval": Readers(none, events.query, events.time, visible),
+        "retrieval": Readers(np.zeros(length, np.int32), events.query, events.time, visible),
         "target": target,
         "ranking": Candidates(item, label, *at),
     }
@@ -234,12 +229,13 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
     item = record["item"]
     stop = int(first_of_request(record["request"])[event])  # no reader sees its own request
     start = max(0, stop - data.max_history)
-    time = windows.times(record)[event]
+    time = windows.seconds(record, event, event + 1)[0]
     had = np.unique(item[:stop])
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates
-    unseen = windows.sample_unseen(rng, log.spec.items, np.unique(item[: event + 1]), size - 1)
-    candidates, label = windows.candidates(rng, record, event, unseen, size, list(log.labels.values()))
+    candidates, label = windows.candidates(
+        rng, record, np.array([event]), event + 1, size, windows.label_table(log), log.spec.items
+    )
     one = lambda x: np.array([x], np.int32)
     query, time, visible = one(record["query"][event]), one(time), one(stop - start)
     return {
@@ -248,7 +244,7 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
         "reader": Readers(one(0), query, time, visible),
         "target": np.int32(item[event]),
         "seen": had[(had > 0) & (had != item[event])].astype(np.int32) if data.filter_seen else np.zeros(0, np.int32),
-        "ranking": Candidates(candidates[None], label[None], query, time, visible),
+        "ranking": Candidates(candidates, label, query, time, visible),
     }
 
 

@@ -22,6 +22,7 @@ class Split:
     """
 
     train_stop: np.ndarray  # (users,)
+    first_target: np.ndarray  # (users,): the first training event that one can learn to predict; train_stop: none
     validation: np.ndarray  # (users, 2)
     test: np.ndarray  # (users, 2)
 
@@ -33,8 +34,8 @@ class Split:
 def split(log: Log, config: DataConfig) -> Split:
     """The split that `config.split` names, in one pass over the log.
 
-    "leave-one-out": a user's last event with an item is the test target, the one before it the validation target, in the
-    order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
+    "leave-one-out": a user's last event with an item is the test target, the one before it the validation target, in
+    the order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
     with an item only trains. "time": two moments cut the log, given as Unix seconds or as shares of all its events.
 
     Raises:
@@ -61,29 +62,52 @@ def first_of_request(request: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(new, index, 0))
 
 
+def _first_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:
+    """Index of a user's first event with an item that comes after another request or with a query; if none, its length.
+
+    Before it nothing is known from which the item could be told.
+    """
+    known = (first_of_request(record["request"]) > 0) | (record["query"] > 0)
+    return int(np.append(np.flatnonzero(known & (record["item"] > 0)), len(known))[0])
+
+
 def _leave_one_out(log: Log) -> Split:
-    rows = np.zeros((len(log), 5), np.int32)
+    rows = np.zeros((len(log), 6), np.int32)
     for user in range(len(log)):
-        item = log[user]["item"]
+        record = log[user]
+        item = record["item"]
         places = np.flatnonzero(item)
         if len(places) < 3:
-            rows[user] = [len(item), 0, 0, 0, 0]
+            rows[user] = [len(item), 0, 0, 0, 0, 0]
         else:
             before, last = places[-2:]
-            rows[user] = [before, before, before + 1, last, last + 1]
-    return Split(rows[:, 0], rows[:, 1:3], rows[:, 3:])
+            rows[user] = [before, before, before + 1, last, last + 1, 0]
+        rows[user, 5] = min(_first_target(record), rows[user, 0])
+    return Split(rows[:, 0], rows[:, 5], rows[:, 1:3], rows[:, 3:5])
 
 
 def _by_time(log: Log, config: DataConfig) -> Split:
-    times = [np.asarray(log[user]["time"]) for user in range(len(log))]
-    every = np.sort(np.concatenate(times)) if times else np.zeros(0, np.int64)
+    times, first = [], np.zeros(len(log), np.int32)
+    for user in range(len(log)):
+        record = log[user]
+        times.append(np.asarray(record["time"]))
+        first[user] = _first_target(record)
+    every = np.sort(np.concatenate([np.zeros(0, np.int64), *times]))
     if not len(every):
         raise UserError("the log is empty")
 
-    def moment(value: float) -> int:
+    def moment(name: str) -> int:
+        value = getattr(config, name)
+        if not 0 <= value < 2**63:
+            raise UserError(f"data.{name} must be a share of all events in (0, 1) or Unix seconds, not {value}")
         return int(every[int(value * len(every))]) if value < 1 else int(value)
 
-    bounds = [moment(config.validation_from), moment(config.test_from)]
+    bounds = [moment("validation_from"), moment("test_from")]
+    if bounds[0] > bounds[1]:
+        raise UserError(
+            f"data.validation_from {config.validation_from} is the moment {bounds[0]}, which lies after data.test_from "
+            f"{config.test_from}, the moment {bounds[1]}"
+        )
     cuts = np.array([np.searchsorted(time, bounds, "left") for time in times], np.int32)
     ends = np.array([len(time) for time in times], np.int32)
-    return Split(cuts[:, 0], cuts, np.stack([cuts[:, 1], ends], axis=1))
+    return Split(cuts[:, 0], np.minimum(first, cuts[:, 0]), cuts, np.stack([cuts[:, 1], ends], axis=1))

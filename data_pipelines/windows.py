@@ -12,21 +12,29 @@ from synergen_jax.errors import UserError
 Record = typing.Mapping[str, typing.Any]
 
 
-def times(record: Record) -> np.ndarray:
-    """Seconds since the user's first event, int32 (n,)."""
-    time = np.asarray(record["time"], np.int64)
-    relative = time - time[:1]
-    if len(relative) and relative[-1] >= 2**31:
+def seconds(record: Record, start: int, stop: int) -> np.ndarray:
+    """Times of events `start .. stop - 1` in seconds since the user's first event, int32."""
+    time = record["time"]
+    if stop > start and int(time[stop - 1]) - int(time[0]) >= 2**31:
         raise UserError(f"user {record['user_id']!r}: events lie more than 68 years apart")
-    return relative.astype(np.int32)
+    return (time[start:stop] - time[0]).astype(np.int32)
 
 
 def window(record: Record, start: int, stop: int, length: int) -> Events:
     """Events `start .. stop - 1` of a record, left-aligned and padded to `length`; each int32 (length,)."""
     arrays = np.zeros((4, length), np.int32)
-    for row, values in zip(arrays, (record["item"], record["action"], record["query"], times(record))):
-        row[: stop - start] = values[start:stop]
+    for row, name in zip(arrays, ("item", "action", "query")):
+        row[: stop - start] = record[name][start:stop]
+    arrays[3, : stop - start] = seconds(record, start, stop)
     return Events(*arrays)
+
+
+def label_table(log) -> np.ndarray:
+    """For each action, 1 where it is positive for a label and 0 where not, int8 (actions, A)."""
+    table = np.zeros((log.spec.actions, len(log.labels)), np.int8)
+    for column, positive in enumerate(log.labels.values()):
+        table[list(positive), column] = 1
+    return table
 
 
 def sample_unseen(rng: np.random.Generator, items: int, had: np.ndarray, count: int) -> np.ndarray:
@@ -47,31 +55,35 @@ def sample_unseen(rng: np.random.Generator, items: int, had: np.ndarray, count: 
 
 
 def candidates(
-    rng: np.random.Generator, record: Record, event: int, unseen: np.ndarray, size: int, labels
+    rng: np.random.Generator, record: Record, events: np.ndarray, known: int, size: int, table: np.ndarray, items: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The list to be ranked at an event, the event's own item first: items (K,) int32 and labels (K, A) int8.
+    """The lists to be ranked at some events, each event's own item first: items (E, K) int32, labels (E, K, A) int8.
 
-    Where the event's request has a list that was shown, the others are drawn from it, and each is labelled by the action
-    that it got. Elsewhere they are `unseen` items: 0 for the first label, which asks whether an item is chosen at all,
-    and unknown (-1) for the others. Missing candidates are item 0, label -1.
+    Where an event's request has a list that was shown, the others are drawn from it, and each is labelled by the
+    action that it got. Elsewhere they are items that the user does not have: 0 for the first label, which asks whether
+    an item is chosen at all, and unknown (-1) for the others. Missing candidates are item 0, label -1.
 
     Args:
-      unseen: at least K - 1 items that the user does not have, or as many as there are.
-      labels: the positive actions of each label, in order.
+      events: indices of events with an item, (E,).
+      known: how many leading events tell which items the user has.
+      table: `label_table` of the log.
     """
-    item, label = np.zeros(size, np.int32), np.full((size, len(labels)), -1, np.int8)
-    own, action = record["item"][event], record["action"][event]
-    item[0], label[0] = own, [action in positive for positive in labels]
-    request = record["request"][event]
-    shown = np.flatnonzero(record["shown_request"] == request) if request and len(record["shown_request"]) else ()
-    if len(shown):
-        others = shown[record["shown_item"][shown] != own]
-        others = rng.permutation(others)[: size - 1]
-        item[1 : 1 + len(others)] = record["shown_item"][others]
-        for place, got in enumerate(record["shown_action"][others], 1):
-            label[place] = [got in positive for positive in labels]
-    else:
-        drawn = unseen[: size - 1]
-        item[1 : 1 + len(drawn)] = drawn
-        label[1 : 1 + len(drawn), 0] = 0
+    others = size - 1
+    item = np.zeros((len(events), size), np.int32)
+    label = np.full((*item.shape, table.shape[1]), -1, np.int8)
+    item[:, 0], label[:, 0] = record["item"][events], table[record["action"][events]]
+    unseen = sample_unseen(rng, items, np.unique(record["item"][:known]), len(events) * others)
+    # One draw serves all lists, unless the catalogue is too small for them to differ.
+    enough = len(unseen) == len(events) * others
+    for row, event in enumerate(events.tolist()):
+        request = record["request"][event]
+        mine = unseen[row * others : (row + 1) * others] if enough else rng.permutation(unseen)[:others]
+        shown = (record["shown_request"] == request).nonzero()[0] if request and len(record["shown_request"]) else ()
+        if len(shown):
+            shown = rng.permutation(shown[record["shown_item"][shown] != item[row, 0]])[:others]
+            item[row, 1 : 1 + len(shown)] = record["shown_item"][shown]
+            label[row, 1 : 1 + len(shown)] = table[record["shown_action"][shown]]
+        else:
+            item[row, 1 : 1 + len(mine)] = mine
+            label[row, 1 : 1 + len(mine), 0] = 0
     return item, label
