@@ -1,5 +1,6 @@
 """A small model, and random inputs for it."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -15,10 +16,17 @@ SPEC = batches.LogSpec(60, 6, 9, ("engage", "like"), (("genres", 7), ("text", 5)
 CONFIG = ModelConfig(width=32, heads=4, depth=2, dropout=0.0)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(config, spec, key):
+    return nn.unbox(models.init(models.SynerGen(config, spec), key))
+
+
 def make(config=CONFIG, spec=SPEC, seed=0):
     """(model, unboxed params, catalogue)."""
     model = models.SynerGen(config, spec)
-    params = nn.unbox(jax.jit(lambda key: models.init(model, key))(jax.random.key(seed)))
+    # What has no parameters is left out, so that configs of one shape share one compilation.
+    shape = dataclasses.replace(config, rope="split", dropout=0.0, dtype="float32", remat=False)
+    params = _init(shape, spec, jax.random.key(seed))
     # Vectors start small; larger ones make items, queries and actions weigh as much as they do after training.
     small = ("tables", "action", "kind", "join")
     grow = lambda path, x: x * 20 if any(name in jax.tree_util.keystr(path) for name in small) else x
