@@ -54,7 +54,7 @@ def train_feed(log, split: Split, config: Config, process: int = 0, processes: i
     where = train_windows(split.train_stop, split.first_target, data.max_history, data.stride)
     if not len(where):
         raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
-    make = functools.partial(_example, log, split.train_stop, windows.label_table(log), config)
+    make = functools.partial(_example, log, log.spec.items, windows.label_table(log), split.train_stop, config)
     examples = (
         grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat().map_with_index(make)[process::processes]
     )
@@ -105,7 +105,9 @@ class _Rows:
         return f"_Rows({len(self)})"
 
 
-def _example(log, train_stop: np.ndarray, table: np.ndarray, config: Config, index: int, place: np.ndarray):
+def _example(
+    log, items: int, table: np.ndarray, train_stop: np.ndarray, config: Config, index: int, place: np.ndarray
+) -> dict[str, typing.Any]:
     """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream."""
     data = config.data
     user, start, stop = place.tolist()
@@ -118,9 +120,8 @@ def _example(log, train_stop: np.ndarray, table: np.ndarray, config: Config, ind
 
     rng = np.random.default_rng((data.seed, EXAMPLE, index))
     ranked = rng.permutation(target.nonzero()[0])[: data.rank_events]
-    item, label = windows.candidates(
-        rng, record, start + ranked, int(train_stop[user]), data.rank_candidates, table, log.spec.items
-    )
+    known, size = int(train_stop[user]), data.rank_candidates
+    item, label = windows.candidates(rng, record, start + ranked, known, size, table, items)
     short = data.rank_events - len(ranked)
     at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
     at[:, : len(ranked)] = events.query[ranked], events.time[ranked], visible[ranked]

@@ -39,7 +39,7 @@ def only_training(log):
 
 def example(log, config, place=(0, 0, 6), index=0):
     """One training window, unbatched."""
-    return feed._example(log, log.lengths, windows.label_table(log), config, index, np.array(place))
+    return feed._example(log, log.spec.items, windows.label_table(log), log.lengths, config, index, np.array(place))
 
 
 def same(a, b):
@@ -362,7 +362,7 @@ def test_what_a_reader_can_see_came_before_its_request(seed, stride):
         user_, start, stop = place.tolist()
         record = log[user_]
         assert stop <= split.train_stop[user_], "nothing but training events is in a training window"
-        found = feed._example(log, split.train_stop, table, config, index, place)
+        found = feed._example(log, log.spec.items, table, split.train_stop, config, index, place)
         n, visible = stop - start, found["retrieval"].visible
         for i in range(n):
             assert 0 <= visible[i] <= i
