@@ -477,6 +477,14 @@ def test_sampled_candidates_depend_on_the_seed_and_the_target_alone():
         assert again == lists[size], "a feed can be iterated again"
     assert lists[3] == lists[8]
 
+    def drawn(seed):
+        twins = SmallLog([user([1, 2, 3]), user([1, 2, 3])], 400)
+        config = configure({"rank_candidates": 20}, seed=seed)
+        (batch,) = feed.evaluation_feed(twins, splits.split(twins, config.data), "test", config)
+        return [frozenset(row[0].tolist()) for row in batch.ranking.item[:2]]
+
+    assert len({*drawn(0), *drawn(1)}) == 4, "each seed and each user has a list of its own"
+
 
 @pytest.mark.parametrize("kind", ["leave-one-out", "time"])
 @pytest.mark.parametrize("filter_seen", [True, False])

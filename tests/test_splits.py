@@ -65,6 +65,8 @@ def test_by_time_parts_cover_each_event_once():
     last = max(r["time"][s - 1] for r, s in zip(log.records, made.train_stop) if s)
     first = min(r["time"][s] for r, s in zip(log.records, made.train_stop) if s < len(r["time"]))
     assert last < first, "no user trains on what another one does after the moment"
+    assert np.all(made.first_target <= made.train_stop)
+    assert np.any(made.first_target < made.train_stop)
     share = made.train_stop.sum() / log.lengths.sum()
     assert abs(share - 0.6) < 0.05
 
