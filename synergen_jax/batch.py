@@ -80,7 +80,8 @@ class Candidates:
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""
         xp = np if isinstance(self.item, np.ndarray) else jax.numpy
-        flat = lambda x: x.reshape(x.shape[0], -1)
+        users, events, size = self.item.shape
+        flat = lambda x: x.reshape(users, events * size)
         wide = lambda x: flat(xp.broadcast_to(x[..., None], self.item.shape))
         return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible))
 

@@ -116,7 +116,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
 def _accumulate(grad, params, batch: TrainBatch, key: Array, micro: int):
     """Adds loss, parts and gradients over `micro` slices of the batch, one after the other."""
     # Every micro-batch takes users from all over the batch, so that it stays split along `data`.
-    cut = lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
+    cut = lambda x: x.reshape(x.shape[0] // micro, micro, *x.shape[1:]).swapaxes(0, 1)
     slices = jax.tree.map(cut, dataclasses.replace(batch, negatives=jnp.zeros((batch.target.shape[0], 0), jnp.int32)))
 
     def one(total, xs):
