@@ -38,7 +38,7 @@ def negatives(batch: TrainBatch, catalogue: Catalogue, config: LossConfig, key: 
     ids = jnp.concatenate([batch.negatives, batch.target.reshape(-1)[position]])
     if not config.log_q:
         return ids, None
-    filled = config.in_batch * jnp.mean(batch.target > 0)
+    filled = config.in_batch * jnp.mean(batch.target > 0).clip(1 / batch.target.size)  # log 0 would make 0 x inf
     return ids, losses.log_expected_count(catalogue.counts, filled, batch.negatives.shape[0])
 
 

@@ -52,22 +52,25 @@ def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
     """A `NamedSharding` for each array of a tree that is boxed with logical axes; without a box: kept whole.
 
     Raises:
-      UserError: two axes of one array fall on the same mesh axis, or a size does not divide.
+      UserError: two axes of one array fall on the same mesh axis, a size does not divide, or an axis has no rule.
     """
-    specs = nn.logical_to_mesh(nn.get_partition_spec(tree), rules)
+    table = dict(rules)
     is_spec = lambda x: isinstance(x, PartitionSpec)
 
-    def check(path, array, spec):
+    def one(path, array, logical):
+        where = f"{jax.tree_util.keystr(path)} {array.shape}"
+        if missing := [name for name in logical if name is not None and name not in table]:
+            raise UserError(f"{where}: no sharding rule for the logical axis {missing[0]!r}")
+        spec = PartitionSpec(*(table[name] if name is not None else None for name in logical))
         used = [axis for axis in spec if axis is not None]
-        where = jax.tree_util.keystr(path)
         if len(set(used)) < len(used):
-            raise UserError(f"sharding rules put two axes of {where} {array.shape} on one mesh axis: {spec}")
+            raise UserError(f"{where}: the sharding rules put two of its axes, {logical}, on one mesh axis: {spec}")
         for size, axis in zip(array.shape, spec):
             if axis is not None and size % mesh.shape[axis]:
-                raise UserError(f"{where} {array.shape}: {size} cannot be split over mesh.{axis} {mesh.shape[axis]}")
+                raise UserError(f"{where}: {size} cannot be split over mesh.{axis} {mesh.shape[axis]}")
+        return NamedSharding(mesh, spec)
 
-    jax.tree_util.tree_map_with_path(check, nn.unbox(tree), specs, is_leaf=is_spec)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(one, nn.unbox(tree), nn.get_partition_spec(tree), is_leaf=is_spec)
 
 
 def batch_shardings(mesh: Mesh) -> TrainBatch:

@@ -97,9 +97,9 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         metrics = {
             "loss": value,
             **{f"loss/{name}": part for name, part in parts.items()},
-            "norm/gradient": optax.global_norm(grads),
-            "norm/update": optax.global_norm(updates),
-            "norm/parameter": optax.global_norm(params),
+            "norm/gradient": optax.tree.norm(grads),
+            "norm/update": optax.tree.norm(updates),
+            "norm/parameter": optax.tree.norm(params),
             "learning_rate": rate(state.step),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,178 @@
+"""One step on different meshes is the same step, and the state really lies in parts."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data_pipelines import feed, splits
+from synergen_jax import config as configs
+from synergen_jax import sharding, train
+from synergen_jax.config import MeshConfig
+from synergen_jax.errors import UserError
+from tests.small_log import random_log
+
+WORDS = {
+    "model": {"width": 16, "heads": 4, "depth": 1, "dropout": 0.2},
+    "data": {"batch": 8, "max_history": 8, "negatives": 8, "rank_events": 2, "rank_candidates": 3},
+    "loss": {"in_batch": 8},
+    "optimiser": {"warmup": 1, "learning_rate": 1e-3},
+    "run": {"steps": 20},
+}
+
+
+def run(mesh=(1, 1), steps=3, **changes):
+    """(state, metrics) after some steps of a small run on a mesh of that shape."""
+    tree = {section: values | changes.get(section, {}) for section, values in WORDS.items()}
+    config = configs.from_dict(tree | {k: v for k, v in changes.items() if k not in tree})
+    log = random_log(users=30)
+    split = splits.split(log, config.data)
+    devices = sharding.make_mesh(MeshConfig(*mesh), jax.devices()[: mesh[0] * mesh[1]])
+    model = train.make_model(config, log.spec)
+    state, shardings = train.init_state(config, model, devices)
+    step = train.make_step(config, model, devices, shardings)
+    catalogue = jax.device_put(feed.catalogue(log, split), sharding.whole(devices))
+    batches = feed.train_feed(log, split, config)(0)
+    for _ in range(steps):
+        batch = sharding.place(next(batches), sharding.batch_shardings(devices))
+        state, metrics = step(state, batch, catalogue)
+    batches.close()
+    return state, jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return run()
+
+
+def assert_same(found, wanted):
+    (state, metrics), (reference, expected) = found, wanted
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    close = lambda path, a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=0, err_msg=jax.tree_util.keystr(path))
+    jax.tree_util.tree_map_with_path(close, jax.device_get(state.params), jax.device_get(reference.params))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)])
+def test_a_step_does_not_depend_on_the_mesh(one, mesh):
+    found = run(mesh)
+    assert_same(found, one)
+    if mesh == (4, 2):
+        parameters_are_sharded(found[0])
+
+
+def parameters_are_sharded(state):
+    """Rows of tables, heads and feed-forward features lie in halves, and so do Adam's moments of them."""
+    table = state.params["tables"]["item"]
+    rows = table.shape[0]
+    assert {shard.data.shape for shard in table.addressable_shards} == {(rows // 2, 16)}
+    block = state.params["model"]["params"]["block_0"]
+    assert {shard.data.shape[1] for shard in block["query"]["kernel"].addressable_shards} == {2}  # of four heads
+    gate = block["gate"]["kernel"]
+    assert {shard.data.shape[1] for shard in gate.addressable_shards} == {gate.shape[1] // 2}
+    halves = [
+        leaf
+        for leaf in jax.tree.leaves(state.opt_state)
+        if leaf.shape == table.shape and leaf.addressable_shards[0].data.shape == (rows // 2, 16)
+    ]
+    assert len(halves) == 4  # mu and nu, of items and of queries, whose tables are padded to one size
+    norm = block["attention_norm"]["scale"]
+    assert all(shard.data.shape == norm.shape for shard in norm.addressable_shards)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    # Dropout draws other bits for other shapes, so it is off.
+    off = {"dropout": 0.0}
+    assert_same(run(steps=2, model=off, optimiser={"accumulate": 4}), run(steps=2, model=off))
+
+
+def test_micro_batches_on_a_mesh():
+    off = {"dropout": 0.0}
+    changed = {"model": off, "optimiser": {"accumulate": 2}, "data": {"negatives": 0}}
+    assert_same(run((4, 2), steps=2, **changed), run(steps=2, model=off, data={"negatives": 0}))
+
+
+def test_full_softmax_on_a_mesh():
+    full = {"loss": {"full_softmax": True}, "data": {"negatives": 0}}
+    assert_same(run((4, 2), steps=2, **full), run(steps=2, **full))
+
+
+def test_the_old_state_is_donated():
+    config = configs.from_dict(WORDS)
+    log = random_log(users=30)
+    split = splits.split(log, config.data)
+    mesh = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    model = train.make_model(config, log.spec)
+    state, shardings = train.init_state(config, model, mesh)
+    step = train.make_step(config, model, mesh, shardings)
+    batch = sharding.place(next(feed.train_feed(log, split, config)(0)), sharding.batch_shardings(mesh))
+    step(state, batch, jax.device_put(feed.catalogue(log, split), sharding.whole(mesh)))
+    assert state.params["tables"]["item"].is_deleted()
+
+
+def test_two_axes_on_one_mesh_axis_are_refused():
+    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((4, 4)), ("heads", "mlp"))}
+    with pytest.raises(UserError, match=r"\['w'\] \(4, 4\): .* on one mesh axis"):
+        sharding.tree_shardings(boxed, mesh)
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    mesh = sharding.make_mesh(MeshConfig(2, 4))
+    boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((6, 3)), ("heads", "embed"))}
+    with pytest.raises(UserError, match=r"\['w'\] \(6, 3\): 6 cannot be split over mesh.model 4"):
+        sharding.tree_shardings(boxed, mesh)
+
+
+def test_an_axis_without_a_rule_is_refused():
+    mesh = sharding.make_mesh(MeshConfig(2, 4))
+    boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("experts", "embed"))}
+    with pytest.raises(UserError, match="no sharding rule for the logical axis 'experts'"):
+        sharding.tree_shardings(boxed, mesh)
+
+
+def test_a_mesh_may_leave_devices_idle():
+    assert sharding.make_mesh(MeshConfig(3, 1)).devices.shape == (3, 1)
+
+
+def test_own_rules():
+    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("heads", "embed"))}
+    found = sharding.tree_shardings(boxed, mesh, rules=(("heads", "data"), ("embed", "model")))
+    assert found["w"] == NamedSharding(mesh, PartitionSpec("data", "model"))
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((-1, 3), "cannot be split into groups of 3"),
+        ((-1, -1), "one of them -1"),
+        ((0, 1), "at least 1"),
+        ((16, 1), "16 x 1 needs 16 devices and there are 8"),
+    ],
+)
+def test_meshes_that_do_not_fit_the_devices(shape, message):
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(MeshConfig(*shape))
+
+
+def test_batches_that_do_not_divide_name_the_next_that_does():
+    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    sharding.check_batch(16, 2, mesh)
+    with pytest.raises(UserError, match="data.batch 10 is not divisible by 8 .* the next that is: 16"):
+        sharding.check_batch(10, 2, mesh)
+
+
+def test_tables_fit_meshes_of_other_sizes():
+    """Rows are padded to 128, so that one checkpoint fits many meshes."""
+    config = configs.from_dict(WORDS)
+    for items in (3, 129):
+        spec = dataclasses.replace(random_log(users=3).spec, items=items)
+        for shape in ((8, 1), (1, 4)):
+            mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+            state = train.abstract_state(config, train.make_model(config, spec), mesh)
+            assert state.params["tables"]["item"].shape[0] % 128 == 0
