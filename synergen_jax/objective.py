@@ -72,7 +72,7 @@ def loss(
     flat = models.item_vectors(model, params, catalogue, jnp.concatenate([i.reshape(-1) for i in ids]))
     ends = [sum(i.size for i in ids[: n + 1]) for n in range(len(ids) - 1)]
     event_items, targets, candidate_items, negatives_ = (
-        part.reshape(*i.shape, -1) for part, i in zip(jnp.split(flat, ends), ids)
+        part.reshape(*i.shape, flat.shape[-1]) for part, i in zip(jnp.split(flat, ends), ids)
     )
     query = lambda ids: models.query_vectors(model, params, catalogue, ids)
     deterministic = key is None

@@ -14,7 +14,7 @@ from synergen_jax import config as configs
 from synergen_jax import sharding, train
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
-from tests.small_log import random_log
+from small_log import random_log
 
 WORDS = {
     "model": {"width": 16, "heads": 4, "depth": 1, "dropout": 0.2},

@@ -1,0 +1,196 @@
+"""Each loss against a loop in NumPy that follows its formula, and at the extremes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synergen_jax import losses
+
+
+def unit(rng, rows, width=5):
+    x = rng.normal(size=(rows, width))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def info_nce_loop(query, positive, positive_id, negative, negative_id, weight, log_q, temperature):
+    """The formula of `info_nce`, term by term."""
+    total = 0.0
+    for p in range(len(query)):
+        score = lambda vector, item, p=p: float(query[p] @ vector) / temperature - (0 if log_q is None else log_q[item])
+        hit = np.exp(score(positive[p], positive_id[p]))
+        below = hit
+        for n in range(len(negative)):
+            if negative_id[n] != 0 and negative_id[n] != positive_id[p]:
+                below += np.exp(score(negative[n], negative_id[n]))
+        total += weight[p] * -np.log(hit / below)
+    return total
+
+
+@pytest.fixture
+def sampled():
+    rng = np.random.default_rng(0)
+    items = 12
+    table = unit(rng, items)
+    positive_id = rng.integers(1, items, 7).astype(np.int32)
+    negative_id = np.append(rng.integers(0, items, 9), positive_id[:3]).astype(np.int32)  # with accidental hits
+    negative_id[0] = 0  # an empty slot
+    weight = np.array([1, 1, 0, 1, 0.5, 1, 1], np.float32)
+    counts = rng.integers(0, 30, items).astype(np.int32)
+    log_q = np.asarray(losses.log_expected_count(jnp.asarray(counts), 3, 9))
+    return unit(rng, 7), table[positive_id], positive_id, table[negative_id], negative_id, weight, log_q
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_info_nce_is_its_formula(sampled, corrected, temperature):
+    *args, log_q = sampled
+    log_q = log_q if corrected else None
+    found = losses.info_nce(*map(jnp.asarray, args), None if log_q is None else jnp.asarray(log_q), temperature)
+    np.testing.assert_allclose(found, info_nce_loop(*args, log_q, temperature), rtol=1e-5)
+
+
+def test_the_correction_and_the_mask_matter(sampled):
+    """What the formula's test compares is not the same number whatever one does."""
+    *args, log_q = sampled
+    plain = info_nce_loop(*args, None, 0.05)
+    assert abs(info_nce_loop(*args, log_q, 0.05) - plain) > 0.1
+    query, positive, positive_id, negative, negative_id, weight = args
+    unmasked = info_nce_loop(query, positive, positive_id + 100, negative, negative_id, weight, None, 0.05)
+    assert unmasked - plain > 0.1
+
+
+def test_accidental_hits_and_empty_slots_have_no_gradient(sampled):
+    query, positive, positive_id, negative, negative_id, weight, log_q = map(jnp.asarray, sampled)
+    alone = lambda n: losses.info_nce(
+        query[:1], positive[:1], positive_id[:1], n, negative_id, weight[:1], log_q, 0.1
+    )
+    grad = np.asarray(jax.grad(alone)(negative))
+    out = (np.asarray(negative_id) == 0) | (np.asarray(negative_id) == int(positive_id[0]))
+    assert out.any() and (grad[out] == 0).all() and (np.abs(grad[~out]).sum(1) > 0).all()
+
+
+def test_queries_of_weight_zero_have_no_gradient(sampled):
+    query, *rest = map(jnp.asarray, sampled)
+    grad = np.asarray(jax.grad(lambda q: losses.info_nce(q, *rest, 0.1))(query))
+    assert (grad[2] == 0).all() and (np.abs(np.delete(grad, 2, 0)).sum(1) > 0).all()
+
+
+def test_no_negative_left_is_no_loss():
+    query = jnp.ones((2, 3))
+    found = losses.info_nce(query, query, jnp.array([1, 1]), query, jnp.array([1, 0]), jnp.ones(2), None, 0.1)
+    assert float(found) == 0.0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4, -1e4])
+def test_extreme_scores_stay_finite(scale):
+    query = jnp.array([[scale]])
+    args = query, jnp.ones((1, 1)), jnp.array([1]), -jnp.ones((1, 1)), jnp.array([2]), jnp.ones(1), None, 0.05
+    value, grad = jax.value_and_grad(lambda q: losses.info_nce(q, *args[1:]))(query)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    np.testing.assert_allclose(value, np.logaddexp(0, -2 * scale / 0.05), rtol=1e-5)
+
+
+def test_full_softmax_is_its_formula():
+    rng = np.random.default_rng(1)
+    query, keys, target = unit(rng, 6), unit(rng, 11), np.array([1, 5, 10, 0, 5, 2])
+    weight = (target > 0).astype(np.float32)
+    wanted = 0.0
+    for p in range(6):
+        if weight[p]:
+            exp = np.exp(keys[1:].astype(np.float64) @ query[p] / 0.1)  # id 0 is never in the sum
+            wanted -= np.log(exp[target[p] - 1] / exp.sum())
+    args = [jnp.asarray(x) for x in (query, keys, target, weight)]
+    np.testing.assert_allclose(losses.full_softmax(*args, 0.1), wanted, rtol=1e-5)
+    grad = jax.grad(lambda q: losses.full_softmax(q, *args[1:], 0.1))(args[0])
+    assert np.isfinite(grad).all() and (np.asarray(grad)[3] == 0).all()
+
+
+def test_sampling_the_whole_catalogue_is_the_full_softmax():
+    """Every item once, no correction: InfoNCE's own definition of its limit."""
+    rng = np.random.default_rng(2)
+    query, keys, target = unit(rng, 6), unit(rng, 11), np.array([1, 5, 10, 3, 5, 2])
+    ids = np.arange(11, dtype=np.int32)
+    sampled = losses.info_nce(*map(jnp.asarray, (query, keys[target], target, keys, ids, np.ones(6, np.float32))), None, 0.1)
+    full = losses.full_softmax(*map(jnp.asarray, (query, keys, target, np.ones(6, np.float32))), 0.1)
+    np.testing.assert_allclose(sampled, full, rtol=1e-5)
+
+
+def test_expected_counts_by_hand():
+    found = np.exp(losses.log_expected_count(jnp.array([0, 6, 3, 0]), 5, 9))
+    # Id 0 and the unseen item 3 count once: shares 1, 6, 3, 1 of 11; uniform draws fall on three items.
+    np.testing.assert_allclose(found, 5 * np.array([1, 6, 3, 1]) / 11 + 9 / 3, rtol=1e-6)
+
+
+def test_expected_counts_match_the_draws():
+    """The correction is that of the sampling: counted over many draws."""
+    rng = np.random.default_rng(3)
+    counts = np.array([0, 50, 30, 15, 5])
+    in_batch, uniform, rounds = 6, 4, 4000
+    drawn = np.concatenate([
+        rng.choice(5, in_batch * rounds, p=counts / counts.sum()), rng.integers(1, 5, uniform * rounds)
+    ])
+    seen = np.bincount(drawn, minlength=5)[1:] / rounds
+    np.testing.assert_allclose(np.exp(losses.log_expected_count(jnp.asarray(counts), in_batch, uniform))[1:], seen, rtol=0.05)
+
+
+def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
+    """With log-Q, many popularity draws give the full softmax's loss; without, they do not."""
+    rng = np.random.default_rng(4)
+    items, draws = 9, 20_000
+    counts = np.append(0, rng.integers(1, 200, items - 1))
+    keys, query = unit(rng, items), unit(rng, 1)
+    target = np.array([3])
+    ids = rng.choice(items, draws, p=counts / counts.sum()).astype(np.int32)
+    ids = ids[ids != 3]
+    full = float(losses.full_softmax(*map(jnp.asarray, (query, keys, target, np.ones(1, np.float32))), 1.0))
+    log_q = losses.log_expected_count(jnp.asarray(counts), draws, 0)
+    args = [jnp.asarray(x) for x in (query, keys[target], target, keys[ids], ids, np.ones(1, np.float32))]
+    # The positive stands for itself once: its own correction is log 1.
+    corrected = float(losses.info_nce(*args, log_q.at[3].set(0.0), 1.0))
+    assert abs(corrected - full) < 0.02
+    assert abs(float(losses.info_nce(*args, None, 1.0)) - full) > 1
+
+
+def test_pointwise_is_its_formula():
+    rng = np.random.default_rng(5)
+    logits, label = rng.normal(size=(3, 4, 2)) * 3, rng.integers(-1, 2, (3, 4, 2))
+    chance = 1 / (1 + np.exp(-logits))
+    wanted = sum(
+        -np.log(chance[i] if label[i] == 1 else 1 - chance[i]) for i in np.ndindex(label.shape) if label[i] >= 0
+    )
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8)
+    np.testing.assert_allclose(losses.pointwise(*args), wanted, rtol=1e-5)
+    assert float(losses.known(args[1])) == (label >= 0).sum()
+
+
+def test_pairwise_is_its_formula():
+    rng = np.random.default_rng(6)
+    logits, label = rng.normal(size=(3, 5, 2)) * 3, rng.integers(-1, 2, (3, 5, 2))
+    wanted, pairs = 0.0, 0
+    for b, a in np.ndindex(3, 2):
+        for i, j in np.ndindex(5, 5):
+            if label[b, i, a] == 1 and label[b, j, a] == 0:
+                wanted -= np.log(1 / (1 + np.exp(logits[b, j, a] - logits[b, i, a])))
+                pairs += 1
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8)
+    np.testing.assert_allclose(losses.pairwise(*args), wanted, rtol=1e-5)
+    assert float(losses.pairs(args[1])) == pairs > 5
+
+
+@pytest.mark.parametrize("name", ["pointwise", "pairwise"])
+def test_ranking_losses_at_the_extremes(name):
+    label = jnp.array([[[1], [0], [-1]]], jnp.int8)
+    loss = getattr(losses, name)
+    for logit in (0.0, 1e4, -1e4):
+        logits = jnp.array([[[logit], [-logit], [jnp.inf]]])
+        value, grad = jax.value_and_grad(loss)(logits.at[0, 2].set(0.0), label)
+        assert np.isfinite(value) and np.isfinite(grad).all()
+    nothing = jnp.full((1, 3, 1), -1, jnp.int8)
+    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 3, 1)), nothing)
+    assert float(value) == 0 and (np.asarray(grad) == 0).all()
+
+
+def test_lists_of_no_candidates():
+    empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8)
+    assert float(losses.pointwise(*empty)) == float(losses.pairwise(*empty)) == 0
