@@ -62,9 +62,7 @@ def test_the_correction_and_the_mask_matter(sampled):
 
 def test_accidental_hits_and_empty_slots_have_no_gradient(sampled):
     query, positive, positive_id, negative, negative_id, weight, log_q = map(jnp.asarray, sampled)
-    alone = lambda n: losses.info_nce(
-        query[:1], positive[:1], positive_id[:1], n, negative_id, weight[:1], log_q, 0.1
-    )
+    alone = lambda n: losses.info_nce(query[:1], positive[:1], positive_id[:1], n, negative_id, weight[:1], log_q, 0.1)
     grad = np.asarray(jax.grad(alone)(negative))
     out = (np.asarray(negative_id) == 0) | (np.asarray(negative_id) == int(positive_id[0]))
     assert out.any() and (grad[out] == 0).all() and (np.abs(grad[~out]).sum(1) > 0).all()
@@ -111,7 +109,9 @@ def test_sampling_the_whole_catalogue_is_the_full_softmax():
     rng = np.random.default_rng(2)
     query, keys, target = unit(rng, 6), unit(rng, 11), np.array([1, 5, 10, 3, 5, 2])
     ids = np.arange(11, dtype=np.int32)
-    sampled = losses.info_nce(*map(jnp.asarray, (query, keys[target], target, keys, ids, np.ones(6, np.float32))), None, 0.1)
+    sampled = losses.info_nce(
+        *map(jnp.asarray, (query, keys[target], target, keys, ids, np.ones(6, np.float32))), None, 0.1
+    )
     full = losses.full_softmax(*map(jnp.asarray, (query, keys, target, np.ones(6, np.float32))), 0.1)
     np.testing.assert_allclose(sampled, full, rtol=1e-5)
 
@@ -127,11 +127,13 @@ def test_expected_counts_match_the_draws():
     rng = np.random.default_rng(3)
     counts = np.array([0, 50, 30, 15, 5])
     in_batch, uniform, rounds = 6, 4, 4000
-    drawn = np.concatenate([
-        rng.choice(5, in_batch * rounds, p=counts / counts.sum()), rng.integers(1, 5, uniform * rounds)
-    ])
+    drawn = np.concatenate(
+        [rng.choice(5, in_batch * rounds, p=counts / counts.sum()), rng.integers(1, 5, uniform * rounds)]
+    )
     seen = np.bincount(drawn, minlength=5)[1:] / rounds
-    np.testing.assert_allclose(np.exp(losses.log_expected_count(jnp.asarray(counts), in_batch, uniform))[1:], seen, rtol=0.05)
+    np.testing.assert_allclose(
+        np.exp(losses.log_expected_count(jnp.asarray(counts), in_batch, uniform))[1:], seen, rtol=0.05
+    )
 
 
 def test_correction_makes_sampled_gradients_unbiased_in_the_limit():

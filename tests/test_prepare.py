@@ -29,7 +29,7 @@ def titled(title, year):
 def files_100k(folder):
     folder.mkdir(exist_ok=True)
     (folder / "u.data").write_text("".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in EVENTS))
-    flags = lambda genres: "|".join(str(int(genre in genres)) for genre in movielens.GENRES)  # noqa: E731
+    flags = lambda genres: "|".join(str(int(genre in genres)) for genre in movielens.GENRES)
     lines = [f"{i}|{titled(t, y)}|01-Jan-1995||http://x|{flags(g)}\n" for i, (t, y, g) in FILMS.items()]
     (folder / "u.item").write_text("".join(lines), encoding="latin-1")
     return folder

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from small_log import random_log
 
 from data_pipelines import feed, splits
 from synergen_jax import config as configs
 from synergen_jax import sharding, train
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
-from small_log import random_log
 
 WORDS = {
     "model": {"width": 16, "heads": 4, "depth": 1, "dropout": 0.2},
@@ -163,7 +163,7 @@ def test_meshes_that_do_not_fit_the_devices(shape, message):
 def test_batches_that_do_not_divide_name_the_next_that_does():
     mesh = sharding.make_mesh(MeshConfig(4, 2))
     sharding.check_batch(16, 2, mesh)
-    with pytest.raises(UserError, match="data.batch 10 is not divisible by 8 .* the next that is: 16"):
+    with pytest.raises(UserError, match=r"data\.batch 10 is not divisible by 8 .* the next that is: 16"):
         sharding.check_batch(10, 2, mesh)
 
 

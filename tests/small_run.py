@@ -1,0 +1,90 @@
+"""A small training run on users whose next item follows from the last one. As a script: a run that kills itself.
+
+python small_run.py WORKDIR          20 steps, killed by SIGKILL at step 15 once the checkpoint of step 10 is there
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import numpy as np
+from small_log import SmallLog, user
+
+from data_pipelines import feed, splits
+from synergen_jax import config as configs
+from synergen_jax import evaluate, train
+
+ITEMS = 12
+TREE = {
+    "data": {"batch": 8, "max_history": 8, "rank_events": 2, "rank_candidates": 4},
+    "model": {"width": 16, "heads": 2, "depth": 1, "dropout": 0.1},
+    "loss": {"full_softmax": True, "temperature": 0.1},
+    "optimiser": {"warmup": 2, "learning_rate": 1e-2},
+    "run": {"steps": 20, "log_every": 1, "eval_every": 5, "patience": 0, "checkpoint_every": 5, "keep": 2},
+    "evaluate": {"batch": 16, "rank_candidates": 4, "bootstrap": 0, "scann": False},
+    "mesh": {"data": 1},
+}
+
+
+def cycle_log(users=32):
+    """Users who walk through the items one after the other, each from a place of their own."""
+    walk = lambda u: 1 + (u * 5 + np.arange(4 + u % 6)) % (ITEMS - 1)
+    return SmallLog([user(walk(u), name=f"u{u}") for u in range(users)], ITEMS)
+
+
+class Run:
+    """Everything that `train.train` takes."""
+
+    def __init__(self, **changes):
+        self.config = configs.from_dict({s: values | changes.get(s, {}) for s, values in TREE.items()})
+        self.log = cycle_log()
+        self.split = splits.split(self.log, self.config.data)
+        self.catalogue = feed.catalogue(self.log, self.split)
+        self.feed = feed.train_feed(self.log, self.split, self.config)
+        self.model = train.make_model(self.config, self.log.spec)
+        self.said = []
+
+    def targets(self, part):
+        return feed.evaluation_feed(self.log, self.split, part, self.config)
+
+    def train(self, workdir, validate=None, fingerprint="", feed=None):
+        workdir.mkdir(parents=True, exist_ok=True)
+        validate = validate or evaluate.validator(self.model, self.catalogue, self.targets("validation"))
+        return train.train(
+            self.config,
+            self.log.spec,
+            self.catalogue,
+            feed or self.feed,
+            workdir,
+            validate,
+            self.said.append,
+            fingerprint,
+        )
+
+
+def fixed(*values):
+    """A validation that gives these NDCG@10, one after the other; the last again and again."""
+    left = list(values)
+    return lambda params: {"ndcg@10": left.pop(0) if len(left) > 1 else left[0]}
+
+
+def killed(workdir):
+    """Trains until validation at step 15, by when the checkpoint of step 10 is on disk, and dies."""
+    calls = []
+
+    def validate(params):
+        calls.append(1)
+        if len(calls) == 3:
+            deadline = time.monotonic() + 60
+            while not (workdir / "checkpoints" / "10").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"ndcg@10": 0.5}
+
+    Run().train(workdir, validate)
+
+
+if __name__ == "__main__":
+    killed(pathlib.Path(sys.argv[1]))

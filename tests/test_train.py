@@ -1,0 +1,163 @@
+"""The training loop: it learns, stops, resumes to the bit, and a killed run loses nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from small_run import ITEMS, Run, fixed
+
+from synergen_jax import evaluate, train
+from synergen_jax.errors import UserError
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in lines(workdir) if "loss" in line}
+
+
+def kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def assert_equal(a, b):
+    """Two states, to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(run, result, workdir) of 20 uninterrupted steps."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run = Run()
+    return run, run.train(workdir, fixed(0.5)), workdir
+
+
+def test_what_a_run_writes(whole):
+    _, result, workdir = whole
+    assert (result.step, result.stopped) == (20, "steps")
+    assert result.events_per_second > 0
+    assert set(losses(workdir)) == set(range(1, 21))
+    first = lines(workdir)[0]
+    for name in ("loss/retrieval", "loss/pointwise", "loss/pairwise", "norm/gradient", "norm/update", "norm/parameter"):
+        assert np.isfinite(first[name]), name
+    assert first["learning_rate"] == 0 < lines(workdir)[2]["learning_rate"]
+    assert [line["step"] for line in lines(workdir) if "validation/ndcg@10" in line] == [5, 10, 15, 20]
+    assert list((workdir / "tensorboard").iterdir())
+    # Equal validations: the newest counts as the best, and two more are kept.
+    assert kept(workdir) == [15, 20]
+
+
+def test_it_learns_what_follows_what(tmp_path):
+    """Every next item follows from the last one: nearly all are found, and the heads tell chosen items from others."""
+    run = Run(
+        run={"steps": 120, "eval_every": 60, "checkpoint_every": 120},
+        model={"dropout": 0.0},
+    )
+    result = run.train(tmp_path)
+    assert losses(tmp_path)[120] < 0.3 * losses(tmp_path)[1]
+    found = evaluate.evaluate(
+        run.model, result.state.params, run.catalogue, run.targets("test"), run.config.evaluate, run.said.append
+    )
+    assert found.values["model"]["hr@1"] > 0.9 > 0.5 > found.values["most_popular"]["hr@1"]
+    assert found.values["model"]["auc/engage"] > found.values["most_popular"]["auc/engage"] + 0.15
+
+
+def test_resuming_is_exact(whole, tmp_path):
+    _, result, workdir = whole
+    with pytest.raises(KeyboardInterrupt):
+        Run().train(tmp_path, Interrupted())
+    again = Run()
+    resumed = again.train(tmp_path, fixed(0.5))
+    assert "resumed from step 10" in again.said[0]
+    assert_equal(resumed.state, result.state)
+    assert losses(tmp_path) == losses(workdir)
+
+
+class Interrupted:
+    """A validation that a person interrupts at its third call, at step 15."""
+
+    calls = 0
+
+    def __call__(self, params):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return {"ndcg@10": 0.5}
+
+
+def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
+    """20 steps are 10 steps, SIGKILL at step 15, and a second process that goes on."""
+    _, result, workdir = whole
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, here / "small_run.py", tmp_path], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert max(losses(tmp_path)) == 15
+    again = Run()
+    resumed = again.train(tmp_path, fixed(0.5))
+    assert "resumed from step 10" in again.said[0]
+    assert_equal(resumed.state, result.state)
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_a_finished_run_has_nothing_to_do(whole):
+    _, result, workdir = whole
+    again = Run()
+    found = again.train(workdir, fixed(0.5))
+    assert "nothing to do" in again.said[-1] and found.step == 20
+    assert_equal(found.state, result.state)
+
+
+def test_checkpoints_of_another_log_are_refused(whole):
+    *_, workdir = whole
+    with pytest.raises(UserError, match="trained on another log"):
+        Run().train(workdir, fingerprint="other")
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    run = Run(run={"steps": 100, "eval_every": 2, "patience": 3, "checkpoint_every": 100, "keep": 1})
+    result = run.train(tmp_path, fixed(0.1, 0.4, 0.3, 0.4, 0.2, 0.1))
+    # Best at 4, equalled at 8; the third validation without a better one is that of step 10.
+    assert (result.step, result.stopped, result.best, result.best_step) == (10, "patience", 0.4, 8)
+    assert kept(tmp_path) == [8, 10]
+    again = Run(run={"steps": 100, "eval_every": 2, "patience": 3, "checkpoint_every": 100, "keep": 1})
+    assert again.train(tmp_path).step == 10 and "nothing to do" in again.said[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    """An item with an infinite vector comes up in the fifth batch."""
+    run = Run(
+        run={"checkpoint_every": 2, "eval_every": 2, "log_every": 100},
+        loss={"full_softmax": False, "in_batch": 4},
+        data={"negatives": 4},
+    )
+    bad = ITEMS - 1
+    run.catalogue.item_matrices["text"][bad] = np.inf
+
+    def feed(step):
+        good = lambda x: np.where(x == bad, 1, x) if x.dtype == np.int32 else x
+        for index, batch in enumerate(run.feed(step), start=step + 1):
+            batch = jax.tree.map(good, batch)
+            if index == 5:
+                batch.events.item[0, 0] = bad
+            yield batch
+
+    with pytest.raises(train.NotFiniteError, match=r"^step 5: the loss or its gradient is not finite .*loss nan"):
+        run.train(tmp_path, fixed(0.5), feed=feed)
+    assert kept(tmp_path) == [2, 4]
+
+
+def test_batches_that_do_not_fit_the_mesh(tmp_path):
+    with pytest.raises(UserError, match=r"data\.batch 9 is not divisible by 8"):
+        Run(data={"batch": 9}, mesh={"data": 8}).train(tmp_path)
