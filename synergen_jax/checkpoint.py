@@ -1,22 +1,33 @@
 """Checkpoints: state and feed position, written by Orbax in the background, the newest and the best kept.
 
 Orbax commits a checkpoint by a rename after all its files are written, so that one cut off half-way is never taken for
-whole. A checkpoint that cannot be read is passed over, aloud, in favour of an older one.
+whole. A checkpoint that cannot be read is passed over, aloud, in favour of an older one. Which step is the best is
+written in each checkpoint's own `info`: Orbax's metrics would have to be whole in every one of them.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import logging
 import pathlib
+import shutil
 import typing
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from synergen_jax.errors import UserError
 
-METRIC = "ndcg@10"
+
+class _LatestAndBest:
+    """Orbax's preservation policy: the newest `keep` checkpoints, and that of step `best`."""
+
+    def __init__(self, keep: int):
+        self.keep, self.best = keep, -1
+
+    def should_preserve(self, checkpoints: collections.abc.Sequence, *, context: typing.Any) -> list[bool]:
+        first = len(checkpoints) - self.keep
+        return [i >= first or checkpoint.step == self.best for i, checkpoint in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -25,22 +36,15 @@ class Checkpoints:
     def __init__(
         self, folder: pathlib.Path, keep: int = 2, say: typing.Callable[[str], None] = print, read_only: bool = False
     ):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save at length
-        metric = lambda metrics: metrics[METRIC]
-        policy = checkpoint_managers.preservation_policy.AnyPreservationPolicy(
-            [
-                checkpoint_managers.preservation_policy.LatestN(n=keep),
-                checkpoint_managers.preservation_policy.BestN(
-                    get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
-        self.folder, self._say = folder.resolve(), say
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports every save, and damage, at length
+        self.folder, self._say, self._read_only = folder.resolve(), say, read_only
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{folder}: is no folder of checkpoints")
+        self._kept = _LatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=metric,
+                preservation_policy=self._kept,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
@@ -54,15 +58,19 @@ class Checkpoints:
     def __exit__(self, *_):
         self._manager.close()
 
-    def save(self, step: int, state: typing.Any, info: dict[str, typing.Any], metric: float | None) -> None:
+    def save(self, step: int, state: typing.Any, info: dict[str, typing.Any], best: int) -> None:
         """Starts writing `state` and the JSON-like `info`; returns once the state may be donated.
+
+        Args:
+          best: the best step so far, whose checkpoint is kept.
 
         Raises:
           UserError: this or the preceding checkpoint could not be written (disk full, no permission).
         """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info))
+        self._kept.best = best
+        info = ocp.args.JsonSave(info | {"best": best})
         try:
-            self._manager.save(step, args=args, metrics=None if metric is None else {METRIC: metric})
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), info=info))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder}: cannot write the checkpoint of step {step}: {error}") from error
 
@@ -71,11 +79,14 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
-        """Steps that have a whole checkpoint, oldest first."""
+        """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def restore(self, like: typing.Any, best: bool = False) -> tuple[typing.Any, dict[str, typing.Any]] | None:
-        """The newest readable checkpoint, or with `best` the one of the highest validation metric.
+        """The newest readable checkpoint, or with `best` the best one.
+
+        Unless read-only, damaged ones that are newer than the one that was read are set aside as `STEP.damaged`, so
+        that their steps can be written again.
 
         Args:
           like: a state of the wanted structure, shapes, dtypes and shardings; arrays or `jax.ShapeDtypeStruct`s. It may
@@ -87,20 +98,34 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
-        steps = self.steps()[::-1]
-        if best and (chosen := self._manager.best_step()) in steps:
-            steps.insert(0, steps.pop(steps.index(chosen)))
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in steps:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), info=ocp.args.JsonRestore())
+        steps, damaged = self.steps()[::-1], []
+
+        def read(step: int, **items):
             try:
-                found = self._manager.restore(step, args=args)
-                return found["state"], found["info"]
+                return self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore(), **items))
             except Exception as error:  # a damaged file surfaces as almost any exception
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self._say(
-                    f"warning: checkpoint {self.folder / str(step)} cannot be read and is passed over: {reason[:200]}"
-                )
-        if steps:
+                damaged.append(step)
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                where = self.folder / str(step)
+                self._say(f"warning: checkpoint {where} cannot be read and is passed over: {lines[0][:200]}")
+
+        if best and (newest := next(filter(None, map(read, steps)), None)):
+            steps.sort(key=lambda step: step != newest["info"]["best"])  # stable: the others stay newest first
+        state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        left = (step for step in steps if step not in damaged)
+        found = next(filter(None, (read(step, state=state) for step in left)), None)
+        if found is None and steps:
             raise UserError(f"{self.folder}: none of its checkpoints can be read; delete the folder to start afresh")
-        return None
+        if found is None:
+            return None
+        if not self._read_only:
+            self._set_aside(damaged)
+        self._kept.best = found["info"]["best"]
+        return found["state"], found["info"]
+
+    def _set_aside(self, steps: collections.abc.Sequence[int]) -> None:
+        for step in steps:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+        self._manager.reload()

@@ -221,7 +221,7 @@ def train(
                     where = {"next_batch": position + step - start, "fingerprint": fingerprint}
                     info = {"progress": dataclasses.asdict(progress)} | where
                     with meter.paused():
-                        checkpoints.save(step, state, info, metric=progress.last if validates else None)
+                        checkpoints.save(step, state, info, progress.best_step)
                 if progress.stopped:
                     break
         return Result(state, step, progress.best_step, progress.best, progress.stopped or "steps", meter.overall())

@@ -1,0 +1,121 @@
+"""Checkpoints: what is kept, what a damaged one does, another mesh, and a donated state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from synergen_jax import sharding
+from synergen_jax.checkpoint import Checkpoints
+from synergen_jax.config import MeshConfig
+from synergen_jax.errors import UserError
+
+
+def state(value, mesh=None):
+    mesh = mesh or sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    return {"table": place(jnp.full((8, 4), value, jnp.float32), "model"), "step": place(jnp.asarray(int(value)))}
+
+
+def save_all(folder, bests, keep=2):
+    """Saves steps 1, 2, ..., at each of which the best step so far is given."""
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step, best in enumerate(bests, start=1):
+            checkpoints.save(step, state(step), {"next_batch": step}, best)
+            checkpoints.wait()
+        return checkpoints.steps()
+
+
+def value(found):
+    return float(np.unique(found[0]["table"]).item()), found[1]["next_batch"]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    assert save_all(tmp_path, [1, 2, 2, 2, 2, 2]) == [2, 5, 6]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert value(checkpoints.restore(state(0))) == (6, 6)
+        assert value(checkpoints.restore(state(0), best=True)) == (2, 2)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.restore(state(0)) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "missing", "empty folder"])
+def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, damage):
+    save_all(tmp_path, [1, 2])
+    for file in sorted((tmp_path / "2").rglob("*")):
+        if file.is_file() and damage == "truncated":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        elif file.is_file() and damage == "garbage":
+            file.write_bytes(b"\xff" * file.stat().st_size)
+        elif file.is_file() and (damage == "empty folder" or "state" in file.parts):
+            file.unlink()
+    said = []
+    with Checkpoints(tmp_path, say=said.append, read_only=True) as checkpoints:
+        assert value(checkpoints.restore(state(0), best=True)) == (1, 1)
+    assert len(said) == 1 and "checkpoint" in said[0] and "2 cannot be read and is passed over" in said[0]
+    assert (tmp_path / "2").exists()
+    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        assert value(checkpoints.restore(state(0))) == (1, 1)
+        checkpoints.save(2, state(7), {"next_batch": 7}, 2)  # the step can be written again
+    assert (tmp_path / "2.damaged").exists()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert value(checkpoints.restore(state(0))) == (7, 7)
+
+
+def test_if_none_can_be_read_it_is_an_error(tmp_path):
+    save_all(tmp_path, [1, 2])
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    wanted = pytest.raises(UserError, match="none of its checkpoints can be read; delete the folder")
+    with Checkpoints(tmp_path, say=lambda _: None) as checkpoints, wanted:
+        checkpoints.restore(state(0))
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    """What a killed process leaves behind is a folder of another name, which the next writer removes."""
+    save_all(tmp_path, [1])
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "data").write_bytes(b"half")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert value(checkpoints.restore(state(0))) == (1, 1)
+    assert not half.exists()
+
+
+def test_it_restores_on_another_mesh(tmp_path):
+    wide = sharding.make_mesh(MeshConfig(4, 2))
+    with Checkpoints(tmp_path) as checkpoints:
+        saved = state(0, wide) | {
+            "table": jax.device_put(jnp.arange(32.0).reshape(8, 4), state(0, wide)["table"].sharding)
+        }
+        checkpoints.save(1, saved, {"next_batch": 1}, 1)
+    for shape in ((1, 1), (2, 4)):
+        mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            found, _ = checkpoints.restore(state(0, mesh))
+        np.testing.assert_array_equal(found["table"], np.arange(32.0).reshape(8, 4))
+        assert found["table"].sharding.mesh.devices.shape == shape
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    """Writing goes on in the background, from a copy."""
+    add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    old = {"table": jnp.zeros((256, 256))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, old, {"next_batch": 1}, 1)
+        for _ in range(10):
+            old = add(old)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert not np.asarray(checkpoints.restore(old)[0]["table"]).any()
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: is no folder of checkpoints"):
+        Checkpoints(tmp_path / "file")
