@@ -1,0 +1,137 @@
+"""The evaluation protocol against a plain loop over users."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import small_model
+from small_log import random_log
+
+from data_pipelines import feed, splits
+from synergen_jax import evaluate
+from synergen_jax import model as models
+from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
+
+CONFIG = Config(
+    data=DataConfig(max_history=8),
+    model=ModelConfig(width=16, heads=2, depth=1, dropout=0.0),
+    evaluate=EvaluateConfig(batch=7, rank_candidates=5, bootstrap=50),
+)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    log = random_log(users=25)
+    split = splits.split(log, CONFIG.data)
+    model, params, _ = small_model.make(CONFIG.model, log.spec)
+    return log, split, model, params, feed.catalogue(log, split)
+
+
+@pytest.fixture(scope="module")
+def report(setting):
+    log, split, model, params, catalogue = setting
+    batches = feed.evaluation_feed(log, split, "test", CONFIG)
+    assert batches.targets % CONFIG.evaluate.batch  # so that the last batch is padded
+    return batches, evaluate.evaluate(model, params, catalogue, batches, CONFIG.evaluate, lambda _: None)
+
+
+def by_hand(setting, scores_of):
+    """Rank of each test target: 1 + the unseen others that score at least as much."""
+    log, split, *_ = setting
+    ranks = []
+    for user, (start, stop) in enumerate(split.test.tolist()):
+        record = log[user]
+        for event in range(start, stop):
+            before = splits.first_of_request(record["request"])[event]
+            target, seen = record["item"][event], set(record["item"][:before].tolist())
+            if not target or target in seen:
+                continue
+            scores = scores_of(record, event, before)
+            others = [i for i in range(1, len(scores)) if i != target and i not in seen]
+            ranks.append(1 + sum(scores[i] >= scores[target] for i in others))
+    return np.array(ranks)
+
+
+def test_metrics_are_those_of_a_loop(setting, report):
+    _, _, model, params, catalogue = setting
+    batches, found = report
+    keys = np.asarray(models.item_keys(model, params, catalogue))
+
+    def scores(record, event, before):
+        start = max(0, before - CONFIG.data.max_history)
+        cut = {name: values[:before] for name, values in record.items() if not isinstance(values, str)}
+        events, _ = feed.user_history(record | cut | {"time": record["time"][: before or 1]}, CONFIG)
+        time = np.array([[record["time"][event] - record["time"][0]]], np.int32)
+        readers = small_model.batches.Readers(
+            np.zeros((1, 1), np.int32),
+            record["query"][None, event : event + 1],
+            time,
+            np.array([[before - start]], np.int32),
+        )
+        vectors = lambda tokens: small_model.vectors(model, params, catalogue, tokens)
+        cache = small_model.apply(model, params, events, *vectors(events), method="encode")
+        hidden = small_model.apply(model, params, cache, readers, *vectors(readers), method="read")
+        return keys @ np.asarray(small_model.apply(model, params, hidden, method="retrieve"))[0, 0]
+
+    ranks = by_hand(setting, scores)
+    assert found.targets == batches.targets == len(ranks)
+    values = found.values["model"]
+    for k in (1, 5, 10, 50):
+        np.testing.assert_allclose(values[f"hr@{k}"], np.mean(ranks <= k), atol=1e-6)
+        np.testing.assert_allclose(values[f"ndcg@{k}"], np.mean((ranks <= k) / np.log2(1 + ranks)), atol=1e-6)
+    np.testing.assert_allclose(values["mrr"], np.mean(1 / ranks), atol=1e-6)
+
+
+def test_most_popular_counts_training_events_and_ties_count_against_it(setting, report):
+    log, split, *_ = setting
+    counts = np.zeros(log.spec.items)
+    for user in range(len(log)):
+        for item in log[user]["item"][: split.train_stop[user]]:
+            counts[item] += item > 0
+    ranks = by_hand(setting, lambda *_: counts)
+    assert len(set(counts.tolist())) < len(counts)  # there are ties
+    np.testing.assert_allclose(report[1].values["most_popular"]["hr@10"], np.mean(ranks <= 10), atol=1e-6)
+    np.testing.assert_allclose(report[1].values["most_popular"]["mrr"], np.mean(1 / ranks), atol=1e-6)
+    assert not any(name.startswith("log_loss") for name in report[1].values["most_popular"])
+
+
+def test_intervals_hold_their_means(report):
+    for system, intervals in report[1].intervals.items():
+        for name, (low, high) in intervals.items():
+            assert low <= report[1].values[system][name] <= high, (system, name)
+
+
+def test_approximate_search_beside_exact(report):
+    pytest.importorskip("scann")
+    scann, model = report[1].values["model_scann"], report[1].values["model"]
+    # So small a catalogue is searched whole: ScaNN differs from the exact search by its rounding alone.
+    assert report[1].scann["recall@10"] > 0.95
+    assert abs(scann["hr@10"] - model["hr@10"]) < 0.1
+
+
+def test_batch_size_does_not_change_what_is_found(setting, report):
+    log, split, model, params, catalogue = setting
+    other = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, batch=25, scann=False))
+    found = evaluate.evaluate(
+        model, params, catalogue, feed.evaluation_feed(log, split, "test", other), other.evaluate, lambda _: None
+    )
+    for name, value in found.values["model"].items():
+        np.testing.assert_allclose(value, report[1].values["model"][name], atol=1e-5, err_msg=name)
+
+
+def test_a_validator_agrees_with_the_evaluation(setting, report):
+    log, split, model, params, catalogue = setting
+    validate = evaluate.validator(model, catalogue, feed.evaluation_feed(log, split, "test", CONFIG))
+    values = validate(params)
+    assert all(np.isfinite(value) for value in values.values())
+    for name in ("hr@10", "ndcg@10", "hr@50"):
+        np.testing.assert_allclose(values[name], report[1].values["model"][name], atol=1e-6)
+
+
+def test_scores_that_are_not_numbers_are_refused(setting):
+    log, split, model, params, catalogue = setting
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    batches = feed.evaluation_feed(log, split, "test", CONFIG)
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate.evaluate(model, broken, catalogue, batches, CONFIG.evaluate, lambda _: None)
