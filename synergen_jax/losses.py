@@ -71,7 +71,7 @@ def full_softmax(
     return jnp.sum(jnp.where(weight > 0, weight * (jax.nn.logsumexp(scores, axis=-1) - hit), 0.0))
 
 
-def log_expected_count(counts: Int[Array, "v"], in_batch: int, uniform: int) -> Float[Array, "v"]:
+def log_expected_count(counts: Int[Array, "v"], in_batch: int | Scalar, uniform: int) -> Float[Array, "v"]:
     """Log of how often each item is expected among `in_batch` positives and `uniform` uniform draws, (V,).
 
     The mixture of mixed negative sampling (Yang et al. 2020). Items never seen in training count as seen once.
