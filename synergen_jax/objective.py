@@ -38,7 +38,8 @@ def negatives(batch: TrainBatch, catalogue: Catalogue, config: LossConfig, key: 
     ids = jnp.concatenate([batch.negatives, batch.target.reshape(-1)[position]])
     if not config.log_q:
         return ids, None
-    filled = config.in_batch * jnp.mean(batch.target > 0)
+    # At least one: the log of no count at all would make the gradient of a batch without targets NaN.
+    filled = config.in_batch * jnp.maximum(jnp.sum(batch.target > 0), 1) / batch.target.size
     return ids, losses.log_expected_count(catalogue.counts, filled, batch.negatives.shape[0])
 
 
