@@ -12,6 +12,8 @@ import numpy as np
 from data_pipelines.event_log import EventLog
 from synergen_jax.errors import UserError
 
+COLUMNS = ("item", "action", "time")
+
 
 def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
     """Reads `item[,action][,time]` rows with a header line; oldest first, or in any order with times.
@@ -24,25 +26,29 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file, restval="")
+            rows = [(reader.line_num, row) for row in reader]
+            names = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV: {error}") from None
-    if not rows or "item" not in rows[0]:
+    if not rows or "item" not in names:
         raise UserError(
             f"{path}: needs a header line with a column `item` (and if you like `action`, `time`), and rows"
         )
-    if unknown := [name for name in rows[0] if name not in ("item", "action", "time")]:
-        raise UserError(f"{path}: unknown column {unknown[0]!r}: columns are item, action, time")
+    if wrong := [name for i, name in enumerate(names) if name not in COLUMNS or name in names[:i]]:
+        raise UserError(f"{path}: unknown or repeated column {wrong[0]!r}: columns are {', '.join(COLUMNS)}")
     items = {name: i for i, name in enumerate(log.item_ids) if i}
     actions = {name: i for i, name in enumerate(log.actions) if i}
     usual = list(log.labels.values())[-1][-1]
     end = log.last_time
     found = []
-    for number, row in enumerate(rows):
-        where = f"{path}, line {number + 2}"
-        item = items.get((row["item"] or "").strip())
+    for number, (line, row) in enumerate(rows):
+        where = f"{path}, line {line}"
+        if None in row:
+            raise UserError(f"{where}: {len(names) + len(row[None])} columns, not {len(names)} ({', '.join(names)})")
+        item = items.get(row["item"].strip())
         if item is None:
-            near = difflib.get_close_matches(row["item"] or "", items, n=1)
+            near = difflib.get_close_matches(row["item"], items, n=1)
             raise UserError(
                 f"{where}: item {row['item']!r} is not in {log.name}{f'; did you mean {near[0]!r}?' if near else ''}"
             )

@@ -8,10 +8,14 @@ written in each checkpoint's own `info`: Orbax's metrics would have to be whole 
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import gc
 import logging
 import pathlib
 import shutil
+import sys
 import typing
+import warnings
 
 import jax
 import orbax.checkpoint as ocp
@@ -70,9 +74,12 @@ class Checkpoints:
         self._kept.best = best
         info = ocp.args.JsonSave(info | {"best": best})
         try:
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), info=info))
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state), info=info)
+            saved = self._manager.save(step, args=args)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder}: cannot write the checkpoint of step {step}: {error}") from error
+        if not saved:
+            raise UserError(f"{self.folder}: has a checkpoint of step {step} or later already: give another --workdir")
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
@@ -109,11 +116,12 @@ class Checkpoints:
                 where = self.folder / str(step)
                 self._say(f"warning: checkpoint {where} cannot be read and is passed over: {lines[0][:200]}")
 
-        if best and (newest := next(filter(None, map(read, steps)), None)):
-            steps.sort(key=lambda step: step != newest["info"]["best"])  # stable: the others stay newest first
-        state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-        left = (step for step in steps if step not in damaged)
-        found = next(filter(None, (read(step, state=state) for step in left)), None)
+        with _quiet():
+            if best and (newest := next(filter(None, map(read, steps)), None)):
+                steps.sort(key=lambda step: step != newest["info"]["best"])  # stable: the others stay newest first
+            state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+            left = (step for step in steps if step not in damaged)
+            found = next(filter(None, (read(step, state=state) for step in left)), None)
         if found is None and steps:
             raise UserError(f"{self.folder}: none of its checkpoints can be read; delete the folder to start afresh")
         if found is None:
@@ -129,3 +137,20 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Drops what the reads that Orbax abandons at a damaged file would print when they are collected."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    log = logging.getLogger("asyncio")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # "coroutine was never awaited"
+            yield
+            gc.collect()
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook

@@ -15,9 +15,16 @@ from synergen_jax.errors import UserError
 FORMAT = argparse.RawDescriptionHelpFormatter
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s: one line, as for any wrong input."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser("synergen", description=__doc__, formatter_class=FORMAT)
+    top = _Parser("synergen", description=__doc__, formatter_class=FORMAT)
     top.description = "SynerGen: search and recommendation, retrieval and ranking, in one Transformer."
     top.add_argument("--version", action="version", version=f"synergen-jax {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -99,9 +106,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """Runs a command; the process's exit status is what it returns: 0, or 2 for wrong input, 1 for a failed run."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    top = parser()
-    arguments, rest = top.parse_known_args(argv)
     try:
+        arguments, rest = parser().parse_known_args(argv)
         if rest and arguments.command not in ("train", "evaluate", "quickstart"):
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
         from synergen_jax import commands  # after the parser: --help needs no jax
@@ -115,7 +121,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
         if arguments.json:
             print(json.dumps(result))
     except (UserError, OSError) as error:
-        print(f"synergen: error: {error}", file=sys.stderr)
+        print(f"synergen: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("synergen: interrupted", file=sys.stderr)

@@ -85,16 +85,18 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     sharding.check_batch(
         run.config.data.batch, run.config.optimiser.accumulate, mesh := sharding.make_mesh(run.config.mesh)
     )
-    split = run.split
-    workdir.start(folder, run.config, run.log.path, run.log.fingerprint)
+    train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
+    batches = feed.train_feed(run.log, run.split, run.config)
+    validate = evaluation.validator(run.model, run.catalogue, run.targets("validation"))
+    workdir.start(folder, run.config, run.log.path, run.log.fingerprint)  # once nothing is left to be refused
     say(f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}, workdir {folder}")
     result = train.train(
         run.config,
         run.log.spec,
         run.catalogue,
-        feed.train_feed(run.log, split, run.config),
+        batches,
         folder,
-        evaluation.validator(run.model, run.catalogue, run.targets("validation")),
+        validate,
         say,
         run.log.fingerprint,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
 import tomllib
 import types
@@ -162,6 +163,8 @@ def load(name: str | pathlib.Path, overrides: typing.Sequence[str] = ()) -> Conf
 
 def from_dict(tree: typing.Mapping[str, typing.Any], where: str = "config") -> Config:
     """Builds a checked `Config` from `{section: {key: value}}`; what is not named keeps its default."""
+    if not isinstance(tree, typing.Mapping):
+        raise UserError(f"{where}: a config is a table of sections, not {type(tree).__name__}")
     sections = {field.name: field for field in dataclasses.fields(Config)}
     config = Config()
     for section, values in tree.items():
@@ -222,9 +225,9 @@ def _typed(value: typing.Any, kind: type, where: str, parse: bool) -> typing.Any
             value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}") from None
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}")
     return value
 
@@ -238,7 +241,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
 }
 _AT_LEAST = {
-    "data.max_history": 1,
+    "data.max_history": 2,  # in a window of one event nobody sees anything
     "data.stride": 0,
     "data.batch": 1,
     "data.negatives": 0,
@@ -258,7 +261,10 @@ _AT_LEAST = {
     "loss.in_batch": 0,
     "optimiser.learning_rate": 0,
     "optimiser.warmup": 0,
+    "optimiser.final": 0,
     "optimiser.weight_decay": 0,
+    "optimiser.b1": 0,
+    "optimiser.b2": 0,
     "optimiser.clip": 0,
     "optimiser.accumulate": 1,
     "run.steps": 1,
@@ -270,7 +276,10 @@ _AT_LEAST = {
     "evaluate.batch": 1,
     "evaluate.rank_candidates": 2,
     "evaluate.bootstrap": 0,
+    "data.seed": 0,
+    "run.seed": 0,
 }
+_BELOW = {"model.dropout": 1, "optimiser.b1": 1, "optimiser.b2": 1, "data.seed": 2**32, "run.seed": 2**32}
 
 
 def _checked(config: Config, where: str) -> Config:
@@ -283,6 +292,9 @@ def _checked(config: Config, where: str) -> Config:
     for name, least in _AT_LEAST.items():
         if not values[name] >= least:  # also refuses NaN
             raise UserError(f"{where}: {name} must be at least {least}, not {values[name]}")
+    for name, bound in _BELOW.items():
+        if not values[name] < bound:
+            raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
     m, loss, data = config.model, config.loss, config.data
     if m.width % m.heads or (m.width // m.heads) % 2:
         raise UserError(f"{where}: model.width {m.width} must be an even multiple of model.heads {m.heads}")
@@ -292,8 +304,6 @@ def _checked(config: Config, where: str) -> Config:
         )
     if m.min_wavelength > m.max_wavelength or m.max_wavelength >= 2**31:
         raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
-    if not m.dropout < 1:
-        raise UserError(f"{where}: model.dropout must be below 1, not {m.dropout}")
     if not loss.temperature > 0:
         raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
     if loss.retrieval_weight and not loss.full_softmax and not (loss.in_batch or data.negatives):

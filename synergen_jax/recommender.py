@@ -104,7 +104,7 @@ class Recommender:
         if order and order not in labels:
             raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
         room = self.index.size - len({item for item in exclude if item > 0})
-        wide = max(k, min(candidates, room)) if order else k
+        wide = max(k, min(candidates, room)) if order and k > 0 else k
         ids, scores = self.retrieve(cache, time, wide, query, exclude)
         probabilities = self.rank(cache, ids, time, query)
         found = [
