@@ -11,7 +11,6 @@ import collections
 import hashlib
 import io
 import json
-import os
 import pathlib
 import re
 import tempfile
@@ -123,7 +122,8 @@ class TfIdf:
             return cls([], np.zeros(0, np.float32), np.zeros((0, width), np.float32))
         vectorizer = TfidfVectorizer(analyzer=terms, sublinear_tf=True, max_features=MAX_TERMS)
         matrix = vectorizer.fit_transform(texts)
-        svd = TruncatedSVD(min(width, *matrix.shape), random_state=0).fit(matrix)
+        with np.errstate(invalid="ignore"):  # the variance of texts that are all alike, which is not used
+            svd = TruncatedSVD(min(width, *matrix.shape), random_state=0).fit(matrix)
         size = svd.singular_values_
         kept = size > 1e-5 * size[0]  # beyond the rank there is but noise
         components = np.zeros((matrix.shape[1], width), np.float32)
@@ -180,13 +180,13 @@ class SentenceTransformers:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"text encoder 'st:{model}' cannot be loaded ({type(error).__name__}: {reason})") from None
         self.name = f"st:{folder.resolve()}" if local else f"st:{model}"
-        self.width = int(self._model.get_sentence_embedding_dimension())
-        if local:
+        self.width = len(self._model.encode("one"))
+        if local:  # wherever it lies
             of = _folder_hash(folder)
         else:  # a name may get new weights
             config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
-            of = getattr(config, "_commit_hash", None)
-        self.fingerprint = hashlib.sha256(f"{self.name} {of}".encode()).hexdigest()
+            of = f"{model} {getattr(config, '_commit_hash', None)}"
+        self.fingerprint = hashlib.sha256(of.encode()).hexdigest()
 
     def encode(self, texts: typing.Sequence[str]) -> np.ndarray:
         """See `Encoder`."""
@@ -282,14 +282,12 @@ def _cached(path: pathlib.Path) -> np.ndarray | None:
 def _write_cache(path: pathlib.Path, matrix: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, matrix)
-    temporary = None
+    data = buffer.getvalue()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            part = pathlib.Path(folder) / path.name
+            part.write_bytes(data + hashlib.sha256(data).digest())
+            part.replace(path)
     except OSError as error:
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
