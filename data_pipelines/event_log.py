@@ -1,11 +1,12 @@
 """The event log: one record a user in ArrayRecord, and the tables beside it.
 
     LOG/log.json            name, fingerprint, sizes of all other files; written last, so a log that has it is whole
-    LOG/items.json          original ids and titles, index = item id, [0] == ""
+    LOG/items.json          original ids, titles and texts to search, index = item id, [0] == ""
     LOG/queries.json        texts, index = query id, [0] == ""
     LOG/users.json          original ids, index = record
     LOG/lengths.npy         (users,) int32: events of each user
     LOG/item_matrices/*.npy, LOG/query_matrices/*.npy     (ids, width) float16, row 0 zero
+    LOG/text_encoder/       what made the matrices "text", if there are such
     LOG/event_log_tfds/1.0.0/   the records, written by TensorFlow Datasets
 
 Id 0 is "none" everywhere. A log is valid or is refused; nothing is dropped.
@@ -31,6 +32,7 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines import text
 from data_pipelines.records import DTYPES, Fingerprint, validate, validate_tables
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
@@ -48,6 +50,7 @@ class EventLog:
     fingerprint: str
     item_ids: list[str]
     item_titles: list[str]
+    item_texts: list[str]  # what is to be searched of an item
     queries: list[str]
     actions: list[str]
     labels: dict[str, tuple[int, ...]]
@@ -83,6 +86,7 @@ class EventLog:
             self.name, self.fingerprint, self.source = about["name"], about["fingerprint"], about["source"]
             items = json.loads((path / "items.json").read_text(encoding="utf-8"))
             self.item_ids, self.item_titles, self.item_columns = items["ids"], items["titles"], items["columns"]
+            self.item_texts = items.get("texts", self.item_titles)
             self.queries = json.loads((path / "queries.json").read_text(encoding="utf-8"))
             self.user_ids = json.loads((path / "users.json").read_text(encoding="utf-8"))
             self.actions = about["actions"]
@@ -129,6 +133,22 @@ class EventLog:
     def last_time(self) -> int:
         """When the newest event happened, Unix seconds."""
         return self._about["last_time"]
+
+    def text_encoder(self) -> text.Encoder | None:
+        """The encoder of the matrices "text", for queries and items that come later; None if the log has none."""
+        folder = self.path / "text_encoder"
+        return text.load(folder) if folder.is_dir() else None
+
+    @property
+    def query_note(self) -> str:
+        """What must be said beside every result on a log whose queries nobody typed; else ""."""
+        made = self.source.get("queries")
+        if not self.source.get("generated_queries"):
+            return ""
+        return (
+            f"queries are generated from metadata ({made['templates']} templates, {made['share']:.0%} of events, seed "
+            f"{made['seed']}), nobody typed them"
+        )
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -198,13 +218,25 @@ def write(
     item_matrices: typing.Mapping[str, np.ndarray] = types.MappingProxyType({}),
     query_matrices: typing.Mapping[str, np.ndarray] = types.MappingProxyType({}),
     item_columns: typing.Mapping[str, typing.Sequence[str]] = types.MappingProxyType({}),
+    item_texts: typing.Sequence[str] | None = None,
+    text_encoder: text.Encoder | None = None,
     source: dict[str, typing.Any],
 ) -> EventLog:
-    """Validates a log and writes it to the folder `path`, whole or not at all; a log that was there is replaced."""
+    """Validates a log and writes it to the folder `path`, whole or not at all; a log that was there is replaced.
+
+    Texts of items, their titles if none are given, are no part of the fingerprint; matrices made of them are.
+    """
     path = pathlib.Path(path).expanduser().resolve()
     if path.exists() and not ((path / "log.json").is_file() or (path.is_dir() and not any(path.iterdir()))):
         raise UserError(f"{path}: exists and is not an event log: give another folder")
-    tables = {"item_ids": item_ids, "item_titles": item_titles, "queries": queries, "actions": actions}
+    item_texts = item_titles if item_texts is None else item_texts
+    tables = {
+        "item_ids": item_ids,
+        "item_titles": item_titles,
+        "item_texts": item_texts,
+        "queries": queries,
+        "actions": actions,
+    }
     tables = {key: list(values) for key, values in tables.items()}
     item_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in item_matrices.items()}
     query_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in query_matrices.items()}
@@ -242,7 +274,8 @@ def write(
     with _replacing(path) as folder:
         _write_records(folder, records())
         columns = {key: list(columns) for key, columns in item_columns.items()}
-        _dump(folder / "items.json", {"ids": tables["item_ids"], "titles": tables["item_titles"], "columns": columns})
+        items = {key: tables[f"item_{key}"] for key in ("ids", "titles", "texts")}
+        _dump(folder / "items.json", {**items, "columns": columns})
         _dump(folder / "queries.json", tables["queries"])
         _dump(folder / "users.json", user_ids)
         np.save(folder / "lengths.npy", np.array(lengths, np.int32))
@@ -250,6 +283,8 @@ def write(
             (folder / kind).mkdir()
             for key, matrix in matrices.items():
                 np.save(folder / kind / f"{key}.npy", matrix)
+        if text_encoder:
+            text.save(text_encoder, folder / "text_encoder")
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         about = {
             "format": FORMAT,

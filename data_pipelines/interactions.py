@@ -21,6 +21,7 @@ class Interactions:
     titles: dict[str, str]  # item -> title; an item without one goes by its id
     tags: dict[str, dict[str, tuple[str, ...]]]  # name of a matrix -> item -> its tags
     scale: tuple[int, ...] = ()  # the ratings that there can be; empty: those that there are
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)  # item -> text to search; else title and tags
 
 
 def ordered(ids: typing.Iterable[str]) -> list[str]:
@@ -58,10 +59,13 @@ def log_parts(data: Interactions) -> dict[str, typing.Any]:
         matrix, names = multi_hot([tags.get(item, ()) for item in items])
         if names:
             matrices[name], columns[name] = matrix, names
+    titles = {item: data.titles.get(item) or item for item in items[1:]}
+    tags = {item: [tag for of in data.tags.values() for tag in of.get(item, ())] for item in items[1:]}
     return {
         "users": _records(data, users, items, action),
         "item_ids": items,
-        "item_titles": ["", *(data.titles.get(item) or item for item in items[1:])],
+        "item_titles": ["", *titles.values()],
+        "item_texts": ["", *(data.texts.get(item) or " ".join([titles[item], *tags[item]]) for item in items[1:])],
         "queries": [""],
         "actions": actions,
         "labels": labels,

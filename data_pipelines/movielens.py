@@ -45,6 +45,7 @@ GAPS_1M = frozenset((
 ))
 # fmt: on
 
+ARTICLES = "The|An|A|Le|La|Les|L'|Il|Lo|El|Los|Las|Der|Die|Das|Det|Den|O|Un|Une|Una"
 Films = dict[str, tuple[str, tuple[str, ...]]]  # item -> title with its year, genres
 
 
@@ -67,6 +68,7 @@ def interactions(name: str, raw: Raw) -> Interactions:
         ratings=ratings,
         titles={item: title for item, (title, _) in films.items()},
         tags={"genres": {item: genres for item, (_, genres) in films.items()}},
+        texts={item: text(*film) for item, film in films.items()},
         scale=(1, 2, 3, 4, 5),
     )
 
@@ -149,6 +151,31 @@ def _with_year(title: str, year: str) -> str:
     if title == "unkonwn":
         return "unknown"
     return title if not year or re.search(rf"\({re.escape(year)}\)$", title) else f"{title} ({year})"
+
+
+def split_title(title: str) -> tuple[str, str]:
+    """The name of a film as one says it, without what stands in parentheses, and its year or "".
+
+    >>> split_title("Postino, Il (Postman, The) (1994)")
+    ('Il Postino', '1994')
+    >>> split_title("Land Before Time III (1995) (V)")
+    ('Land Before Time III', '1995')
+    """
+    years = re.findall(r"\(((?:18|19|20)\d\d)\)", title)
+    name = _spaced(re.sub(r"\([^()]*\)", " ", title)) or title
+    return re.sub(rf"^(.+), ({ARTICLES})$", r"\2 \1", name), years[-1] if years else ""
+
+
+def text(title: str, genres: tuple[str, ...]) -> str:
+    """What there is to be searched in a film: its name, other names, year, decade and genres.
+
+    >>> text("Seven (Se7en) (1995)", ("Crime", "Thriller"))
+    'Seven (Se7en) 1995 1990s 90s Crime Thriller'
+    """
+    name, year = split_title(title)
+    others = [f"({other})" for other in re.findall(r"\(([^()]*)\)", title) if other != year]
+    when = [year, f"{year[:3]}0s", f"{year[2]}0s"] if year else []
+    return " ".join([name, *others, *when, *(genre for genre in genres if genre != "unknown")])
 
 
 def _spaced(text: str) -> str:

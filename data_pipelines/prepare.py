@@ -6,11 +6,14 @@ import os
 import pathlib
 import re
 import shutil
+import typing
 
-from data_pipelines import atomic, event_log, movielens, sources
+from data_pipelines import atomic, event_log, matrices, movielens, search_queries, sources, text
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import log_parts
 from synergen_jax.errors import UserError
+
+SEARCH = {f"{name}-search": name for name in sources.SOURCES}  # with generated queries
 
 
 def default_data_dir() -> pathlib.Path:
@@ -24,25 +27,39 @@ def prepare(
     source: str | pathlib.Path | None = None,
     data_dir: str | pathlib.Path | None = None,
     force: bool = False,
+    encoder: str | None = None,
+    query_share: float | None = None,
+    seed: int | None = None,
+    matrix: typing.Sequence[str] = (),
 ) -> EventLog:
     """Fetches, checks and converts a data set; a log that is already whole is reused.
 
-    `name` is "ml-100k", "ml-1m", or a folder of RecBole's atomic files, whose log is then called after its .inter
-    file; any other name needs `source`, that folder. A given `source` whose bytes differ from those of the log that is
-    there is converted anew, and so is everything with `force`.
+    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries, or a folder of RecBole's atomic
+    files, whose log is then called after its .inter file; any other name needs `source`, that folder. A log that was
+    made with other settings, or from a given `source` of other bytes, is made anew, and so is everything with `force`.
+
+    Args:
+      encoder: what `text.make` takes, or "none". By default logs with queries have "tfidf", others none.
+      query_share: share of the events that become searches, of a "-search" log alone; and `seed` of their draws.
+      matrix: further matrices of items, `NAME=FILE.npy` each.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    if name not in sources.SOURCES and source is None:
+    known = (*sources.SOURCES, *SEARCH)
+    if name not in known and source is None:
         if not pathlib.Path(name).expanduser().is_dir():
-            known = ", ".join(sources.SOURCES)
-            raise UserError(f"{name!r} is neither one of {known} nor a folder of atomic files; or give --source PATH")
+            raise UserError(
+                f"{name!r} is neither one of {', '.join(known)} nor a folder of atomic files; or give --source PATH"
+            )
         source = pathlib.Path(name).expanduser()
         name = pathlib.Path(atomic.find(source).interactions[0]).stem
-        if name in sources.SOURCES:
+        if name in known:
             name = f"{name}-atomic"  # the plain name stands for the data set as it was published
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
 
+    encoder = encoder or ("tfidf" if name in SEARCH else "none")
+    files = [matrices.File.parse(given) for given in matrix]
+    settings = _settings(name, encoder, query_share, seed, files)
     path = data_dir / "logs" / name
     raw = _given(name, source) if source is not None else None
     if not force and (path / "log.json").is_file():
@@ -52,19 +69,70 @@ def prepare(
         except UserError:
             pass  # a damaged log is prepared again
         else:
-            if raw is None or raw.sha256() == log.source.get("sha256"):
+            same = log.source.get("settings", {}) == settings
+            if same and (raw is None or raw.sha256() == log.source.get("sha256")):
                 return log
-    raw = raw or sources.fetch(name, downloads=data_dir / "downloads")
-    data = movielens.interactions(name, raw) if name in sources.SOURCES else atomic.interactions(raw)
+    of = SEARCH.get(name, name)
+    raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
+    parts = log_parts(movielens.interactions(of, raw) if of in sources.SOURCES else atomic.interactions(raw))
+    about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings}
+    if name in SEARCH:
+        made = {key: settings[key] for key in ("share", "seed")}
+        parts = search_queries.add(parts, **made)
+        about |= {"generated_queries": True, "queries": {"templates": len(search_queries.TEMPLATES), **made}}
+    if files:
+        about["matrices"] = _join(parts, files)
+    if "text" in settings:
+        parts |= _encoded(parts, encoder, data_dir / "text-cache")
     if path.is_dir() and not (path / "log.json").exists():
         shutil.rmtree(path)  # half a log, which nothing reads
-    about = {"origin": raw.origin, "sha256": raw.sha256()}
-    return event_log.write(path, name=name, source=about, **log_parts(data))
+    return event_log.write(path, name=name, source=about, **parts)
+
+
+def _settings(
+    name: str, encoder: str, query_share: float | None, seed: int | None, files: list[matrices.File]
+) -> dict[str, typing.Any]:
+    """All that a log depends on but its source, as its log.json keeps it; {} for a plain log."""
+    found: dict[str, typing.Any] = {}
+    if name in SEARCH:
+        found |= {"share": search_queries.SHARE if query_share is None else float(query_share), "seed": seed or 0}
+    elif query_share is not None or seed is not None:
+        raise UserError(f"{name} has no generated queries, so no share or seed of them; {', '.join(SEARCH)} have")
+    if encoder != "none":
+        found["text"] = text.identity(encoder)
+    if files:
+        found["matrices"] = {file.name: file.sha256() for file in files}
+        if len(found["matrices"]) < len(files):
+            raise UserError("--matrix: a name comes twice")
+    return found
+
+
+def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str, typing.Any]:
+    """Adds further matrices to the parts of a log; what is to be said of each."""
+    said = {}
+    for file in files:
+        if file.name in (*parts["item_matrices"], "text"):
+            raise UserError(f"--matrix {file.name}: the log has a matrix of that name; give another")
+        matrix, without = matrices.read(file, parts["item_ids"])
+        parts["item_matrices"][file.name] = matrix
+        said[file.name] = {"file": str(file.path.resolve()), "width": matrix.shape[1], "items_without": without}
+    return said
+
+
+def _encoded(parts: dict[str, typing.Any], name: str, cache: pathlib.Path) -> dict[str, typing.Any]:
+    """The matrices "text" of items and queries, beside those that there are, and what encoded them."""
+    encoder = text.make(name, parts["item_texts"][1:])
+    found: dict[str, typing.Any] = {"text_encoder": encoder}
+    for kind, texts in (("item", parts["item_texts"]), ("query", parts["queries"])):
+        if len(texts) > 1:
+            key = f"{kind}_matrices"
+            found[key] = {**parts.get(key, {}), "text": text.encoded(encoder, texts, cache)}
+    return found
 
 
 def _given(name: str, source: str | pathlib.Path) -> sources.Raw:
-    if name in sources.SOURCES:
-        return sources.fetch(name, source, downloads=pathlib.Path())
+    if SEARCH.get(name, name) in sources.SOURCES:
+        return sources.fetch(SEARCH.get(name, name), source, downloads=pathlib.Path())
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of atomic files")

@@ -81,11 +81,12 @@ def validate_tables(
     for key in ("item_ids", "actions"):
         if "" in tables[key][1:] or len(set(tables[key])) < len(tables[key]):
             raise UserError(f"{name}: {key} must be distinct and not empty")
-    items, titles = len(tables["item_ids"]), len(tables["item_titles"])
+    items = len(tables["item_ids"])
     if items < 2 or len(tables["actions"]) < 2:
         raise UserError(f"{name}: a log needs at least one item and one action")
-    if items != titles:
-        raise UserError(f"{name}: {titles} item titles for {items} item ids")
+    for key in ("titles", "texts"):
+        if len(tables[f"item_{key}"]) != items:
+            raise UserError(f"{name}: {len(tables[f'item_{key}'])} item {key} for {items} item ids")
     if not labels:
         raise UserError(f"{name}: at least one label is needed")
     for key, ids in labels.items():

@@ -59,12 +59,31 @@ def parser() -> argparse.ArgumentParser:
     prepare = command(
         "prepare",
         "Fetch, check and convert a data set into an event log.",
-        "synergen data prepare ml-1m\n  synergen data prepare path/to/atomic-files",
+        "synergen data prepare ml-1m-search --query-share 0.3 --seed 0 --text tfidf\n"
+        "  synergen data prepare path/to/atomic-files --text st:path/to/model --matrix image=image.npy",
         actions,
     )
-    prepare.add_argument("name", help="ml-100k, ml-1m, or a folder of RecBole atomic files")
+    prepare.add_argument(
+        "name",
+        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries), or a folder of RecBole atomic files",
+    )
     prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip or wheel")
     prepare.add_argument("--force", action="store_true", help="convert again even if the log is there")
+    prepare.add_argument(
+        "--text",
+        metavar="ENCODER",
+        help="tfidf, tfidf:WIDTH, st:NAME or st:DIRECTORY of a sentence-transformers model, or none "
+        "(default: tfidf for logs with generated queries, else none)",
+    )
+    prepare.add_argument("--query-share", type=float, help="share of events that become searches (default: 0.3)")
+    prepare.add_argument("--seed", type=int, help="seed of the generated queries (default: 0)")
+    prepare.add_argument(
+        "--matrix",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.npy",
+        help="a further matrix of items: a row an item after a row of zeros, or rows named by FILE.ids.txt; repeatable",
+    )
 
     train = command(
         "train",

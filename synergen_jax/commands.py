@@ -66,10 +66,26 @@ class Run:
 def prepare(arguments, _) -> dict[str, typing.Any]:
     """`synergen data prepare`."""
     start = time.perf_counter()
-    log = prepare_log(arguments.name, source=arguments.source, data_dir=arguments.data_dir, force=arguments.force)
-    summary = {"log": log.name, **log.summary(), "path": str(log.path)}
+    log = prepare_log(
+        arguments.name,
+        source=arguments.source,
+        data_dir=arguments.data_dir,
+        force=arguments.force,
+        encoder=arguments.text,
+        query_share=arguments.query_share,
+        seed=arguments.seed,
+        matrix=arguments.matrix,
+    )
+    summary = {"log": log.name, **log.summary(), "path": str(log.path), "source": log.source}
     counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
     say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
+    if log.query_note:
+        say(log.query_note)
+    if "text" in log.item_matrices:
+        say(f"matrix text: {log.item_matrices['text'].shape[1]} wide, by {log.source['settings']['text']}")
+    for name, about in log.source.get("matrices", {}).items():
+        without = about["items_without"]
+        say(f"matrix {name}: {about['width']} wide, {without:,} of {summary['items']:,} items without a row (zeros)")
     say(f"event log: {log.path}")
     return summary
 
@@ -156,6 +172,8 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     )
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"
+    if run.log.query_note:
+        protocol += f"; {run.log.query_note}"
     rows = [
         {"system": system} | {name: values[name] for name in COLUMNS if name in values}
         for system, values in found.values.items()

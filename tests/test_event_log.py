@@ -58,6 +58,7 @@ def test_round_trip(tmp_path, capfd):
     assert written.fingerprint == log.fingerprint and len(log) == 2 == len(log.user_ids)
     assert log.spec == LogSpec(5, 3, 3, ("engage", "buy"), (("tags", 2),), ())
     assert log.labels == {"engage": (1, 2), "buy": (2,)} and log.item_titles[3] == "Z" and log.queries[2] == "blue"
+    assert log.item_texts == log.item_titles and log.text_encoder() is None and log.query_note == ""
     assert log.item_matrices["tags"].dtype == np.float16 and log.item_columns == {"tags": ["left", "right"]}
     assert log.lengths.tolist() == [3, 3] and log.lengths.dtype == np.int32
     for index, expected in enumerate(parts()["users"]):
@@ -128,6 +129,7 @@ def test_validate_names_user_row_and_reason(changes, reason):
         ({"item_titles": [""]}, "1 item titles for 5 item ids"),
         ({"labels": {"engage": (3,)}}, "label 'engage' needs actions within 1 .. 2"),
         ({"item_matrices": {"tags": np.ones((5, 2))}}, "its row 0 zero"),
+        ({"item_texts": ["", "an x"]}, "2 item texts for 5 item ids"),
         ({"item_matrices": {"tags": np.zeros((4, 2))}}, r"shape \(4, 2\), not \(5, width\)"),
         ({"item_matrices": {"tags": np.full((5, 2), 1e9)}}, "finite in float16"),
         ({"item_matrices": {"../x": np.zeros((5, 2))}, "item_columns": {}}, "matrix name"),
@@ -180,6 +182,7 @@ def test_fingerprint_follows_meaning_alone(tmp_path):
 
     same = fingerprint()
     assert fingerprint(name="other", source={}, item_titles=["", "1", "2", "3", "4"]) == same
+    assert fingerprint(item_texts=["", "1", "2", "3", "4"]) == same
     matrix = parts()["item_matrices"]["tags"]
     changed = [
         fingerprint(item_ids=["", "x", "y", "z", "v"]),
