@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 
-from data_pipelines import atomic, event_log, movielens, sources
+from data_pipelines import atomic, event_log, movielens, sources, trivago
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import log_parts
 from synergen_jax.errors import UserError
@@ -28,13 +28,18 @@ def prepare(
     """Fetches, checks and converts a data set; a log that is already whole is reused.
 
     `name` is "ml-100k", "ml-1m", or a folder of RecBole's atomic files, whose log is then called after its .inter
-    file; any other name needs `source`, that folder. A given `source` whose bytes differ from those of the log that is
-    there is converted anew, and so is everything with `force`.
+    file; or "trivago", which needs a `source`, after whose folder or file the log is called; any other name needs
+    `source`, a folder of atomic files. A given `source` whose bytes differ from those of the log that is there is
+    converted anew, and so is everything with `force`.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    if name not in sources.SOURCES and source is None:
+    raw, of_trivago = None, name == trivago.NAME
+    if of_trivago:
+        name, raw = trivago.find(source)
+        name += "-trivago" if name in sources.SOURCES else ""
+    elif name not in sources.SOURCES and source is None:
         if not pathlib.Path(name).expanduser().is_dir():
-            known = ", ".join(sources.SOURCES)
+            known = ", ".join((*sources.SOURCES, trivago.NAME))
             raise UserError(f"{name!r} is neither one of {known} nor a folder of atomic files; or give --source PATH")
         source = pathlib.Path(name).expanduser()
         name = pathlib.Path(atomic.find(source).interactions[0]).stem
@@ -44,7 +49,8 @@ def prepare(
         raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
 
     path = data_dir / "logs" / name
-    raw = _given(name, source) if source is not None else None
+    if raw is None and source is not None:
+        raw = _given(name, source)
     if not force and (path / "log.json").is_file():
         try:
             log = EventLog.load(path)
@@ -55,11 +61,14 @@ def prepare(
             if raw is None or raw.sha256() == log.source.get("sha256"):
                 return log
     raw = raw or sources.fetch(name, downloads=data_dir / "downloads")
-    data = movielens.interactions(name, raw) if name in sources.SOURCES else atomic.interactions(raw)
+    about = {"origin": raw.origin, "sha256": raw.sha256()}
+    if of_trivago:
+        parts, about["counts"] = trivago.log_parts(raw)
+    else:
+        parts = log_parts(movielens.interactions(name, raw) if name in sources.SOURCES else atomic.interactions(raw))
     if path.is_dir() and not (path / "log.json").exists():
         shutil.rmtree(path)  # half a log, which nothing reads
-    about = {"origin": raw.origin, "sha256": raw.sha256()}
-    return event_log.write(path, name=name, source=about, **log_parts(data))
+    return event_log.write(path, name=name, source=about, **parts)
 
 
 def _given(name: str, source: str | pathlib.Path) -> sources.Raw:

@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
         "synergen data prepare ml-1m\n  synergen data prepare path/to/atomic-files",
         actions,
     )
-    prepare.add_argument("name", help="ml-100k, ml-1m, or a folder of RecBole atomic files")
-    prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip or wheel")
+    prepare.add_argument("name", help="ml-100k, ml-1m, trivago (with --source), or a folder of RecBole atomic files")
+    prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel or parquet")
     prepare.add_argument("--force", action="store_true", help="convert again even if the log is there")
 
     train = command(
