@@ -18,7 +18,7 @@ def seen_of(*rows):
 def test_ranks_by_hand():
     # item:             0    1    2    3    4
     scores = np.array([[9.0, 0.1, 0.4, 0.3, 0.2]], np.float32)
-    rank = lambda target, *seen: int(metrics.ranks(scores, np.array([target], np.int32), seen_of(seen or (0,)))[0])  # noqa: E731
+    rank = lambda target, *seen: int(metrics.ranks(scores, np.array([target], np.int32), seen_of(seen or (0,)))[0])
     assert [rank(1), rank(2), rank(3), rank(4)] == [4, 1, 2, 3]  # id 0 scores highest and never counts
     assert rank(1, 2) == 3
     assert rank(1, 2, 2, 3) == 2  # repetitions are left out once
@@ -143,7 +143,7 @@ def test_log_loss_by_hand():
 
 
 def test_calibration_error_by_hand():
-    logit = lambda p: np.log(np.array(p) / (1 - np.array(p)))  # noqa: E731
+    logit = lambda p: np.log(np.array(p) / (1 - np.array(p)))
     labels, p = np.array([0, 1, 1, 1, -1]), [0.2, 0.4, 0.6, 0.8, 0.5]
     # Two bins: |0.3 - 0.5| and |0.7 - 1|, half of the mass each.
     assert metrics.calibration_error(labels, logit(p), bins=2) == pytest.approx(0.25)
@@ -166,10 +166,13 @@ def test_list_metrics_by_hand():
     labels = np.array([[1, 0, 0, -1], [0, 1, 1, 0], [1, 1, -1, 1], [0, 0, 0, 0], [-1, -1, -1, -1], [0, 1, 0, 0]])
     scores = np.array([[2.0, 3, 1, 9], [4, 3, 2, 1], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [7, 7, 7, 7]])
     values = metrics.list_metrics(labels, scores)
-    gain = lambda *positions: sum(1 / math.log2(1 + i) for i in positions)  # noqa: E731
+    gain = lambda *positions: sum(1 / math.log2(1 + i) for i in positions)
     nan = math.nan
     np.testing.assert_allclose(values["grouped_auc"], [0.5, 0.5, nan, nan, nan, 0.5])
     np.testing.assert_allclose(values["list_mrr"], [1 / 2, 1 / 2, nan, nan, nan, 1 / 4])  # ties: negatives first
+    np.testing.assert_array_equal(values["list_hr@1"], [0, 0, nan, nan, nan, 0])
+    assert metrics.list_metrics(labels[:1], -scores[:1])["list_hr@1"].tolist() == [0]
+    assert metrics.list_metrics(labels[:1], scores[:1, [1, 0, 2, 3]])["list_hr@1"].tolist() == [1]
     np.testing.assert_allclose(values["list_ndcg@10"], [gain(2), gain(2, 3) / gain(1, 2), nan, nan, nan, gain(4)])
     cut = metrics.list_metrics(labels, scores, at=2)["list_ndcg@2"]
     np.testing.assert_allclose(cut, [gain(2), gain(2) / gain(1, 2), nan, nan, nan, 0])
@@ -188,7 +191,7 @@ def test_list_metrics_equal_plain_loops():
         assert values["grouped_auc"][row] == pytest.approx(wins / len(pairs))
         assert metrics.auc(label, score) == pytest.approx(wins / len(pairs))
         order = [y for _, y in sorted((-s, y) for s, y in zip(score, label) if y >= 0)]
-        gains = lambda ys: sum(y / math.log2(i + 2) for i, y in enumerate(ys[:3]))  # noqa: E731
+        gains = lambda ys: sum(y / math.log2(i + 2) for i, y in enumerate(ys[:3]))
         assert values["list_ndcg@3"][row] == pytest.approx(gains(order) / gains(sorted(order, reverse=True)))
         assert values["list_mrr"][row] == pytest.approx(1 / (1 + order.index(1)))
 
@@ -199,8 +202,12 @@ def test_ranking_metrics_gather_everything_with_intervals():
     labels = (rng.random((300, 8)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     labels[:, -1] = -1
     result = metrics.ranking_metrics(labels, logits, bootstrap=400)
-    assert set(result) == {"auc", "log_loss", "calibration_error", "grouped_auc", "list_ndcg@10", "list_mrr"}
-    for name in ("auc", "log_loss", "grouped_auc", "list_ndcg@10", "list_mrr"):
+    assert set(result) == {"auc", "log_loss", "calibration_error", "list_hr@1"} | {
+        "grouped_auc",
+        "list_ndcg@10",
+        "list_mrr",
+    }
+    for name in ("auc", "log_loss", "grouped_auc", "list_ndcg@10", "list_mrr", "list_hr@1"):
         value = result[name]
         assert value["low"] < value["mean"] < value["high"] < value["low"] + 0.1, name
     # Lists are drawn with replacement: the interval of the loss is that of a mean over 300 lists.
