@@ -4,16 +4,26 @@ import collections
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
 
 from data_pipelines import event_log, feed, prepare, splits, trivago
 from data_pipelines.event_log import EventLog
-from synergen_jax import baselines
+from synergen_jax import baselines, evaluate, sharding, train
 from synergen_jax.batch import Candidates, EvalBatch, Events, Readers
-from synergen_jax.config import Config, DataConfig, EvaluateConfig
+from synergen_jax.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimiserConfig,
+)
 from synergen_jax.errors import UserError
+from synergen_jax.recommender import Recommender
 
 CLICK, IMAGE, INFO = "clickout item", "interaction item image", "interaction item info"
 COLUMNS = ("user_id", "session_id", "timestamp", "step", "action_type", "reference", "city")
@@ -198,8 +208,11 @@ def test_features_belong_to_the_fingerprint_and_are_checked(tmp_path):
     assert EventLog.load(tmp_path / "copy").fingerprint == others[-1].fingerprint, "what was refused left it alone"
 
 
-def sessions(tmp_path, users=30, seed=0):
-    """A log of random sessions: lists of up to 12 of 40 items, pictures and clickouts, all within a day."""
+def sessions(tmp_path, users=30, seed=0, first=False):
+    """A log of random sessions: lists of up to 12 of 40 items, pictures and clickouts, all within a day.
+
+    With `first`, what is clicked is always the first of the list.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
@@ -207,7 +220,7 @@ def sessions(tmp_path, users=30, seed=0):
         for step in range(1, int(rng.integers(3, 12))):
             time += int(rng.integers(1, 60))
             listed = rng.permutation(40)[: rng.integers(2, 13)] + 1
-            item = str(rng.choice(listed))
+            item = str(listed[0] if first else rng.choice(listed))
             if rng.random() < 0.5:
                 lists = ("|".join(map(str, listed)), "|".join(map(str, rng.integers(20, 300, len(listed)))))
                 rows.append((f"u{user}", f"s{user}", time, step, CLICK, item, "Oslo", None, *lists))
@@ -295,6 +308,42 @@ def test_an_evaluation_ranks_the_whole_list_and_knows_its_order(tmp_path):
     unknown = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, target_actions="buy"))
     with pytest.raises(UserError, match="trips has no action 'buy'; its actions: clickout item"):
         feed.train_feed(log, split, unknown)
+
+
+def test_a_model_learns_that_the_first_is_clicked_on_a_mesh_of_eight(tmp_path):
+    log = sessions(tmp_path, users=60, first=True)
+    config = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, batch=8, negatives=8),
+        model=ModelConfig(width=16, depth=1, heads=2, dropout=0.0),
+        loss=LossConfig(retrieval_weight=0.0, pointwise_weight=1.0, in_batch=8, log_q=False),
+        optimiser=OptimiserConfig(learning_rate=2e-2, warmup=1),
+        mesh=MeshConfig(4, 2),
+    )
+    split = splits.split(log, config.data)
+    mesh = sharding.make_mesh(config.mesh)
+    model = train.make_model(config, log.spec)
+    state, shardings = train.init_state(config, model, mesh)
+    step = train.make_step(config, model, mesh, shardings)
+    catalogue = jax.device_put(feed.catalogue(log, split), sharding.whole(mesh))
+    batches = feed.train_feed(log, split, config)(0)
+    for _ in range(60):
+        state, _ = step(state, sharding.place(next(batches), sharding.batch_shardings(mesh)), catalogue)
+    batches.close()
+    params, catalogue = jax.device_get((state.params, feed.catalogue(log, split)))
+    targets = feed.evaluation_feed(log, split, "test", config)
+    found = evaluate.evaluate(model, params, catalogue, targets, EvaluateConfig(bootstrap=10, scann=False))
+    assert list(found.shown) == ["model", "shown_order", "last_seen_first", "most_popular"]
+    assert found.lists == found.targets > 20
+    mrr = {name: values["list_mrr"]["mean"] for name, values in found.shown.items()}
+    assert mrr["shown_order"] == 1 and mrr["model"] > 0.99 and mrr["most_popular"] < 0.7
+    assert found.shown["shown_order"]["list_hr@1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert evaluate.validator(model, catalogue, targets)(params)["shown_mrr"] == pytest.approx(mrr["model"])
+    # In serving nothing is known of a candidate's place: its features are unknown, not 0.
+    recommender = Recommender(model, params, catalogue)
+    history, _ = feed.user_history(log[0], config)
+    unknown = recommender.rank(recommender.encode(history), [1, 2, 3], 10**5)
+    assert unknown.shape == (3, 1) and np.isfinite(unknown).all()
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------
