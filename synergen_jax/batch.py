@@ -85,12 +85,10 @@ class Candidates:
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""
         xp = np if isinstance(self.item, np.ndarray) else jax.numpy
-        flat = lambda x: x.reshape(x.shape[0], -1)
+        users, events, size = self.item.shape
+        flat = lambda x: x.reshape(users, events * size)
         wide = lambda x: flat(xp.broadcast_to(x[..., None], self.item.shape))
-        feature = None
-        if self.feature is not None:
-            users, events, candidates, columns = self.feature.shape
-            feature = self.feature.reshape(users, events * candidates, columns)
+        feature = None if self.feature is None else self.feature.reshape(users, events * size, self.feature.shape[-1])
         return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible), feature)
 
 

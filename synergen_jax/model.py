@@ -113,7 +113,9 @@ class SynerGen(nn.Module):
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
         if self.spec.candidate_features:
             self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
-            self.feature_out = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+            # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "embed_out"))
+            self.feature_out = nn.Dense(c.width, use_bias=False, dtype=dtype, kernel_init=init)
         self.dropout = nn.Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
