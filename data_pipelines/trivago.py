@@ -35,12 +35,12 @@ from synergen_jax.errors import UserError
 NAME = "trivago"
 CLICKOUT = "clickout item"
 ITEM_ACTIONS = (
-    CLICKOUT,
     "interaction item deals",
     "interaction item image",
     "interaction item info",
     "interaction item rating",
     "search for item",
+    CLICKOUT,  # last, so that it is what a history without actions is taken for
 )
 DESTINATION, POI = "search for destination", "search for poi"
 QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)

@@ -125,7 +125,7 @@ def test_a_list_with_wrong_prices_is_left_out(prices):
         (("u", "s1", 0, 1, IMAGE, "9", "Rome"), "row 19: timestamp 0 must be"),
         (("u", "s1", 1_541_548_939_000, 1, IMAGE, "9", "Rome"), "row 19: timestamp 1541548939000 must be"),
         (("u", "s1", 100, -1, IMAGE, "9", "Rome"), "row 19: step -1 must be"),
-        (("u", "s1", 100, 1, "wave", "9", "Rome"), "row 19: action_type 'wave' is none of clickout item, "),
+        (("u", "s1", 100, 1, "wave", "9", "Rome"), "row 19: action_type 'wave' is none of interaction item deals, "),
         (("u", "s1", 100, 1, None, "9", "Rome"), "row 19: action_type None is none of "),
     ],
 )
@@ -306,7 +306,7 @@ def test_an_evaluation_ranks_the_whole_list_and_knows_its_order(tmp_path):
     shown = np.concatenate([batch.shown[batch.user >= 0] for batch in more])
     assert more.targets == len(shown) > shown.sum() == found.targets, "pictures have no list"
     unknown = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, target_actions="buy"))
-    with pytest.raises(UserError, match="trips has no action 'buy'; its actions: clickout item"):
+    with pytest.raises(UserError, match="trips has no action 'buy'; its actions: interaction item deals"):
         feed.train_feed(log, split, unknown)
 
 
