@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines import text
-from data_pipelines.records import DTYPES, Fingerprint, validate, validate_tables
+from data_pipelines.records import DTYPES, FEATURES, Fingerprint, validate, validate_tables
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
 
@@ -59,6 +59,7 @@ class EventLog:
     item_columns: dict[str, list[str]]  # what the columns of an item matrix stand for, where that is known
     lengths: np.ndarray
     user_ids: list[str]
+    candidate_features: tuple[str, ...]  # what the columns of `shown_feature` stand for
     source: dict[str, typing.Any]
 
     @classmethod
@@ -90,6 +91,7 @@ class EventLog:
             self.queries = json.loads((path / "queries.json").read_text(encoding="utf-8"))
             self.user_ids = json.loads((path / "users.json").read_text(encoding="utf-8"))
             self.actions = about["actions"]
+            self.candidate_features = tuple(about.get("candidate_features", ()))
             self.labels = {name: tuple(ids) for name, ids in about["labels"].items()}
             self.lengths = np.load(path / "lengths.npy")
             self.item_matrices = {n: np.load(path / "item_matrices" / f"{n}.npy") for n in about["item_matrices"]}
@@ -114,6 +116,7 @@ class EventLog:
             labels=tuple(self.labels),
             item_matrices=widths(self.item_matrices),
             query_matrices=widths(self.query_matrices),
+            candidate_features=self.candidate_features,
         )
 
     def summary(self) -> dict[str, typing.Any]:
@@ -154,7 +157,10 @@ class EventLog:
         return len(self.user_ids)
 
     def __getitem__(self, index: typing.SupportsIndex) -> dict[str, typing.Any]:
-        """One user: `user_id` and arrays, `time` int64 and all others int32, sorted by time."""
+        """One user: `user_id` and arrays, `time` int64 and all others int32, sorted by time.
+
+        Logs with F candidate features have `shown_feature` float32 (shown, F) as well.
+        """
         i = index.__index__()
         if not -len(self) <= i < len(self):
             raise IndexError(f"user {i} of {len(self)}")
@@ -162,6 +168,9 @@ class EventLog:
             raw = self._reader()[i % len(self)]
             found = self._example.FromString(raw).features.feature
             record = {name: np.frombuffer(found[name].bytes_list.value[0], dtype) for name, dtype in DTYPES.items()}
+            if self.candidate_features:
+                flat = np.frombuffer(found[FEATURES].bytes_list.value[0], "<f4")
+                record[FEATURES] = flat.reshape(len(record["shown_item"]), len(self.candidate_features))
             return {"user_id": found["user_id"].bytes_list.value[0].decode(), **record}
         except UserError:
             raise
@@ -220,6 +229,7 @@ def write(
     item_columns: typing.Mapping[str, typing.Sequence[str]] = types.MappingProxyType({}),
     item_texts: typing.Sequence[str] | None = None,
     text_encoder: text.Encoder | None = None,
+    candidate_features: typing.Sequence[str] = (),
     source: dict[str, typing.Any],
 ) -> EventLog:
     """Validates a log and writes it to the folder `path`, whole or not at all; a log that was there is replaced.
@@ -241,14 +251,17 @@ def write(
     item_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in item_matrices.items()}
     query_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in query_matrices.items()}
     labels = {key: [int(action) for action in ids] for key, ids in labels.items()}
-    validate_tables(name, tables, labels, item_matrices, query_matrices, item_columns)
-    sizes = LogSpec(len(tables["item_ids"]), len(actions), len(queries), tuple(labels))
+    features = tuple(candidate_features)
+    validate_tables(name, tables, labels, item_matrices, query_matrices, item_columns, features)
+    sizes = LogSpec(len(tables["item_ids"]), len(actions), len(queries), tuple(labels), candidate_features=features)
     fingerprint = Fingerprint(
         items=tables["item_ids"], queries=tables["queries"], actions=tables["actions"], labels=labels
     )
     for kind, matrices in (("item", item_matrices), ("query", query_matrices)):
         for key, matrix in matrices.items():
             fingerprint.matrix(f"{kind}/{key}", matrix)
+    if features:
+        fingerprint.candidate_features(features)
 
     user_ids: list[str] = []
     lengths: list[int] = []
@@ -260,19 +273,21 @@ def write(
             validate(record, sizes, f"{name}, record {number}")
             if record["user_id"] in seen:
                 raise UserError(f"{name}, record {number}: user {record['user_id']!r} comes a second time")
+            shown = {FEATURES: np.asarray(record[FEATURES], "<f4")} if features else {}
             record = {"user_id": record["user_id"]} | {k: np.asarray(record[k], dtype) for k, dtype in DTYPES.items()}
+            record |= shown
             seen.add(record["user_id"])
             user_ids.append(record["user_id"])
             lengths.append(len(record["item"]))
             first.append(int(record["time"][0]))
             last.append(int(record["time"][-1]))
             fingerprint.record(record)
-            yield record
+            yield record | {name: values.ravel() for name, values in shown.items()}
         if not user_ids:
             raise UserError(f"{name}: a log without users")
 
     with _replacing(path) as folder:
-        _write_records(folder, records())
+        _write_records(folder, records(), bool(features))
         columns = {key: list(columns) for key, columns in item_columns.items()}
         items = {key: tables[f"item_{key}"] for key in ("ids", "titles", "texts")}
         _dump(folder / "items.json", {**items, "columns": columns})
@@ -292,6 +307,7 @@ def write(
             "fingerprint": fingerprint.hexdigest(),
             "actions": tables["actions"],
             "labels": labels,
+            "candidate_features": list(features),
             "item_matrices": list(item_matrices),
             "query_matrices": list(query_matrices),
             "first_time": min(first),
@@ -339,7 +355,7 @@ def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_records(folder: pathlib.Path, records: typing.Iterator[dict]) -> None:
+def _write_records(folder: pathlib.Path, records: typing.Iterator[dict], features: bool) -> None:
     """Runs the TFDS builder without network, TensorFlow or a word on stdout."""
     with contextlib.redirect_stdout(io.StringIO()):
         import tensorflow_datasets as tfds
@@ -350,7 +366,7 @@ def _write_records(folder: pathlib.Path, records: typing.Iterator[dict]) -> None
         settings = tfds.download.DownloadConfig(
             try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
         )
-        Builder(records=records, data_dir=folder).download_and_prepare(
+        Builder(records=records, candidate_features=features, data_dir=folder).download_and_prepare(
             download_dir=folder / "downloads", download_config=settings
         )
     shutil.rmtree(folder / "downloads", ignore_errors=True)

@@ -54,6 +54,7 @@ def train_feed(log, split: Split, config: Config, process: int = 0, processes: i
     where = train_windows(split.train_stop, split.first_target, data.max_history, data.stride)
     if not len(where):
         raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
+    windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
     make = functools.partial(_example, log, log.spec.items, windows.label_table(log), split.train_stop, config)
     examples = (
         grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat().map_with_index(make)[process::processes]
@@ -119,20 +120,23 @@ def _example(
     target = events.item * ((visible > 0) | (events.query > 0))
 
     rng = np.random.default_rng((data.seed, EXAMPLE, index))
-    ranked = rng.permutation(target.nonzero()[0])[: data.rank_events]
+    asked = windows.action_table(log, data.target_actions)[events.action]
+    ranked = rng.permutation((target * asked).nonzero()[0])[: data.rank_events]
     known, size = int(train_stop[user]), data.rank_candidates
-    item, label = windows.candidates(rng, record, start + ranked, known, size, table, items)
+    item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items)
     short = data.rank_events - len(ranked)
     at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
     at[:, : len(ranked)] = events.query[ranked], events.time[ranked], visible[ranked]
     if short:
         item = np.pad(item, [(0, short), (0, 0)])
         label = np.pad(label, [(0, short), (0, 0), (0, 0)], constant_values=-1)
+        row = np.pad(row, [(0, short), (0, 0)], constant_values=-1)
+    feature = windows.features(record, row) if log.spec.candidate_features else None
     return {
         "events": events,
         "retrieval": Readers(np.zeros(length, np.int32), events.query, events.time, visible),
         "target": target,
-        "ranking": Candidates(item, label, *at),
+        "ranking": Candidates(item, label, *at, feature),
     }
 
 
@@ -200,19 +204,21 @@ class EvaluationFeed:
 
 
 def evaluation_feed(log, split: Split, part: str, config: Config) -> EvaluationFeed:
-    """The targets of "validation" or "test".
+    """The targets of "validation" or "test": events with an item, by one of `data.target_actions`.
 
     Raises:
       UserError: there is none.
     """
     places, repeated = [], 0
+    wanted = windows.action_table(log, config.data.target_actions)
     for user, (start, stop) in enumerate(split.targets(part).tolist()):
         if start == stop:
             continue
         record = log[user]
         item, before = record["item"], first_of_request(record["request"])
+        asked = (item > 0) & wanted[record["action"]]
         for event in range(start, stop):
-            if not item[event]:
+            if not asked[event]:
                 continue
             if config.data.filter_seen and np.any(item[: before[event]] == item[event]):
                 repeated += 1
@@ -234,9 +240,10 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
     had = np.unique(item[:stop])
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates
-    candidates, label = windows.candidates(
+    candidates, label, row = windows.candidates(
         rng, record, np.array([event]), event + 1, size, windows.label_table(log), log.spec.items
     )
+    feature = windows.features(record, row) if log.spec.candidate_features else None
     one = lambda x: np.array([x], np.int32)
     query, time, visible = one(record["query"][event]), one(time), one(stop - start)
     return {
@@ -245,7 +252,8 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
         "reader": Readers(one(0), query, time, visible),
         "target": np.int32(item[event]),
         "seen": had[(had > 0) & (had != item[event])].astype(np.int32) if data.filter_seen else np.zeros(0, np.int32),
-        "ranking": Candidates(candidates, label, query, time, visible),
+        "ranking": Candidates(candidates, label, query, time, visible, feature),
+        "position": windows.positions(record, row)[0],
     }
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import typing
 
-from data_pipelines import atomic, event_log, matrices, movielens, search_queries, sources, text
+from data_pipelines import atomic, event_log, matrices, movielens, search_queries, sources, text, trivago
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import log_parts
 from synergen_jax.errors import UserError
@@ -34,9 +34,10 @@ def prepare(
 ) -> EventLog:
     """Fetches, checks and converts a data set; a log that is already whole is reused.
 
-    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries, or a folder of RecBole's atomic
-    files, whose log is then called after its .inter file; any other name needs `source`, that folder. A log that was
-    made with other settings, or from a given `source` of other bytes, is made anew, and so is everything with `force`.
+    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "trivago", which needs a `source`,
+    after whose folder or file the log is called; or a folder of RecBole's atomic files, whose log is then called after
+    its .inter file; any other name needs `source`, that folder. A log that was made with other settings, or from a given
+    `source` of other bytes, is made anew, and so is everything with `force`.
 
     Args:
       encoder: what `text.make` takes, or "none". By default logs with queries have "tfidf", others none.
@@ -45,11 +46,14 @@ def prepare(
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
     known = (*sources.SOURCES, *SEARCH)
-    if name not in known and source is None:
+    raw, of_trivago = None, name == trivago.NAME
+    if of_trivago:
+        name, raw = trivago.find(source)
+        name += "-trivago" if name in known else ""
+    elif name not in known and source is None:
         if not pathlib.Path(name).expanduser().is_dir():
-            raise UserError(
-                f"{name!r} is neither one of {', '.join(known)} nor a folder of atomic files; or give --source PATH"
-            )
+            names = ", ".join((*known, trivago.NAME))
+            raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
         source = pathlib.Path(name).expanduser()
         name = pathlib.Path(atomic.find(source).interactions[0]).stem
         if name in known:
@@ -61,7 +65,8 @@ def prepare(
     files = [matrices.File.parse(given) for given in matrix]
     settings = _settings(name, encoder, query_share, seed, files)
     path = data_dir / "logs" / name
-    raw = _given(name, source) if source is not None else None
+    if raw is None and source is not None:
+        raw = _given(name, source)
     if not force and (path / "log.json").is_file():
         try:
             log = EventLog.load(path)
@@ -74,8 +79,11 @@ def prepare(
                 return log
     of = SEARCH.get(name, name)
     raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
-    parts = log_parts(movielens.interactions(of, raw) if of in sources.SOURCES else atomic.interactions(raw))
     about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings}
+    if of_trivago:
+        parts, about["counts"] = trivago.log_parts(raw)
+    else:
+        parts = log_parts(movielens.interactions(of, raw) if of in sources.SOURCES else atomic.interactions(raw))
     if name in SEARCH:
         made = {key: settings[key] for key in ("share", "seed")}
         parts = search_queries.add(parts, **made)
@@ -111,7 +119,7 @@ def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str,
     """Adds further matrices to the parts of a log; what is to be said of each."""
     said = {}
     for file in files:
-        if file.name in (*parts["item_matrices"], "text"):
+        if file.name in (*parts.setdefault("item_matrices", {}), "text"):
             raise UserError(f"--matrix {file.name}: the log has a matrix of that name; give another")
         matrix, without = matrices.read(file, parts["item_ids"])
         parts["item_matrices"][file.name] = matrix
@@ -120,10 +128,11 @@ def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str,
 
 
 def _encoded(parts: dict[str, typing.Any], name: str, cache: pathlib.Path) -> dict[str, typing.Any]:
-    """The matrices "text" of items and queries, beside those that there are, and what encoded them."""
-    encoder = text.make(name, parts["item_texts"][1:])
+    """The matrices "text" of items, where they have texts, and of queries, and what encoded them."""
+    items, queries = parts.get("item_texts", []), parts["queries"]
+    encoder = text.make(name, (items or queries)[1:])
     found: dict[str, typing.Any] = {"text_encoder": encoder}
-    for kind, texts in (("item", parts["item_texts"]), ("query", parts["queries"])):
+    for kind, texts in (("item", items), ("query", queries)):
         if len(texts) > 1:
             key = f"{kind}_matrices"
             found[key] = {**parts.get(key, {}), "text": text.encoded(encoder, texts, cache)}

@@ -15,6 +15,7 @@ from synergen_jax.errors import UserError
 EVENT_FIELDS = ("item", "action", "query", "request", "time")
 SHOWN_FIELDS = ("shown_request", "shown_item", "shown_action")
 DTYPES = {name: np.dtype("<i8" if name == "time" else "<i4") for name in EVENT_FIELDS + SHOWN_FIELDS}
+FEATURES = "shown_feature"  # float32 (shown, F), in the records of logs that have candidate features
 MATRIX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -62,6 +63,13 @@ def validate(record: typing.Mapping[str, typing.Any], sizes: LogSpec, where: str
         refuse(f"events span {time[-1] - time[0]} seconds; at most 2^31 - 1 (68 years) can be told apart")
     if (wrong := ~np.isin(fields["shown_request"], fields["request"])).any():
         refuse(f"shown_request {fields['shown_request'][wrong][0]} has no event", wrong)
+    if sizes.candidate_features:
+        values = np.asarray(record.get(FEATURES, ()))
+        wanted = (len(fields["shown_item"]), len(sizes.candidate_features))
+        if values.shape != wanted or values.dtype.kind not in "fiu":
+            refuse(f"{FEATURES} must be numbers of shape {wanted}, not {values.dtype} of shape {values.shape}")
+        if (wrong := ~np.isfinite(values.astype(np.float32)).all(axis=1)).any():
+            refuse(f"{FEATURES} holds a value that is not finite in float32", wrong)
 
 
 def validate_tables(
@@ -71,8 +79,11 @@ def validate_tables(
     item_matrices: dict[str, np.ndarray],
     query_matrices: dict[str, np.ndarray],
     item_columns: typing.Mapping[str, typing.Sequence[str]],
+    candidate_features: typing.Sequence[str] = (),
 ) -> None:
     """Refuses tables that do not fit each other."""
+    if "" in candidate_features or len(set(candidate_features)) < len(candidate_features):
+        raise UserError(f"{name}: candidate_features must be distinct and not empty, not {candidate_features}")
     for key, values in tables.items():
         if not values or values[0] != "":
             raise UserError(f"{name}: {key}[0] must be '', the id that stands for none")
@@ -121,11 +132,17 @@ class Fingerprint:
         self._part(json.dumps([name, matrix.shape]).encode())
         self._part(np.ascontiguousarray(matrix, "<f2").tobytes())
 
+    def candidate_features(self, names: typing.Sequence[str]) -> None:
+        """Adds the names of candidate features."""
+        self._part(json.dumps(["candidate_features", *names]).encode())
+
     def record(self, record: dict[str, typing.Any]) -> None:
         """Adds a user's record."""
         self._part(record["user_id"].encode())
         for name, dtype in DTYPES.items():
             self._part(np.ascontiguousarray(record[name], dtype).tobytes())
+        if FEATURES in record:
+            self._part(np.ascontiguousarray(record[FEATURES], "<f4").tobytes())
 
     def hexdigest(self) -> str:
         """The fingerprint so far."""

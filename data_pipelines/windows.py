@@ -29,6 +29,18 @@ def window(record: Record, start: int, stop: int, length: int) -> Events:
     return Events(*arrays)
 
 
+def action_table(log, names: str) -> np.ndarray:
+    """Which actions a comma-separated list names, bool (actions,); an empty list names all.
+
+    Raises:
+      UserError: the log has no such action.
+    """
+    wanted = [name.strip() for name in names.split(",")] if names else log.actions[1:]
+    if unknown := [name for name in wanted if name not in log.actions[1:]]:
+        raise UserError(f"{log.name} has no action {unknown[0]!r}; its actions: {', '.join(log.actions[1:])}")
+    return np.isin(log.actions, wanted)
+
+
 def label_table(log) -> np.ndarray:
     """For each action, 1 where it is positive for a label and 0 where not, int8 (actions, A)."""
     table = np.zeros((log.spec.actions, len(log.labels)), np.int8)
@@ -53,21 +65,26 @@ def sample_unseen(rng: np.random.Generator, items: int, had: np.ndarray, count: 
 
 def candidates(
     rng: np.random.Generator, record: Record, events: np.ndarray, known: int, size: int, table: np.ndarray, items: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The lists to be ranked at some events, each event's own item first: items (E, K) int32, labels (E, K, A) int8.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lists to be ranked at some events, each event's own item first.
 
-    Where an event's request has a list that was shown, the others are drawn from it, and each is labelled by the
-    action that it got. Elsewhere they are items that the user does not have: 0 for the first label, which asks whether
+    Where an event's request has a list that was shown, the others are drawn from it, all of them if there is room, and
+    each is labelled by the action that it got. Elsewhere they are items that the user does not have: 0 for the first label, which asks whether
     an item is chosen at all, and unknown (-1) for the others. Missing candidates are item 0, label -1.
 
     Args:
       events: indices of events with an item, (E,).
       known: how many leading events tell which items the user has.
       table: `label_table` of the log.
+
+    Returns:
+      items (E, K) int32, labels (E, K, A) int8, and the row of the record's shown lists in which each candidate
+      stands, (E, K) int32, -1 for those that were not shown.
     """
     others = size - 1
     item = np.zeros((len(events), size), np.int32)
     label = np.full((*item.shape, table.shape[1]), -1, np.int8)
+    place = np.full(item.shape, -1, np.int32)
     item[:, 0], label[:, 0] = record["item"][events], table[record["action"][events]]
     unseen = sample_unseen(rng, items, record["item"][:known], len(events) * others)
     # One draw serves all lists, unless the catalogue is too small for them to differ.
@@ -77,10 +94,27 @@ def candidates(
         mine = unseen[row * others : (row + 1) * others] if enough else rng.permutation(unseen)[:others]
         shown = (record["shown_request"] == request).nonzero()[0] if request and len(record["shown_request"]) else ()
         if len(shown):
-            shown = rng.permutation(shown[record["shown_item"][shown] != item[row, 0]])[:others]
+            own = record["shown_item"][shown] == item[row, 0]
+            place[row, 0] = shown[own][0] if own.any() else -1
+            shown = rng.permutation(shown[~own])[:others]
             item[row, 1 : 1 + len(shown)] = record["shown_item"][shown]
             label[row, 1 : 1 + len(shown)] = table[record["shown_action"][shown]]
+            place[row, 1 : 1 + len(shown)] = shown
         else:
             item[row, 1 : 1 + len(mine)] = mine
             label[row, 1 : 1 + len(mine), 0] = 0
-    return item, label
+    return item, label, place
+
+
+def features(record: Record, place: np.ndarray) -> np.ndarray:
+    """Features of candidates by their rows in the shown lists, float32 (E, K, F + 1): see `Candidates.feature`."""
+    known = np.concatenate([record["shown_feature"], np.ones((len(record["shown_feature"]), 1), np.float32)], axis=1)
+    nothing = np.zeros((1, known.shape[1]), np.float32)
+    return np.concatenate([known, nothing])[place]  # -1 is the last row
+
+
+def positions(record: Record, place: np.ndarray) -> np.ndarray:
+    """Places in the list that was shown, from 1, of candidates by their rows in the shown lists; 0: not shown."""
+    request = record["shown_request"]
+    first = np.searchsorted(request, request)  # row at which the list of each row begins
+    return (np.append(np.arange(len(request)) - first + 1, 0)[place]).astype(np.int32)

@@ -9,6 +9,7 @@ Axis letters, the same everywhere:
 | R | readers a user |
 | E | ranked events a user |
 | K | candidates a ranked event |
+| F | candidate features of a log; with them F + 1 columns are stored, the last 1 where the features are known |
 | N | negatives |
 | M | items that a user has already had |
 | V | items, the padding id 0 included |
@@ -55,7 +56,7 @@ class Events:
 
 @_pytree
 class Readers:
-    """What is asked: retrieval tokens (item 0) and ranking tokens (item is the candidate). Each int32 (B, R).
+    """What is asked: retrieval tokens (item 0) and ranking tokens (item is the candidate). Each id int32 (B, R).
 
     `visible` is the number of leading context events that the reader may see. That one integer stands for the
     reader's row of the mask: reader r of user b attends to events `0 .. visible[b, r] - 1` and to itself.
@@ -65,6 +66,7 @@ class Readers:
     query: Ints
     time: Ints  # when it is asked, on the clock of the events
     visible: Ints
+    feature: Floats | None = None  # (B, R, F + 1), see `Candidates`; None: nothing is known of any
 
 
 @_pytree
@@ -76,6 +78,9 @@ class Candidates:
     query: Ints  # (B, E)
     time: Ints  # (B, E)
     visible: Ints  # (B, E)
+    # (B, E, K, F + 1) float32: a candidate's features and a 1, or zeros throughout where they are not known, so that an
+    # unknown feature differs from one that is 0. None: the log has no candidate features.
+    feature: Floats | None = None
 
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""
@@ -83,7 +88,8 @@ class Candidates:
         users, events, size = self.item.shape
         flat = lambda x: x.reshape(users, events * size)
         wide = lambda x: flat(xp.broadcast_to(x[..., None], self.item.shape))
-        return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible))
+        feature = None if self.feature is None else self.feature.reshape(users, events * size, self.feature.shape[-1])
+        return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible), feature)
 
 
 @_pytree
@@ -106,7 +112,13 @@ class EvalBatch:
     reader: Readers  # (B, 1): asks at the target's time with the target's query
     target: Ints  # (B,) int32
     seen: Ints  # (B, M) int32: items before the target, padded with 0; the target itself is never among them
-    ranking: Candidates  # (B, 1, K): the target first, then sampled unseen items
+    ranking: Candidates  # (B, 1, K): the target first, then the others of the list shown, or sampled unseen items
+    position: Ints  # (B, K) int32: place of each candidate in the list that was shown, from 1; 0: it was not in one
+
+    @property
+    def shown(self):
+        """True for targets that were chosen from a list that was shown, (B,)."""
+        return self.position[:, 0] > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +131,7 @@ class LogSpec:
     labels: tuple[str, ...]  # A names of ranked labels
     item_matrices: tuple[tuple[str, int], ...] = ()  # (name, width) of each frozen semantic matrix of items
     query_matrices: tuple[tuple[str, int], ...] = ()
+    candidate_features: tuple[str, ...] = ()  # F names of what is known of the items of a list that was shown
 
 
 @_pytree

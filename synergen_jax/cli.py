@@ -65,9 +65,10 @@ def parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument(
         "name",
-        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries), or a folder of RecBole atomic files",
+        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries), trivago (with --source), or a "
+        "folder of RecBole atomic files",
     )
-    prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip or wheel")
+    prepare.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel or parquet")
     prepare.add_argument("--force", action="store_true", help="convert again even if the log is there")
     prepare.add_argument(
         "--text",

@@ -206,6 +206,11 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
         low, high = found.intervals["model"]["ndcg@10"]
         say(f"95% intervals of the model: HR@10 [{wide[0]:.4f}, {wide[1]:.4f}], NDCG@10 [{low:.4f}, {high:.4f}]")
     say(f"\nranking of {config.evaluate.rank_candidates} candidates a target\n{report.table(labels)}")
+    shown = [{"system": system} | values for system, values in found.shown.items()]
+    if shown:
+        mean = [{name: v["mean"] if isinstance(v, dict) else v for name, v in row.items()} for row in shown]
+        best = [name for name in mean[0] if name != "system"]
+        say(f"\nranking within the list that was shown, {found.lists:,} lists\n{report.table(mean, highlight=best)}")
     if found.scann:
         say(f"\napproximate search (ScaNN) against exact\n{report.table([found.scann])}")
     result = {
@@ -217,6 +222,8 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
         **found.values,
         "intervals": found.intervals,
         "scann": found.scann,
+        "shown": found.shown,
+        "lists": found.lists,
     }
     workdir.write_json(folder / f"evaluation_{part}.json", result)
     if (folder / METRICS).exists():
@@ -226,6 +233,7 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
         ("Retrieval", report.html_table(rows, highlight=[c for c in COLUMNS if c in rows[0]])),
         ("95% bootstrap intervals", report.html_table(intervals)),
         ("Ranking", report.html_table(labels)),
+        *([("Ranking within the list that was shown", report.html_table(shown))] if shown else []),
         ("Approximate search", report.html_table([found.scann] if found.scann else [])),
         *([("Training", folder / "curves.png")] if (folder / "curves.png").exists() else []),
         ("Config", json.dumps(configs.to_dict(config), indent=2)),

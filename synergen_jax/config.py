@@ -33,6 +33,7 @@ class DataConfig:
     rank_events: int = 4  # events a window at which candidates are ranked
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process
+    target_actions: str = ""  # comma-separated: events of these actions alone are evaluated, and ranked; "": of all
     filter_seen: bool = True  # evaluation and serving leave out items that the user already had
     seed: int = 0
 

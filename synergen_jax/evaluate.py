@@ -2,7 +2,8 @@
 
 Every target is ranked among all items that its user has not had yet, ties against the model. Candidate lists are
 scored by the ranking head, label by label. The same batches go through a most-popular baseline, and the same retrieval
-vectors through an approximate index, so that one table compares like with like.
+vectors through an approximate index, so that one table compares like with like. Where a target was chosen from a list
+that was shown, the model and baselines rank that list, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array
 
-from synergen_jax import index, metrics
+from synergen_jax import baselines, index, metrics
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch
 from synergen_jax.config import EvaluateConfig
@@ -33,6 +34,7 @@ class Answers(typing.NamedTuple):
     vectors: np.ndarray  # (n, D) retrieval vectors
     labels: np.ndarray  # (n, K, A) 1, 0, or -1 for unknown
     logits: np.ndarray  # (n, K, A)
+    shown: np.ndarray  # (n,) True where the candidates are the list that was shown
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -61,7 +63,7 @@ def answers(
     for batch in tqdm.tqdm(batches, desc=progress, unit="batch", disable=None if progress else True, leave=False):
         real = batch.user >= 0
         ranks, query, logits = jax.device_get(_answer(model, params, catalogue, keys, batch))
-        found.append(Answers(ranks[real], query[real], batch.ranking.label[real, 0], logits[real]))
+        found.append(Answers(ranks[real], query[real], batch.ranking.label[real, 0], logits[real], batch.shown[real]))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
@@ -76,6 +78,9 @@ def validator(model: models.SynerGen, catalogue: Catalogue, batches: Batches):
             labels, logits = said.labels[:, :, column], said.logits[:, :, column]
             result[f"auc/{label}"] = metrics.auc(labels, logits)
             result[f"log_loss/{label}"] = metrics.log_loss(labels, logits)
+        if said.shown.any():
+            lists = metrics.list_metrics(said.labels[said.shown, :, 0], said.logits[said.shown, :, 0])
+            result["shown_mrr"] = float(np.nanmean(lists["list_mrr"]))
         # A label that is known of the target alone gives no list to rank: those metrics are undefined.
         return {name: value for name, value in result.items() if np.isfinite(value)}
 
@@ -89,6 +94,10 @@ class Report(typing.NamedTuple):
     values: dict[str, dict[str, float]]  # system -> metric -> mean
     intervals: dict[str, dict[str, tuple[float, float]]]  # system -> metric -> 95% bootstrap interval
     scann: dict[str, typing.Any] | None  # recall and throughput beside the exact search
+    shown: dict[
+        str, dict[str, metrics.Interval]
+    ]  # system -> metric within the lists that were shown; {}: there is none
+    lists: int  # how many lists `shown` is over
 
 
 def evaluate(
@@ -122,7 +131,8 @@ def evaluate(
         system: {name: (v["low"], v["high"]) for name, v in found.items() if "low" in v}
         for system, found in systems.items()
     }
-    return Report(len(said.ranks), values, intervals, scann)
+    shown, lists = within_shown(said, catalogue, batches, config, seed)
+    return Report(len(said.ranks), values, intervals, scann, shown, lists)
 
 
 def most_popular(catalogue: Catalogue, batches: Batches) -> Answers:
@@ -133,12 +143,30 @@ def most_popular(catalogue: Catalogue, batches: Batches) -> Answers:
         real = batch.user >= 0
         scores = jnp.broadcast_to(counts[None], (len(batch.user), counts.size))
         ranks = np.asarray(metrics.ranks(scores, batch.target, batch.seen))
-        logits = np.asarray(catalogue.counts, np.float32)[batch.ranking.item[:, 0], None]
         label = batch.ranking.label[:, 0]
-        found.append(
-            Answers(ranks[real], np.zeros((real.sum(), 0)), label[real], np.broadcast_to(logits, label.shape)[real])
-        )
+        logits = np.broadcast_to(baselines.most_popular(batch, catalogue.counts)[:, :, None], label.shape)
+        found.append(Answers(ranks[real], np.zeros((real.sum(), 0)), label[real], logits[real], batch.shown[real]))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: EvaluateConfig, seed: int):
+    """Ranking within the lists that were shown, by the first label: whether an item was chosen.
+
+    Returns:
+      For the model, which said `said`, and for each of `baselines.LISTS`, `metrics.list_metrics` in the form of
+      `metrics.summary`; and the number of lists. Lists of the chosen item alone are left out.
+    """
+    labels = said.labels[said.shown, :, 0]
+    lists = int(np.sum((labels == 1).any(1) & (labels == 0).any(1)))
+    if not lists:
+        return {}, 0
+    scores = {"model": said.logits[said.shown, :, 0]}
+    for name, score in baselines.LISTS.items():
+        scores[name] = np.concatenate(
+            [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
+        )
+    measure = lambda found: metrics.summary(metrics.list_metrics(labels, found), config.bootstrap, seed)
+    return {name: measure(found) for name, found in scores.items()}, lists
 
 
 def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, say, k: int = 10):

@@ -157,12 +157,13 @@ def calibration_error(labels: Labels, logits: Float[np.ndarray, " ..."], bins: i
 def list_metrics(
     labels: Int[np.ndarray, "n k"], scores: Float[np.ndarray, "n k"], at: int = 10
 ) -> dict[str, Float[np.ndarray, " n"]]:
-    """Metrics within each list of candidates, (n,) each: "grouped_auc", "list_ndcg@10" and "list_mrr".
+    """Metrics within each list of candidates, (n,) each: "grouped_auc", "list_ndcg@10", "list_mrr" and "list_hr@1".
 
     grouped_auc: AUC within the list, ties half; its mean over lists is the GAUC of Zhu et al. 2017, unweighted.
     list_ndcg@k: Σ_{i <= k} y_i / log2(1 + i) over the best such sum that the list's labels allow.
     list_mrr: 1 / position of the first positive.
-    The last two put the negatives first where scores are equal.
+    list_hr@1: 1 where a positive comes first.
+    The last three put the negatives first where scores are equal.
 
     Args:
       labels: (n, K): 1, 0, or -1 for unknown or an empty slot, which is left out; scores: (n, K).
@@ -185,6 +186,7 @@ def list_metrics(
         "grouped_auc": grouped,
         f"list_ndcg@{at}": np.where(defined, _ratio(relevant @ discount, ideal), np.nan),
         "list_mrr": np.where(defined, 1.0 / (1 + first), np.nan),
+        "list_hr@1": np.where(defined, first == 0, np.nan),
     }
 
 

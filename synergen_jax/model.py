@@ -111,6 +111,11 @@ class SynerGen(nn.Module):
         self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
         self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1)
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
+        if self.spec.candidate_features:
+            self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
+            # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "embed_out"))
+            self.feature_out = nn.Dense(c.width, use_bias=False, dtype=dtype, kernel_init=init)
         self.dropout = nn.Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
@@ -128,9 +133,15 @@ class SynerGen(nn.Module):
         return items + queries + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[None, None, CONTEXT]
 
     def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
-        """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one."""
+        """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one.
+
+        Candidate features add a vector to them, which is zero where the features are not known.
+        """
         kind = jnp.where(readers.item > 0, RANKING, RETRIEVAL)
-        return items + queries + self.kind.astype(items.dtype)[kind]
+        h = items + queries + self.kind.astype(items.dtype)[kind]
+        if readers.feature is None or not self.spec.candidate_features:
+            return h
+        return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
 
     def encode(self, events: Events, items: Array, queries: Array, deterministic: bool = True) -> Cache:
         """Encodes a window of events once.
@@ -213,7 +224,9 @@ def init(model: SynerGen, key: Array) -> Params:
         items = model.items(rows("item", spec.item_matrices), one)
         queries = model.queries(rows("query", spec.query_matrices), one)
         events = Events(one, one, one, one)
-        hidden = model.read(model.encode(events, items, queries), Readers(one, one, one, one), items, queries)
+        feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
+        readers = Readers(one, one, one, one, feature)
+        hidden = model.read(model.encode(events, items, queries), readers, items, queries)
         return model.retrieve(hidden), model.keys(items), model.rank(hidden)
 
     return {"model": model.init(model_key, method=touch), "tables": tables}

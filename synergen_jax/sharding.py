@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from synergen_jax.batch import Candidates, Events, Readers, TrainBatch
+from synergen_jax.batch import TrainBatch
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
 
@@ -74,20 +74,18 @@ def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
 
 
 def batch_shardings(mesh: Mesh) -> TrainBatch:
-    """How a training batch lies on the mesh: users along `data`, the shared negatives whole on every device."""
+    """How a training batch lies on the mesh: users along `data`, the shared negatives whole on every device.
+
+    One sharding stands for all arrays of a part, whichever of them a log has.
+    """
     users, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    return TrainBatch(
-        events=Events(users, users, users, users),
-        retrieval=Readers(users, users, users, users),
-        target=users,
-        ranking=Candidates(users, users, users, users, users),
-        negatives=whole,
-    )
+    return TrainBatch(events=users, retrieval=users, target=users, ranking=users, negatives=whole)
 
 
 def place(batch: typing.Any, shardings: typing.Any) -> typing.Any:
-    """This process's part of a host batch as global arrays on the mesh."""
-    return jax.tree.map(lambda s, x: jax.make_array_from_process_local_data(s, x), shardings, batch)
+    """This process's part of a host batch as global arrays on the mesh; `shardings` may be a prefix of its tree."""
+    one = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda s, part: jax.tree.map(lambda x: one(s, x), part), shardings, batch)
 
 
 def whole(mesh: Mesh) -> NamedSharding:

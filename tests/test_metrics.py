@@ -170,6 +170,9 @@ def test_list_metrics_by_hand():
     nan = math.nan
     np.testing.assert_allclose(values["grouped_auc"], [0.5, 0.5, nan, nan, nan, 0.5])
     np.testing.assert_allclose(values["list_mrr"], [1 / 2, 1 / 2, nan, nan, nan, 1 / 4])  # ties: negatives first
+    np.testing.assert_array_equal(values["list_hr@1"], [0, 0, nan, nan, nan, 0])
+    assert metrics.list_metrics(labels[:1], -scores[:1])["list_hr@1"].tolist() == [0]
+    assert metrics.list_metrics(labels[:1], scores[:1, [1, 0, 2, 3]])["list_hr@1"].tolist() == [1]
     np.testing.assert_allclose(values["list_ndcg@10"], [gain(2), gain(2, 3) / gain(1, 2), nan, nan, nan, gain(4)])
     cut = metrics.list_metrics(labels, scores, at=2)["list_ndcg@2"]
     np.testing.assert_allclose(cut, [gain(2), gain(2) / gain(1, 2), nan, nan, nan, 0])
@@ -199,8 +202,12 @@ def test_ranking_metrics_gather_everything_with_intervals():
     labels = (rng.random((300, 8)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     labels[:, -1] = -1
     result = metrics.ranking_metrics(labels, logits, bootstrap=400)
-    assert set(result) == {"auc", "log_loss", "calibration_error", "grouped_auc", "list_ndcg@10", "list_mrr"}
-    for name in ("auc", "log_loss", "grouped_auc", "list_ndcg@10", "list_mrr"):
+    assert set(result) == {"auc", "log_loss", "calibration_error", "list_hr@1"} | {
+        "grouped_auc",
+        "list_ndcg@10",
+        "list_mrr",
+    }
+    for name in ("auc", "log_loss", "grouped_auc", "list_ndcg@10", "list_mrr", "list_hr@1"):
         value = result[name]
         assert value["low"] < value["mean"] < value["high"] < value["low"] + 0.1, name
     # Lists are drawn with replacement: the interval of the loss is that of a mean over 300 lists.

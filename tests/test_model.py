@@ -72,6 +72,28 @@ def test_gradients_equal_dense_oracle():
     assert all(float(jnp.abs(theirs["model"]["params"][f"block_{i}"]["key"]["kernel"]).max()) > 0 for i in range(2))
 
 
+def test_candidate_features_equal_the_dense_oracle_too_and_unknown_ones_add_nothing():
+    spec = dataclasses.replace(small_model.SPEC, candidate_features=("position", "price"))
+    model, params, catalogue = small_model.make(spec=spec)
+    plain, without, _ = small_model.make()
+    extra = set(params["model"]["params"]) - set(without["model"]["params"])
+    assert extra == {"feature_hidden", "feature_out"}, "a log without features has no such parameters"
+    rng = np.random.default_rng(12)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    feature = jnp.asarray(rng.normal(size=(B, R, 3)), jnp.float32).at[..., 2].set(1)
+    known = dataclasses.replace(readers, feature=feature)
+    _, hidden, (_, oracle) = both(model, params, catalogue, events, known)
+    np.testing.assert_allclose(hidden, oracle, atol=1e-5)
+    nothing = dataclasses.replace(readers, feature=jnp.zeros((B, R, 3)))
+    zero = dataclasses.replace(readers, feature=jnp.zeros((B, R, 3)).at[..., 2].set(1))
+    shared = params | {"model": {"params": {k: params["model"]["params"][k] for k in without["model"]["params"]}}}
+    _, expected, _ = both(plain, shared, catalogue, events, readers)  # the same weights without the features
+    for unknown in (readers, nothing):
+        np.testing.assert_allclose(both(model, params, catalogue, events, unknown)[1], expected, atol=1e-6)
+    for told in (known, zero):  # a feature of 0 is not an unknown one
+        assert np.abs(np.asarray(both(model, params, catalogue, events, told)[1] - expected)).max() > 1e-3
+
+
 def test_masks_are_these():
     # Three events, and the readers of event 0, event 1, event 2 and of a request after all of them.
     visible = jnp.array([[0, 1, 2, 3, 2]])

@@ -10,8 +10,11 @@ import tensorflow_datasets as tfds
 SPLIT = "users"
 
 
-def features() -> tfds.features.FeaturesDict:
-    """One user a record. Arrays are stored as little-endian bytes: an int64 list decodes three times slower."""
+def features(candidate_features: bool = False) -> tfds.features.FeaturesDict:
+    """One user a record. Arrays are stored as little-endian bytes: an int64 list decodes three times slower.
+
+    With `candidate_features` there is one more array, `shown_feature`, row after row.
+    """
 
     def array(dtype):
         return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding=tfds.features.Encoding.BYTES)
@@ -28,6 +31,7 @@ def features() -> tfds.features.FeaturesDict:
             "shown_item": array(np.int32),
             "shown_action": array(np.int32),
         }
+        | ({"shown_feature": array(np.float32)} if candidate_features else {})
     )
 
 
@@ -37,13 +41,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: typing.ClassVar[dict[str, str]] = {"1.0.0": "Events, requests and shown lists, one record a user."}
 
-    def __init__(self, *, records: typing.Iterable[dict] = (), **settings):
+    def __init__(self, *, records: typing.Iterable[dict] = (), candidate_features: bool = False, **settings):
         self._records = records
+        self._features = features(candidate_features)
         super().__init__(file_format="array_record", **settings)
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = "Event logs of search and recommendation, one record a user, events sorted by time."
-        return tfds.core.DatasetInfo(builder=self, description=text, features=features(), disable_shuffling=True)
+        return tfds.core.DatasetInfo(builder=self, description=text, features=self._features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded here
