@@ -82,7 +82,8 @@ def test_no_matrix_file(tmp_path):
     file.path.write_bytes(file.path.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"not a whole .npy file"):
         matrices.read(file, IDS)
-    np.savez(file.path.open("wb"), ALIGNED)
+    with file.path.open("wb") as archive:
+        np.savez(archive, ALIGNED)
     with pytest.raises(UserError, match="an archive"):
         matrices.read(file, IDS)
 
