@@ -1,0 +1,100 @@
+"""A history from a CSV file becomes a record; a wrong row is named by file and line."""
+
+import re
+
+import numpy as np
+import pytest
+from small_log import SmallLog, user
+
+from data_pipelines import feed, history
+from data_pipelines.records import DTYPES, validate
+from synergen_jax.config import Config
+from synergen_jax.errors import UserError
+
+LAST = 1_000_000_000  # when the log below ends
+
+
+class Log(SmallLog):
+    last_time = LAST
+
+
+LOG = Log([user([1, 2, 3])], 12)
+
+
+def read(tmp_path, text):
+    file = tmp_path / "history.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    record = history.read(file, LOG)
+    validate(record, LOG.spec, "history")
+    assert {name: record[name].dtype for name in DTYPES} == DTYPES
+    return record
+
+
+def test_items_alone(tmp_path):
+    record = read(tmp_path, "item\nitem-3\nitem-1\nitem-3\n")
+    assert record["item"].tolist() == [3, 1, 3]
+    assert record["action"].tolist() == [3, 3, 3], "the last action that counts for the last label"
+    assert record["time"].tolist() == [LAST - 120, LAST - 60, LAST]
+    assert record["request"].tolist() == [1, 2, 3] and record["query"].tolist() == [0, 0, 0]
+
+
+def test_all_columns_in_any_order(tmp_path):
+    record = read(tmp_path, "time,item,action\n300,item-1,view\n100,item-2,buy\n300,item-3,\n")
+    assert record["item"].tolist() == [2, 1, 3], "by time; ties in the order of the file"
+    assert record["time"].tolist() == [100, 300, 300]
+    assert record["action"].tolist() == [3, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "item\r\nitem-1\r\nitem-2\r\n",
+        b"\xef\xbb\xbfitem\nitem-1\nitem-2\n",  # a byte order mark
+        '"item"\n"item-1"\n item-2 \n',
+        "item\n\nitem-1\n\nitem-2",
+        "item,action,time\nitem-1\nitem-2,,\n",
+    ],
+)
+def test_forms_of_csv(tmp_path, text):
+    assert read(tmp_path, text)["item"].tolist() == [1, 2]
+
+
+def test_one_event_and_more_than_a_window_holds(tmp_path):
+    config = Config()
+    assert feed.user_history(read(tmp_path, "item\nitem-5\n"), config)[0].item[0, :2].tolist() == [5, 0]
+    record = read(tmp_path, "item\n" + "".join(f"item-{1 + n % 11}\n" for n in range(250)))
+    events, start = feed.user_history(record, config)
+    assert events.item.shape == (1, 200) and np.all(events.item > 0)
+    assert start == LAST - 249 * 60 and events.time[0, -1] == 249 * 60
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", ": needs a header line with a column `item`"),
+        ("item\n", ": needs a header line with a column `item` (and if you like `action`, `time`), and rows"),
+        ("item-1\nitem-2\n", ": needs a header line"),
+        ("film,item\nx,item-1\n", ": unknown or repeated column 'film': columns are item, action, time"),
+        ("item,item\nitem-1,item-1\n", ": unknown or repeated column 'item'"),
+        ("item\nitem-1\nitem-99\n", ", line 3: item 'item-99' is not in small; did you mean 'item-9'?"),
+        ("item\nitem-1\n\nxyz\n", ", line 4: item 'xyz' is not in small"),
+        ("item,action\n,buy\n", ", line 2: item '' is not in small"),
+        ("item\nitem-1,buy\n", ", line 2: 2 columns, not 1 (item)"),
+        ("item,action\nitem-1,sell\n", ", line 2: action 'sell' is none of view, click, buy"),
+        ("item,time\nitem-1,5\nitem-1,1e9\n", ", line 3: time '1e9' is no Unix time in whole seconds"),
+        ("item,time\nitem-1,0\n", ", line 2: time '0' is no Unix time"),
+        ("item,time\nitem-1,1.5\n", ", line 2: time '1.5' is no Unix time"),
+        (f"item,time\nitem-1,{2**40}\n", f", line 2: time '{2**40}' is no Unix time"),
+        (b"item\nitem-\xe9\n", ": cannot be read as CSV"),
+    ],
+)
+def test_wrong_files(tmp_path, text, reason):
+    with pytest.raises(UserError, match="^" + re.escape(f"{tmp_path / 'history.csv'}{reason}")) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there(tmp_path):
+    for path in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(UserError, match="cannot be read as CSV"):
+            history.read(path, LOG)

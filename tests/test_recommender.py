@@ -1,0 +1,151 @@
+"""Serving: retrieval against brute force, appended events, ranking, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+import small_model
+from small_log import random_log
+
+from data_pipelines import feed, windows
+from synergen_jax import model as models
+from synergen_jax.batch import Events
+from synergen_jax.config import Config, DataConfig, ModelConfig
+from synergen_jax.errors import UserError
+from synergen_jax.recommender import Recommender
+
+LOG = random_log(5, users=6, items=40, longest=12, least=10)
+CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2))
+ITEMS = 39  # of the catalogue, id 0 left out
+
+
+@pytest.fixture(scope="module")
+def served():
+    model, params, catalogue = small_model.make(CONFIG.model, LOG.spec)
+    return Recommender(model, params, catalogue)
+
+
+@pytest.fixture(scope="module")
+def history(served):
+    """(record, its cache, the time of a request on its clock)."""
+    record = LOG[0]
+    events, start = feed.user_history(record, CONFIG)
+    return record, served.encode(events), int(record["time"][-1]) - start + 3600
+
+
+def brute_force(served, cache, time, query):
+    """The score of every item, by the model's own parts, not compiled."""
+    one = lambda x: np.full((1, 1), x, np.int32)
+    readers = feed.Readers(one(0), one(query), one(time), one(int(cache.length[0])))
+    vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
+    hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
+    vector = small_model.apply(served.model, served.params, hidden, method="retrieve")[0, 0]
+    return np.asarray(models.item_keys(served.model, served.params, served.catalogue)) @ np.asarray(vector)
+
+
+@pytest.mark.parametrize("query", [0, 3])
+@pytest.mark.parametrize("k", [1, 7, 20])
+def test_retrieval_equals_brute_force(served, history, k, query):
+    record, cache, time = history
+    exclude = set(record["item"].tolist())
+    scores = brute_force(served, cache, time, query)
+    allowed = [item for item in range(1, ITEMS + 1) if item not in exclude]
+    best = sorted(allowed, key=lambda item: -scores[item])[:k]
+    ids, found = served.retrieve(cache, time, k, query, exclude)
+    assert ids.tolist() == best
+    np.testing.assert_allclose(found, scores[best], atol=1e-5)
+
+
+def test_everything_that_is_left(served, history):
+    """As many as there are is allowed; one more is not, and says why."""
+    record, cache, time = history
+    exclude = [*record["item"].tolist(), *record["item"].tolist(), 0]  # repeats and "none" exclude nothing more
+    left = set(range(1, ITEMS + 1)) - set(exclude)
+    ids, _ = served.retrieve(cache, time, len(left), exclude=exclude)
+    assert set(ids.tolist()) == left
+    had = ITEMS - len(left)
+    for k in (len(left) + 1, 99_999, 0, -1):
+        for order in ("", "engage"):
+            with pytest.raises(UserError, match=f"k = {k} items .* the catalogue has {ITEMS}, {had} of which the user"):
+                served.recommend(cache, time, k, exclude=exclude, order=order)
+    assert set(served.retrieve(cache, time, ITEMS)[0].tolist()) == set(range(1, ITEMS + 1))
+
+
+def test_a_query_and_the_time_matter(served, history):
+    _, cache, time = history
+    scores = [served.retrieve(cache, at, 5, query)[1] for at, query in ((time, 0), (time, 3), (time + 10**7, 0))]
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3 and np.abs(scores[0] - scores[2]).max() > 1e-3
+
+
+def test_appended_events_equal_a_longer_history(served, history):
+    record, whole, time = history
+    n = len(record["item"])
+    part = windows.window(record, 0, n - 3, CONFIG.data.max_history)
+    cache = served.encode(jax.tree.map(lambda x: x[None], part))
+    seconds = windows.seconds(record, 0, n)
+    for i in range(n - 3, n):
+        cache = served.append(
+            cache, int(record["item"][i]), int(record["action"][i]), int(seconds[i]), int(record["query"][i])
+        )
+    assert int(cache.length[0]) == int(whole.length[0]) == n
+    for a, b in zip(jax.tree.leaves((cache.keys, cache.values)), jax.tree.leaves((whole.keys, whole.values))):
+        np.testing.assert_allclose(a[:, :, :n], b[:, :, :n], atol=1e-5)
+    ours, theirs = served.retrieve(cache, time, 10), served.retrieve(whole, time, 10)
+    assert ours[0].tolist() == theirs[0].tolist()
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
+    items = ours[0].tolist()
+    np.testing.assert_allclose(served.rank(cache, items, time), served.rank(whole, items, time), atol=1e-5)
+
+
+def test_a_full_cache(served):
+    one = np.ones((1, 4), np.int32)
+    cache = served.encode(Events(one, one, one, one))
+    with pytest.raises(UserError, match="the cache is full with 4 events: encode the newest part"):
+        served.append(cache, item=1, action=1, time=2)
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_rank_probabilities_are_the_models(served, history, count):
+    """However far the candidates are padded: the sigmoid of the model's own logits, each candidate by itself."""
+    _, cache, time = history
+    items = np.arange(3, 3 + count)
+    found = served.rank(cache, items, time, query=2)
+    assert found.shape == (count, 2)
+    full = lambda x: np.full((1, count), x, np.int32)
+    readers = feed.Readers(items[None].astype(np.int32), full(2), full(time), full(int(cache.length[0])))
+    vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
+    hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
+    logits = np.asarray(small_model.apply(served.model, served.params, hidden, method="rank"))[0]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    np.testing.assert_allclose(found[-1:], served.rank(cache, items[-1:], time, query=2), atol=1e-5)
+
+
+def test_recommendations(served, history):
+    """Retrieval's order by default; a label's probability orders the candidates that are retrieved."""
+    record, cache, time = history
+    exclude = set(record["item"].tolist())
+    found = served.recommend(cache, time, 6, exclude=exclude)
+    ids, scores = served.retrieve(cache, time, 6, exclude=exclude)
+    assert [r.item for r in found] == ids.tolist()
+    assert [r.score for r in found] == scores.tolist()
+    probabilities = served.rank(cache, ids, time)
+    assert [list(r.probability) for r in found] == [["engage", "like"]] * 6
+    np.testing.assert_allclose([list(r.probability.values()) for r in found], probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("candidates", [3, 6, 12, 100])
+def test_order_by_a_label(served, history, candidates):
+    record, cache, time = history
+    exclude = set(record["item"].tolist())
+    left = ITEMS - len(exclude - {0})
+    wide = max(6, min(candidates, left))  # never fewer than are asked for, nor more than there are
+    ids, _ = served.retrieve(cache, time, wide, exclude=exclude)
+    likes = served.rank(cache, ids, time)[:, 1]
+    found = served.recommend(cache, time, 6, exclude=exclude, order="like", candidates=candidates)
+    assert [r.item for r in found] == ids[np.argsort(-likes, kind="stable")[:6]].tolist()
+    assert not exclude & {r.item for r in found}
+
+
+def test_an_unknown_label(served, history):
+    _, cache, time = history
+    with pytest.raises(UserError, match="cannot order by 'love'; ranked labels: engage, like"):
+        served.recommend(cache, time, 3, order="love")
