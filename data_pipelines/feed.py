@@ -26,22 +26,30 @@ EXAMPLE, BATCH, LIST = range(3)  # streams of random numbers
 
 
 def catalogue(log, split: Split) -> Catalogue:
-    """What model and losses know of the log's items: matrices, and counts over the training events."""
-    counts = np.zeros(log.spec.items, np.int64)
+    """What model and losses know of the log's items and queries: matrices, and counts over the training events."""
+    counts = {"item": np.zeros(log.spec.items, np.int32), "query": np.zeros(log.spec.queries, np.int32)}
     for user in range(len(log)):
-        np.add.at(counts, log[user]["item"][: split.train_stop[user]], 1)
-    counts[0] = 0
-    return Catalogue(dict(log.item_matrices), dict(log.query_matrices), counts.astype(np.int32))
+        record = log[user]
+        for name, total in counts.items():
+            np.add.at(total, record[name][: split.train_stop[user]], 1)
+    for total in counts.values():
+        total[0] = 0
+    return Catalogue(dict(log.item_matrices), dict(log.query_matrices), counts["item"], counts["query"])
 
 
 # --- training -------------------------------------------------------------------------------------------------
 
 
-def train_feed(log, split: Split, config: Config, process: int = 0, processes: int = 1) -> Feed:
+def train_feed(
+    log, split: Split, config: Config, counts: np.ndarray | None = None, process: int = 0, processes: int = 1
+) -> Feed:
     """`feed(step)` yields the batches of steps `step, step + 1, ...`, endlessly; batches run across epochs.
 
     An epoch visits every window once, in an order of its own. Each of several processes takes every `processes`-th
-    example of the global batch.
+    example of the global batch. Negatives and sampled candidates are items that training meets.
+
+    Args:
+      counts: training events of each item, as in `catalogue(log, split)`, which is asked where they are not given.
 
     Raises:
       UserError: no window has a target, the batch does not divide over the processes, or the seed is no uint32.
@@ -55,12 +63,13 @@ def train_feed(log, split: Split, config: Config, process: int = 0, processes: i
     if not len(where):
         raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
     windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
-    make = functools.partial(_example, log, log.spec.items, windows.label_table(log), split.train_stop, config)
+    items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
+    make = functools.partial(_example, log, items, windows.label_table(log), split.train_stop, config)
     examples = (
         grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat().map_with_index(make)[process::processes]
     )
     batches = examples.batch(data.batch // processes, batch_fn=_collate).map_with_index(
-        functools.partial(_with_negatives, log.spec.items, data.negatives, data.seed)
+        functools.partial(_with_negatives, items, data.negatives, data.seed)
     )
 
     def feed(step: int) -> collections.abc.Generator[TrainBatch, None, None]:
@@ -107,7 +116,7 @@ class _Rows:
 
 
 def _example(
-    log, items: int, table: np.ndarray, train_stop: np.ndarray, config: Config, index: int, place: np.ndarray
+    log, items: np.ndarray, table: np.ndarray, train_stop: np.ndarray, config: Config, index: int, place: np.ndarray
 ) -> dict[str, typing.Any]:
     """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream."""
     data = config.data
@@ -116,17 +125,18 @@ def _example(
     events = windows.window(record, start, stop, length)
     visible = np.zeros(length, np.int32)
     visible[: stop - start] = first_of_request(record["request"][start:stop])
-    # Nothing is known to a reader that sees no event and has no query.
-    target = events.item * ((visible > 0) | (events.query > 0))
-
     rng = np.random.default_rng((data.seed, EXAMPLE, index))
+    query = events.query * (rng.random(length) >= data.drop_query) if data.drop_query else events.query
+    # Nothing is known to a reader that sees no event and has no query.
+    target = events.item * ((visible > 0) | (query > 0))
+
     asked = windows.action_table(log, data.target_actions)[events.action]
     ranked = rng.permutation((target * asked).nonzero()[0])[: data.rank_events]
     known, size = int(train_stop[user]), data.rank_candidates
     item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items)
     short = data.rank_events - len(ranked)
     at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
-    at[:, : len(ranked)] = events.query[ranked], events.time[ranked], visible[ranked]
+    at[:, : len(ranked)] = query[ranked], events.time[ranked], visible[ranked]
     if short:
         item = np.pad(item, [(0, short), (0, 0)])
         label = np.pad(label, [(0, short), (0, 0), (0, 0)], constant_values=-1)
@@ -134,7 +144,7 @@ def _example(
     feature = windows.features(record, row) if log.spec.candidate_features else None
     return {
         "events": events,
-        "retrieval": Readers(np.zeros(length, np.int32), events.query, events.time, visible),
+        "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),
         "target": target,
         "ranking": Candidates(item, label, *at, feature),
     }
@@ -144,10 +154,10 @@ def _collate(examples: collections.abc.Sequence[dict[str, typing.Any]]) -> dict[
     return jax.tree.map(lambda *rows: np.stack(rows), *examples)
 
 
-def _with_negatives(items: int, count: int, seed: int, index: int, batch: dict[str, typing.Any]) -> TrainBatch:
-    """The `index`-th batch with its shared uniform negatives."""
+def _with_negatives(items: np.ndarray, count: int, seed: int, index: int, batch: dict[str, typing.Any]) -> TrainBatch:
+    """The `index`-th batch with its shared negatives, uniform over `items`."""
     rng = np.random.default_rng((seed, BATCH, index))
-    return TrainBatch(**batch, negatives=rng.integers(1, items, count, np.int32))
+    return TrainBatch(**batch, negatives=items[rng.integers(0, len(items), count)])
 
 
 def _iterable(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -241,7 +251,7 @@ def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates
     candidates, label, row = windows.candidates(
-        rng, record, np.array([event]), event + 1, size, windows.label_table(log), log.spec.items
+        rng, record, np.array([event]), event + 1, size, windows.label_table(log), np.arange(1, log.spec.items)
     )
     feature = windows.features(record, row) if log.spec.candidate_features else None
     one = lambda x: np.array([x], np.int32)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import typing
 
 import numpy as np
 
+from data_pipelines.records import EVENT_FIELDS
 from synergen_jax.config import DataConfig
 from synergen_jax.errors import UserError
+
+COLD = 3  # the stream of random numbers that draws cold items
 
 Log = collections.abc.Sequence
 """Anything that gives records by user index, as `EventLog` does."""
@@ -50,6 +54,47 @@ def split(log: Log, config: DataConfig) -> Split:
         if not np.any(size > 0):
             raise UserError(f"the {config.split} split leaves no {name} events: change data.split or its moments")
     return made
+
+
+def cold_items(log: Log, share: float, seed: int) -> np.ndarray:
+    """The items that training shall never meet: a share of all, drawn by seed; sorted ids."""
+    items = log.spec.items - 1
+    drawn = np.random.default_rng((seed, COLD)).permutation(items)[: round(share * items)]
+    return np.sort(drawn + 1).astype(np.int32)
+
+
+class TrainingPart:
+    """A log's training events alone, without those of some items: what a model that never met them is trained on."""
+
+    def __init__(self, log: Log, split: Split, without: np.ndarray):
+        self.log, self.train_stop = log, split.train_stop
+        self.name, self.spec, self.labels, self.actions = log.name, log.spec, log.labels, log.actions
+        self.item_matrices, self.query_matrices = log.item_matrices, log.query_matrices
+        self._without = np.zeros(log.spec.items, bool)
+        self._without[without] = True
+
+    def __len__(self) -> int:
+        return len(self.log)
+
+    def __getitem__(self, user: int) -> dict[str, typing.Any]:
+        record = self.log[user]
+        keep = ~self._without[record["item"]]
+        keep[self.train_stop[user] :] = False
+        shown = ~self._without[record["shown_item"]]
+        events = {name: record[name][keep] for name in EVENT_FIELDS}
+        lists = {name: values[shown] for name, values in record.items() if name.startswith("shown_")}
+        return {"user_id": record["user_id"]} | events | lists
+
+
+def hold_out(log: Log, split: Split, share: float, seed: int) -> tuple[Log, Split]:
+    """The log and split to train on when a share of the items is held out; the given ones for a share of 0."""
+    if not share:
+        return log, split
+    part = TrainingPart(log, split, cold_items(log, share, seed))
+    records = (part[user] for user in range(len(part)))
+    sizes = np.array([(len(record["item"]), _first_target(record)) for record in records], np.int32)
+    none = np.zeros((len(part), 2), np.int32)
+    return part, Split(sizes[:, 0], sizes[:, 1], none, none)
 
 
 def first_of_request(request: np.ndarray) -> np.ndarray:

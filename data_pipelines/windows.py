@@ -49,22 +49,28 @@ def label_table(log) -> np.ndarray:
     return table
 
 
-def sample_unseen(rng: np.random.Generator, items: int, had: np.ndarray, count: int) -> np.ndarray:
-    """`count` distinct items out of 1 .. items - 1 that are not in `had`; fewer if there are not so many. (<= count,)"""
-    if not count:
+def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:
+    """`count` distinct ones of `items` that are not in `had`; fewer if there are not so many. (<= count,) int32"""
+    if not count or not len(items):
         return np.zeros(0, np.int32)
     owned = set(had.tolist())  # for a few dozen draws, sets take a quarter of numpy's time
     found: dict[int, None] = {}
     for _ in range(4):
-        drawn = rng.integers(1, max(items, 2), 2 * count + 8).tolist()
+        drawn = items[rng.integers(0, len(items), 2 * count + 8)].tolist()
         found |= dict.fromkeys(item for item in drawn if item not in owned)
-        if len(found) >= count and items > 1:
+        if len(found) >= count:
             return np.array(list(found)[:count], np.int32)
-    return rng.permutation(np.setdiff1d(np.arange(1, items, dtype=np.int32), had))[:count]  # nearly everything was had
+    return rng.permutation(np.setdiff1d(items, had)).astype(np.int32)[:count]  # nearly everything was had
 
 
 def candidates(
-    rng: np.random.Generator, record: Record, events: np.ndarray, known: int, size: int, table: np.ndarray, items: int
+    rng: np.random.Generator,
+    record: Record,
+    events: np.ndarray,
+    known: int,
+    size: int,
+    table: np.ndarray,
+    items: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The lists to be ranked at some events, each event's own item first.
 
@@ -76,6 +82,7 @@ def candidates(
       events: indices of events with an item, (E,).
       known: how many leading events tell which items the user has.
       table: `label_table` of the log.
+      items: ids that others are drawn from.
 
     Returns:
       items (E, K) int32, labels (E, K, A) int8, and the row of the record's shown lists in which each candidate

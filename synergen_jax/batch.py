@@ -141,6 +141,7 @@ class Catalogue:
     item_matrices: dict[str, Floats]  # name -> (V, width) semantic vectors, row 0 zero
     query_matrices: dict[str, Floats]  # name -> (queries, width)
     counts: Ints  # (V,) int32: events of each item in the training part; 0 for id 0
+    query_counts: Ints  # (queries,) int32: likewise
 
 
 Feed = collections.abc.Callable[[int], collections.abc.Generator[TrainBatch, None, None]]

@@ -52,8 +52,13 @@ class Run:
         return splits.split(self.log, self.config.data)
 
     @functools.cached_property
+    def training(self):
+        """What is trained on: (log, split), without the cold items."""
+        return splits.hold_out(self.log, self.split, self.config.data.cold_items, self.config.data.seed)
+
+    @functools.cached_property
     def catalogue(self) -> Catalogue:
-        return feed.catalogue(self.log, self.split)
+        return feed.catalogue(*self.training)
 
     @functools.cached_property
     def model(self) -> models.SynerGen:
@@ -102,7 +107,7 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         run.config.data.batch, run.config.optimiser.accumulate, mesh := sharding.make_mesh(run.config.mesh)
     )
     train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
-    batches = feed.train_feed(run.log, run.split, run.config)
+    batches = feed.train_feed(*run.training, run.config, run.catalogue.counts)
     validate = evaluation.validator(run.model, run.catalogue, run.targets("validation"))
     workdir.start(folder, run.config, run.log.path, run.log.fingerprint)  # once nothing is left to be refused
     say(f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}, workdir {folder}")

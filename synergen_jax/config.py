@@ -33,6 +33,8 @@ class DataConfig:
     rank_events: int = 4  # events a window at which candidates are ranked
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process
+    drop_query: float = 0.0  # share of searches that training asks without their query, as recommendations
+    cold_items: float = 0.0  # share of items that training never meets, to measure what becomes of new ones
     target_actions: str = ""  # comma-separated: events of these actions alone are evaluated, and ranked; "": of all
     filter_seen: bool = True  # evaluation and serving leave out items that the user already had
     seed: int = 0
@@ -52,6 +54,8 @@ class ModelConfig:
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
     query_ids: bool = True  # likewise for each query
+    id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
+    context_query: bool = True  # events in the context tell the query that led to them
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute a block's activations in the backward pass
@@ -64,6 +68,9 @@ class LossConfig:
     retrieval_weight: float = 1.0
     pointwise_weight: float = 0.1
     pairwise_weight: float = 0.1
+    search_weight: float = 1.0  # of readers with a query, in every part
+    recommendation_weight: float = 1.0  # of readers without one
+    hard_candidates: int = 0  # candidates a ranked event that the model itself retrieves at that moment
     full_softmax: bool = False  # InfoNCE against the whole catalogue, in place of sampled negatives
     in_batch: int = 256  # positives of the global batch that serve every reader as negatives
     log_q: bool = True  # correct sampled logits by the log of their sampling probability
@@ -260,6 +267,12 @@ _AT_LEAST = {
     "loss.pointwise_weight": 0,
     "loss.pairwise_weight": 0,
     "loss.in_batch": 0,
+    "loss.search_weight": 0,
+    "loss.recommendation_weight": 0,
+    "loss.hard_candidates": 0,
+    "data.drop_query": 0,
+    "data.cold_items": 0,
+    "model.id_dropout": 0,
     "optimiser.learning_rate": 0,
     "optimiser.warmup": 0,
     "optimiser.final": 0,
@@ -280,7 +293,15 @@ _AT_LEAST = {
     "data.seed": 0,
     "run.seed": 0,
 }
-_BELOW = {"model.dropout": 1, "optimiser.b1": 1, "optimiser.b2": 1, "data.seed": 2**32, "run.seed": 2**32}
+_BELOW = {
+    "model.dropout": 1,
+    "model.id_dropout": 1,
+    "data.cold_items": 1,
+    "optimiser.b1": 1,
+    "optimiser.b2": 1,
+    "data.seed": 2**32,
+    "run.seed": 2**32,
+}
 
 
 def _checked(config: Config, where: str) -> Config:
@@ -297,6 +318,10 @@ def _checked(config: Config, where: str) -> Config:
         if not values[name] < bound:
             raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
     m, loss, data = config.model, config.loss, config.data
+    if data.drop_query > 1:
+        raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
+    if not loss.search_weight + loss.recommendation_weight > 0:
+        raise UserError(f"{where}: loss.search_weight and loss.recommendation_weight are both 0: nothing is learned")
     if m.width % m.heads or (m.width // m.heads) % 2:
         raise UserError(f"{where}: model.width {m.width} must be an even multiple of model.heads {m.heads}")
     if m.rope == "split" and (m.width // m.heads) % 4:

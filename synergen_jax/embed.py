@@ -12,7 +12,7 @@ import typing
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from synergen_jax.batch import LogSpec
 from synergen_jax.config import ModelConfig
@@ -39,10 +39,43 @@ def init_tables(key: Array, config: ModelConfig, spec: LogSpec) -> dict[str, nn.
     return {name: init(keys[name], (table_rows(n), config.width)) for name, n in wanted.items() if n}
 
 
-def lookup(table: Float[Array, "v d"] | None, matrices: dict[str, Float[Array, "v w"]], ids: Int[Array, "..."]) -> Rows:
-    """The rows of `ids` in the learned table and in each semantic matrix. Ids must be in range: the feed's promise."""
-    rows = {} if table is None else {"id": jnp.take(table, ids, axis=0, mode="clip")}
-    return rows | {name: jnp.take(matrix, ids, axis=0, mode="clip") for name, matrix in matrices.items()}
+class IdentityDropout(typing.NamedTuple):
+    """In training, a share `rate` of all ids goes by its semantic rows alone, as ids do that training never meets.
+
+    An id is kept or dropped wherever it stands in one step. After DropoutNet (Volkovs et al. 2017).
+    """
+
+    rate: float
+    seed: Int[Array, ""]  # uint32, of the step
+
+    def keeps(self, ids: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """True for the ids that keep their collaborative row; a hash of id and seed, so that no table is needed."""
+        x = ids.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) ^ self.seed
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finaliser of MurmurHash3
+            x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        return (x ^ (x >> 16)) >= jnp.uint32(min(int(self.rate * 2**32), 2**32 - 1))
+
+
+def lookup(
+    table: Float[Array, "v d"] | None,
+    matrices: dict[str, Float[Array, "v w"]],
+    counts: Int[Array, "v"],
+    ids: Int[Array, "..."],
+    dropout: IdentityDropout | None = None,
+) -> Rows:
+    """The rows of `ids` in the learned table and in each semantic matrix. Ids must be in range: the feed's promise.
+
+    An id without a training event (`counts`) has a learned row of zeros: what lies in the table was never learned. So
+    ids may also be new ones, beyond the table, that only have semantic rows.
+    """
+    take = lambda array: jnp.take(array, ids, axis=0, mode="clip")
+    rows = {name: take(matrix) for name, matrix in matrices.items()}
+    if table is None:
+        return rows
+    known = take(counts) > 0
+    if dropout is not None:
+        known &= dropout.keeps(ids)
+    return rows | {"id": jnp.where(known[..., None], take(table), 0)}
 
 
 class Join(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Scalar = Float[Array, ""]
 
@@ -55,17 +55,19 @@ def info_nce(
 def full_softmax(
     query: Float[Array, "p d"],
     keys: Float[Array, "v d"],
+    allowed: Bool[Array, "v"],
     target: Int[Array, "p"],
     weight: Float[Array, "p"],
     temperature: float,
 ) -> Scalar:
-    """Cross-entropy over all items but id 0: InfoNCE whose negatives are the whole catalogue.
+    """Cross-entropy over all allowed items: InfoNCE whose negatives are the whole catalogue.
 
     Args:
-      query: (P, D); keys: vectors of all items, (V, D), row 0 ignored; target: (P,) ids; weight: (P,).
+      query: (P, D); keys: vectors of all items, (V, D); allowed: False for items that take no part, id 0 among them;
+        target: (P,) ids; weight: (P,).
     """
     scores = query @ keys.T / temperature
-    scores = jnp.where(jnp.arange(keys.shape[0])[None] > 0, scores, -jnp.inf)
+    scores = jnp.where(allowed[None], scores, -jnp.inf)
     hit = jnp.sum(query * keys[target], axis=-1) / temperature
     # A query of weight 0 may have target 0, whose loss must not be inf - inf.
     return jnp.sum(jnp.where(weight > 0, weight * (jax.nn.logsumexp(scores, axis=-1) - hit), 0.0))
@@ -74,35 +76,41 @@ def full_softmax(
 def log_expected_count(counts: Int[Array, "v"], in_batch: int | float | Scalar, uniform: int) -> Float[Array, "v"]:
     """Log of how often each item is expected among `in_batch` positives and `uniform` uniform draws, (V,).
 
-    The mixture of mixed negative sampling (Yang et al. 2020). Items never seen in training count as seen once.
+    The mixture of mixed negative sampling (Yang et al. 2020): popular draws among the batch's positives, uniform ones
+    over the items that training meets. Items that it does not meet are never drawn; they count as met once.
     """
     seen = jnp.maximum(counts, 1).astype(jnp.float32)
-    return jnp.log(in_batch * seen / jnp.sum(seen) + uniform / max(counts.shape[0] - 1, 1))
+    share = seen / jnp.maximum(jnp.sum(counts), 1)
+    return jnp.log(in_batch * share + uniform / jnp.maximum(jnp.sum(counts > 0), 1))
 
 
-def pointwise(logits: Float[Array, "*b a"], label: Int[Array, "*b a"]) -> Scalar:
-    """Sum of the binary cross-entropies of the known labels (1 or 0; -1 is unknown and left out)."""
+def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+    """Weighted sum of the binary cross-entropies of the known labels (1 or 0; -1 is unknown and left out).
+
+    Args:
+      logits, label: of lists of K candidates; weight: of each list.
+    """
     loss = jax.nn.softplus(logits) - logits * (label > 0)
-    return jnp.sum(jnp.where(label >= 0, loss, 0.0))
+    return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, None])
 
 
-def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"]) -> Scalar:
-    """Sum over the pairs (positive i, negative j) of one list and label of  -log sigmoid(s_i - s_j).
+def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+    """Weighted sum over the pairs (positive i, negative j) of one list and label of  -log sigmoid(s_i - s_j).
 
     BPR (Rendle et al. 2009) within each list of K candidates.
     """
     loss = jax.nn.softplus(logits[..., None, :, :] - logits[..., :, None, :])
-    return jnp.sum(jnp.where(_pairs(label), loss, 0.0))
+    return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, None])
 
 
-def known(label: Int[Array, "*b k a"]) -> Scalar:
-    """Number of labels that `pointwise` adds up."""
-    return jnp.sum(label >= 0).astype(jnp.float32)
+def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+    """Weighted number of labels that `pointwise` adds up."""
+    return jnp.sum((label >= 0) * weight[..., None, None])
 
 
-def pairs(label: Int[Array, "*b k a"]) -> Scalar:
-    """Number of pairs that `pairwise` adds up."""
-    return jnp.sum(_pairs(label)).astype(jnp.float32)
+def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+    """Weighted number of pairs that `pairwise` adds up."""
+    return jnp.sum(_pairs(label) * weight[..., None, None, None])
 
 
 def _pairs(label):

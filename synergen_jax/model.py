@@ -130,7 +130,8 @@ class SynerGen(nn.Module):
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
         """Tokens (B, L, D) that say what happened."""
         dtype = items.dtype
-        return items + queries + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[None, None, CONTEXT]
+        h = items + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[None, None, CONTEXT]
+        return h + queries if self.config.context_query else h
 
     def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
         """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one.
@@ -232,15 +233,27 @@ def init(model: SynerGen, key: Array) -> Params:
     return {"model": model.init(model_key, method=touch), "tables": tables}
 
 
-def item_vectors(model: SynerGen, params: Params, catalogue: Catalogue, ids: Int[Array, "..."]) -> Array:
+def item_vectors(
+    model: SynerGen,
+    params: Params,
+    catalogue: Catalogue,
+    ids: Int[Array, "..."],
+    dropout: embed.IdentityDropout | None = None,
+) -> Array:
     """Vectors (..., D) of item ids."""
-    rows = embed.lookup(params["tables"].get("item"), catalogue.item_matrices, ids)
+    rows = embed.lookup(params["tables"].get("item"), catalogue.item_matrices, catalogue.counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="items")
 
 
-def query_vectors(model: SynerGen, params: Params, catalogue: Catalogue, ids: Int[Array, "..."]) -> Array:
+def query_vectors(
+    model: SynerGen,
+    params: Params,
+    catalogue: Catalogue,
+    ids: Int[Array, "..."],
+    dropout: embed.IdentityDropout | None = None,
+) -> Array:
     """Vectors (..., D) of query ids."""
-    rows = embed.lookup(params["tables"].get("query"), catalogue.query_matrices, ids)
+    rows = embed.lookup(params["tables"].get("query"), catalogue.query_matrices, catalogue.query_counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="queries")
 
 
@@ -262,5 +275,5 @@ def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int 
         vectors = item_vectors(model, params, catalogue, ids)
         return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
 
-    ids = jnp.arange(model.spec.items)
+    ids = jnp.arange(catalogue.counts.shape[0])
     return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

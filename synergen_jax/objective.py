@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from synergen_jax import losses
 from synergen_jax import model as models
-from synergen_jax.batch import Catalogue, TrainBatch
+from synergen_jax.batch import Candidates, Catalogue, Readers, TrainBatch
 from synergen_jax.config import LossConfig
+from synergen_jax.embed import IdentityDropout
 
 Parts = dict[str, Array]
 """{"retrieval": ..., "pointwise": ..., "pairwise": ...}"""
 
 
-def weights(batch: TrainBatch) -> Parts:
-    """What each loss of this batch is a mean over: targets, known labels, and pairs; scalars, at least 1."""
+def weights(batch: TrainBatch, config: LossConfig) -> Parts:
+    """What each loss of this batch is a mean over: targets, known labels, and pairs; scalars, at least 1.
+
+    Searches and recommendations count by their weights.
+    """
+    label = batch.ranking.label
+    lists = _task_weight(batch.ranking.query, config)
     counts = {
-        "retrieval": jnp.sum(batch.target > 0).astype(jnp.float32),
-        "pointwise": losses.known(batch.ranking.label),
-        "pairwise": losses.pairs(batch.ranking.label),
+        "retrieval": jnp.sum((batch.target > 0) * _task_weight(batch.retrieval.query, config)),
+        "pointwise": losses.known(label, lists),
+        "pairwise": losses.pairs(label, lists),
     }
+    if config.hard_candidates:
+        ranked = (batch.ranking.item[:, :, 0] > 0) * lists
+        chosen = jnp.sum(label[..., 0] == 1, axis=-1)
+        counts["pointwise"] += config.hard_candidates * jnp.sum(ranked)
+        counts["pairwise"] += config.hard_candidates * jnp.sum(ranked * chosen)
     return {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+
+
+def _task_weight(query: Array, config: LossConfig) -> Array:
+    return jnp.where(query > 0, config.search_weight, config.recommendation_weight).astype(jnp.float32)
 
 
 def negatives(batch: TrainBatch, catalogue: Catalogue, config: LossConfig, key: Array) -> tuple[Array, Array | None]:
@@ -63,43 +80,60 @@ def loss(
     Returns:
       The weighted objective, and its unweighted parts.
     """
-    apply = lambda *args, **kw: model.apply(
-        params["model"], *args, **kw, rngs=None if key is None else {"dropout": key}
-    )
-    events, readers, candidates = batch.events, batch.retrieval, batch.ranking.readers()
+    rngs = None if key is None else {"dropout": key}
+    apply = lambda *args, **kw: model.apply(params["model"], *args, **kw, rngs=rngs)
+    dropout = None
+    if key is not None and model.config.id_dropout:
+        dropout = IdentityDropout(model.config.id_dropout, jax.random.bits(jax.random.fold_in(key, 1)))
+    events, readers, candidates = batch.events, batch.retrieval, batch.ranking
     ids = [events.item, batch.target, candidates.item, negative[0]]
     # One lookup for all: one gather forward, one scatter-add backward.
-    flat = models.item_vectors(model, params, catalogue, jnp.concatenate([i.reshape(-1) for i in ids]))
+    item = lambda ids: models.item_vectors(model, params, catalogue, ids, dropout)
+    flat = item(jnp.concatenate([i.reshape(-1) for i in ids]))
     ends = [sum(i.size for i in ids[: n + 1]) for n in range(len(ids) - 1)]
-    event_items, targets, candidate_items, negatives_ = (
+    event_items, targets, candidate_items, negative_items = (
         part.reshape(*i.shape, flat.shape[-1]) for part, i in zip(jnp.split(flat, ends), ids)
     )
-    query = lambda ids: models.query_vectors(model, params, catalogue, ids)
+    query = lambda ids: models.query_vectors(model, params, catalogue, ids, dropout)
     deterministic = key is None
     cache = apply(events, event_items, query(events.query), deterministic, method="encode")
 
+    def retrieve(readers: Readers) -> Array:
+        nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
+        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, method="read")
+        return apply(hidden, method="retrieve")
+
+    every = jnp.arange(catalogue.counts.shape[0])
+    allowed = catalogue.counts > 0  # items that training never meets are no negatives either
+    keys = lambda x: apply(x, method="keys")
+    pool_ids, pool = (every, keys(item(every))) if config.full_softmax else (negative[0], keys(negative_items))
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
-        nothing = jnp.zeros((*readers.item.shape, targets.shape[-1]), targets.dtype)
-        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, method="read")
-        vectors = apply(hidden, method="retrieve").reshape(batch.target.size, -1)
-        keys = lambda x: apply(x, method="keys")
+        vectors = retrieve(readers).reshape(batch.target.size, -1)
         target = batch.target.reshape(-1)
-        weight = (target > 0).astype(jnp.float32)
+        weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
         if config.full_softmax:
-            every = models.item_vectors(model, params, catalogue, jnp.arange(model.spec.items))
-            parts["retrieval"] = losses.full_softmax(vectors, keys(every), target, weight, config.temperature)
+            parts["retrieval"] = losses.full_softmax(vectors, pool, allowed, target, weight, config.temperature)
         else:
             positive = keys(targets).reshape(vectors.shape)
-            ids, log_q = negative
+            log_q = negative[1]
             parts["retrieval"] = losses.info_nce(
-                vectors, positive, target, keys(negatives_), ids, weight, log_q, config.temperature
+                vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
             )
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
-        hidden = apply(cache, candidates, candidate_items, query(candidates.query), deterministic, method="read")
-        logits = apply(hidden, method="rank").reshape(batch.ranking.label.shape)
-        parts["pointwise"] = losses.pointwise(logits, batch.ranking.label)
-        parts["pairwise"] = losses.pairwise(logits, batch.ranking.label)
+        if config.hard_candidates:
+            asked = Readers(jnp.zeros_like(candidates.query), candidates.query, candidates.time, candidates.visible)
+            scores = jnp.where(allowed[pool_ids], retrieve(asked) @ pool.T, -jnp.inf)
+            candidates = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates)
+            hard = item(candidates.item[:, :, -config.hard_candidates :])
+            candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
+        tokens = candidates.readers()
+        candidate_items = candidate_items.reshape(*tokens.item.shape, -1)
+        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, method="read")
+        logits = apply(hidden, method="rank").reshape(candidates.label.shape)
+        weight = _task_weight(candidates.query, config)
+        parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
+        parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)
     parts = {name: part / total[name] for name, part in parts.items()}
     weight = {
         "retrieval": config.retrieval_weight,
@@ -107,3 +141,32 @@ def loss(
         "pairwise": config.pairwise_weight,
     }
     return sum(weight[name] * part for name, part in parts.items()), parts
+
+
+def _with_hard(candidates: Candidates, scores: Array, pool: Array, had: Array, count: int) -> Candidates:
+    """Lists that are longer by the `count` items that the model itself retrieves first at that moment.
+
+    They are mined in the step itself, from the pool of the retrieval loss, so that they are never stale (Xiong et al.
+    2021 refresh theirs from time to time). Left out are items of the user's window and those of the list. Their label is
+    that of a sampled candidate: 0 for the first label, unknown for the others.
+
+    Args:
+      scores: of the pool at each ranked event, (B, E, P); -inf for items that must not come.
+      pool: ids, (P,); had: the window's items, (B, L).
+    """
+    known = jnp.concatenate([had, candidates.item.reshape(had.shape[0], -1)], axis=1)
+    taken = jax.vmap(lambda mine: jnp.isin(pool, mine))(known)  # (B, P)
+    best, place = jax.lax.top_k(jnp.where(taken[:, None], -jnp.inf, jax.lax.stop_gradient(scores)), count)
+    found = (best > -jnp.inf) & (candidates.item[:, :, :1] > 0)
+    item = jnp.where(found, pool[place], 0)
+    label = jnp.full((*item.shape, candidates.label.shape[-1]), -1, candidates.label.dtype)
+    label = label.at[..., 0].set(jnp.where(found, 0, -1).astype(label.dtype))
+    feature = candidates.feature
+    if feature is not None:
+        feature = jnp.concatenate([feature, jnp.zeros((*item.shape, feature.shape[-1]), feature.dtype)], axis=2)
+    return dataclasses.replace(
+        candidates,
+        item=jnp.concatenate([candidates.item, item], axis=2),
+        label=jnp.concatenate([candidates.label, label], axis=2),
+        feature=feature,
+    )

@@ -80,11 +80,10 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     def step(state: TrainState, batch: TrainBatch, catalogue: Catalogue):
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         sample_key, dropout_key = jax.random.split(key)
-        total = objective.weights(batch)
+        total = objective.weights(batch, config.loss)
         negative = objective.negatives(batch, catalogue, config.loss, sample_key)
 
         def loss(params, part, key):
-            key = key if config.model.dropout else None
             return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
 
         grad = jax.value_and_grad(loss, has_aux=True)

@@ -36,7 +36,8 @@ def make(config=CONFIG, spec=SPEC, seed=0):
     catalogue = batches.Catalogue(
         {name: draw(spec.items, width) for name, width in spec.item_matrices},
         {name: draw(spec.queries, width) for name, width in spec.query_matrices},
-        jnp.asarray(rng.integers(0, 50, spec.items).astype(np.int32)).at[0].set(0),
+        jnp.asarray(rng.integers(1, 50, spec.items).astype(np.int32)).at[0].set(0),
+        jnp.asarray(rng.integers(1, 50, spec.queries).astype(np.int32)).at[0].set(0),
     )
     return model, params, catalogue
 

@@ -39,7 +39,9 @@ def only_training(log):
 
 def example(log, config, place=(0, 0, 6), index=0):
     """One training window, unbatched."""
-    return feed._example(log, log.spec.items, windows.label_table(log), log.lengths, config, index, np.array(place))
+    return feed._example(
+        log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, index, np.array(place)
+    )
 
 
 def same(a, b):
@@ -224,7 +226,7 @@ def test_an_error_in_a_record_reaches_the_caller(workers):
     whole = random_log(least=8)
     split = splits.split(whole, DataConfig())
     log = Broken(whole.records, whole.spec.items)
-    batches = feed.train_feed(log, split, configure(workers=workers))(0)
+    batches = feed.train_feed(log, split, configure(workers=workers), feed.catalogue(whole, split).counts)(0)
     with contextlib.closing(batches), pytest.raises(UserError, match="record 3 is damaged"):
         list(itertools.islice(batches, 20))
 
@@ -338,15 +340,15 @@ def test_ranked_events_are_targets_drawn_without_replacement():
 def test_sampled_items_are_distinct_uniform_and_not_had():
     rng = np.random.default_rng(0)
     had = np.array([0, 2, 5])
-    drawn = [windows.sample_unseen(rng, 12, had, 4) for _ in range(2000)]
+    drawn = [windows.sample_unseen(rng, np.arange(1, 12), had, 4) for _ in range(2000)]
     assert all(len(set(row.tolist())) == 4 for row in drawn)
     counts = np.bincount(np.ravel(drawn), minlength=12)
     assert not counts[had].any()
     left = np.delete(counts, had)
     assert np.all(np.abs(left - 2000 * 4 / 9) < 100), left
     everything = np.arange(1, 12)
-    assert windows.sample_unseen(rng, 12, everything, 4).tolist() == []
-    assert windows.sample_unseen(rng, 12, everything[:-1], 4).tolist() == [11]
+    assert windows.sample_unseen(rng, np.arange(1, 12), everything, 4).tolist() == []
+    assert windows.sample_unseen(rng, np.arange(1, 12), everything[:-1], 4).tolist() == [11]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -362,7 +364,7 @@ def test_what_a_reader_can_see_came_before_its_request(seed, stride):
         user_, start, stop = place.tolist()
         record = log[user_]
         assert stop <= split.train_stop[user_], "nothing but training events is in a training window"
-        found = feed._example(log, log.spec.items, table, split.train_stop, config, index, place)
+        found = feed._example(log, np.arange(1, log.spec.items), table, split.train_stop, config, index, place)
         n, visible = stop - start, found["retrieval"].visible
         for i in range(n):
             assert 0 <= visible[i] <= i

@@ -98,7 +98,7 @@ def test_full_softmax_is_its_formula():
         if weight[p]:
             exp = np.exp(keys[1:].astype(np.float64) @ query[p] / 0.1)  # id 0 is never in the sum
             wanted -= np.log(exp[target[p] - 1] / exp.sum())
-    args = [jnp.asarray(x) for x in (query, keys, target, weight)]
+    args = [jnp.asarray(x) for x in (query, keys, np.arange(11) > 0, target, weight)]
     np.testing.assert_allclose(losses.full_softmax(*args, 0.1), wanted, rtol=1e-5)
     grad = jax.grad(lambda q: losses.full_softmax(q, *args[1:], 0.1))(args[0])
     assert np.isfinite(grad).all() and (np.asarray(grad)[3] == 0).all()
@@ -112,14 +112,14 @@ def test_sampling_the_whole_catalogue_is_the_full_softmax():
     sampled = losses.info_nce(
         *map(jnp.asarray, (query, keys[target], target, keys, ids, np.ones(6, np.float32))), None, 0.1
     )
-    full = losses.full_softmax(*map(jnp.asarray, (query, keys, target, np.ones(6, np.float32))), 0.1)
+    full = losses.full_softmax(*map(jnp.asarray, (query, keys, np.arange(11) > 0, target, np.ones(6, np.float32))), 0.1)
     np.testing.assert_allclose(sampled, full, rtol=1e-5)
 
 
 def test_expected_counts_by_hand():
     found = np.exp(losses.log_expected_count(jnp.array([0, 6, 3, 0]), 5, 9))
-    # Id 0 and the unseen item 3 count once: shares 1, 6, 3, 1 of 11; uniform draws fall on three items.
-    np.testing.assert_allclose(found, 5 * np.array([1, 6, 3, 1]) / 11 + 9 / 3, rtol=1e-6)
+    # Shares 6 and 3 of 9, and at least one; uniform draws fall on the two items that training meets.
+    np.testing.assert_allclose(found, 5 * np.array([1, 6, 3, 1]) / 9 + 9 / 2, rtol=1e-6)
 
 
 def test_expected_counts_match_the_draws():
@@ -145,7 +145,9 @@ def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
     target = np.array([3])
     ids = rng.choice(items, draws, p=counts / counts.sum()).astype(np.int32)
     ids = ids[ids != 3]
-    full = float(losses.full_softmax(*map(jnp.asarray, (query, keys, target, np.ones(1, np.float32))), 1.0))
+    full = float(
+        losses.full_softmax(*map(jnp.asarray, (query, keys, np.arange(9) > 0, target, np.ones(1, np.float32))), 1.0)
+    )
     log_q = losses.log_expected_count(jnp.asarray(counts), draws, 0)
     args = [jnp.asarray(x) for x in (query, keys[target], target, keys[ids], ids, np.ones(1, np.float32))]
     # The positive stands for itself once: its own correction is log 1.
@@ -157,27 +159,29 @@ def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
 def test_pointwise_is_its_formula():
     rng = np.random.default_rng(5)
     logits, label = rng.normal(size=(3, 4, 2)) * 3, rng.integers(-1, 2, (3, 4, 2))
+    weight = np.array([1.0, 0.0, 2.5], np.float32)
     chance = 1 / (1 + np.exp(-logits))
-    wanted = sum(
-        -np.log(chance[i] if label[i] == 1 else 1 - chance[i]) for i in np.ndindex(label.shape) if label[i] >= 0
-    )
-    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8)
-    np.testing.assert_allclose(losses.pointwise(*args), wanted, rtol=1e-5)
-    assert float(losses.known(args[1])) == (label >= 0).sum()
+    terms = {
+        i: -np.log(chance[i] if label[i] == 1 else 1 - chance[i]) for i in np.ndindex(label.shape) if label[i] >= 0
+    }
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8), jnp.asarray(weight)
+    np.testing.assert_allclose(losses.pointwise(*args), sum(weight[i[0]] * x for i, x in terms.items()), rtol=1e-5)
+    np.testing.assert_allclose(losses.known(*args[1:]), sum(weight[i[0]] for i in terms), rtol=1e-6)
 
 
 def test_pairwise_is_its_formula():
     rng = np.random.default_rng(6)
     logits, label = rng.normal(size=(3, 5, 2)) * 3, rng.integers(-1, 2, (3, 5, 2))
+    weight = np.array([1.0, 0.5, 2.0], np.float32)
     wanted, pairs = 0.0, 0
     for b, a in np.ndindex(3, 2):
         for i, j in np.ndindex(5, 5):
             if label[b, i, a] == 1 and label[b, j, a] == 0:
-                wanted -= np.log(1 / (1 + np.exp(logits[b, j, a] - logits[b, i, a])))
-                pairs += 1
-    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8)
+                wanted -= weight[b] * np.log(1 / (1 + np.exp(logits[b, j, a] - logits[b, i, a])))
+                pairs += weight[b]
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8), jnp.asarray(weight)
     np.testing.assert_allclose(losses.pairwise(*args), wanted, rtol=1e-5)
-    assert float(losses.pairs(args[1])) == pairs > 5
+    assert float(losses.pairs(*args[1:])) == pairs > 5
 
 
 @pytest.mark.parametrize("name", ["pointwise", "pairwise"])
@@ -186,13 +190,13 @@ def test_ranking_losses_at_the_extremes(name):
     loss = getattr(losses, name)
     for logit in (0.0, 1e4, -1e4):
         logits = jnp.array([[[logit], [-logit], [jnp.inf]]])
-        value, grad = jax.value_and_grad(loss)(logits.at[0, 2].set(0.0), label)
+        value, grad = jax.value_and_grad(loss)(logits.at[0, 2].set(0.0), label, jnp.ones(1))
         assert np.isfinite(value) and np.isfinite(grad).all()
     nothing = jnp.full((1, 3, 1), -1, jnp.int8)
-    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 3, 1)), nothing)
+    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 3, 1)), nothing, jnp.ones(1))
     assert float(value) == 0 and (np.asarray(grad) == 0).all()
 
 
 def test_lists_of_no_candidates():
-    empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8)
+    empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8), jnp.ones(2)
     assert float(losses.pointwise(*empty)) == float(losses.pairwise(*empty)) == 0

@@ -40,7 +40,7 @@ def value_and_grad(model, params, catalogue: Catalogue, batch, config):
     negative = objective.negatives(batch, catalogue, config, jax.random.key(0))
 
     def loss(params):
-        return objective.loss(model, params, catalogue, batch, config, objective.weights(batch), negative, None)
+        return objective.loss(model, params, catalogue, batch, config, objective.weights(batch, config), negative, None)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -81,7 +81,7 @@ def test_unseen_items(items, count, share):
     had = draw.permutation(np.arange(1, items))[: round(share * (items - 1))]
     unseen = set(range(1, items)) - set(had.tolist())
     had = np.concatenate([had, had, [0]]).astype(np.int32)  # repeats, and a bare search
-    found = windows.sample_unseen(draw, items, had, count)
+    found = windows.sample_unseen(draw, np.arange(1, items), had, count)
     assert len(found) == min(count, len(unseen)) == len(set(found.tolist()))
     assert set(found.tolist()) <= unseen
 
@@ -90,7 +90,7 @@ def test_every_unseen_item_has_the_same_chance():
     had = np.array([2, 5], np.int32)
     counts = np.zeros(8)
     for seed in range(4000):
-        counts[windows.sample_unseen(rng(seed), 8, had, 2)] += 1
+        counts[windows.sample_unseen(rng(seed), np.arange(1, 8), had, 2)] += 1
     assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
     expected = 4000 * 2 / 5
     assert np.all(np.abs(counts[[1, 3, 4, 6, 7]] - expected) < 5 * np.sqrt(expected))
@@ -101,7 +101,7 @@ def test_every_unseen_item_has_the_same_chance():
 
 def test_candidates_without_a_shown_list():
     record = user([1, 2, 3, 4], action=[2, 3, 1, 2])
-    item, label = windows.candidates(rng(), record, np.array([1, 2]), 4, 3, TABLE, 10)
+    item, label, _ = windows.candidates(rng(), record, np.array([1, 2]), 4, 3, TABLE, np.arange(1, 10))
     assert item.shape == (2, 3) and label.shape == (2, 3, 2)
     assert item.dtype == np.int32 and label.dtype == np.int8
     assert item[:, 0].tolist() == [2, 3], "each event's own item comes first"
@@ -115,7 +115,7 @@ def test_known_events_alone_tell_what_a_user_has():
     record = user([1, 2, 3, 4])
     drawn = set()
     for seed in range(50):
-        item, _ = windows.candidates(rng(seed), record, np.array([1]), 2, 4, TABLE, 6)
+        item, *_ = windows.candidates(rng(seed), record, np.array([1]), 2, 4, TABLE, np.arange(1, 6))
         drawn |= set(item[0, 1:].tolist())
         assert not set(item[0, 1:].tolist()) & {1, 2}
     assert drawn == {3, 4, 5}, "items that come later may be drawn: at that time nobody could know"
@@ -127,7 +127,7 @@ def test_candidates_of_a_shown_list():
     wanted = {7: [0, 0], 8: [0, 0], 9: [1, 1]}
     seen = set()
     for seed in range(20):
-        item, label = windows.candidates(rng(seed), record, np.array([1]), 3, 3, TABLE, 10)
+        item, label, _ = windows.candidates(rng(seed), record, np.array([1]), 3, 3, TABLE, np.arange(1, 10))
         assert item[0, 0] == 2 and label[0, 0].tolist() == [1, 0]
         for other, of in zip(item[0, 1:].tolist(), label[0, 1:].tolist()):
             assert of == wanted[other]
@@ -138,7 +138,7 @@ def test_candidates_of_a_shown_list():
 
 def test_a_shown_list_that_is_too_short_is_padded():
     record = user([1, 2], request=[1, 2], shown=[(2, 2, 2), (2, 5, 0)])
-    item, label = windows.candidates(rng(), record, np.array([0, 1]), 2, 4, TABLE, 10)
+    item, label, _ = windows.candidates(rng(), record, np.array([0, 1]), 2, 4, TABLE, np.arange(1, 10))
     assert np.all(item[0] > 0), "the other event has no list: unseen items"
     assert item[1].tolist() == [2, 5, 0, 0]
     assert label[1].tolist() == [[1, 0], [0, 0], [-1, -1], [-1, -1]]
@@ -147,7 +147,7 @@ def test_a_shown_list_that_is_too_short_is_padded():
 @pytest.mark.parametrize("items", [2, 3, 4, 6])
 def test_candidates_of_a_tiny_catalogue(items):
     record = user([1] * 3)
-    item, label = windows.candidates(rng(), record, np.arange(3), 3, 5, TABLE, items)
+    item, label, _ = windows.candidates(rng(), record, np.arange(3), 3, 5, TABLE, np.arange(1, items))
     for row, of in zip(item, label):
         there = row[row > 0]
         assert len(set(there.tolist())) == len(there) == min(5, items - 1)
@@ -156,7 +156,7 @@ def test_candidates_of_a_tiny_catalogue(items):
 
 def test_one_candidate_and_no_event():
     record = user([1, 2])
-    item, label = windows.candidates(rng(), record, np.array([1]), 2, 1, TABLE, 10)
+    item, label, _ = windows.candidates(rng(), record, np.array([1]), 2, 1, TABLE, np.arange(1, 10))
     assert item.tolist() == [[2]] and label.tolist() == [[[1, 0]]]
-    item, label = windows.candidates(rng(), record, np.zeros(0, np.int64), 2, 4, TABLE, 10)
+    item, label, _ = windows.candidates(rng(), record, np.zeros(0, np.int64), 2, 4, TABLE, np.arange(1, 10))
     assert item.shape == (0, 4) and label.shape == (0, 4, 2)
