@@ -65,7 +65,9 @@ class EventLog:
         if not path.is_dir():
             raise UserError(f"{path}: there is no such event log; prepare one with `synergen data prepare NAME`")
         if not (path / "log.json").is_file():
-            raise UserError(f"{path}: not an event log, or one that was only half written: log.json is missing; prepare it again")
+            raise UserError(
+                f"{path}: not an event log, or one that was only half written: log.json is missing; prepare it again"
+            )
         self = cls()
         self.path = path
         try:
