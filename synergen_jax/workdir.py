@@ -2,7 +2,7 @@
 
 config.json      the resolved config
 log.json         {"path", "fingerprint"} of the event log
-checkpoints/     Orbax
+checkpoints/     Orbax;  damaged/  those that a resumed run could not read
 metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
 evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
 """

@@ -11,7 +11,7 @@ import pytest
 import small_model
 
 from synergen_jax import optimiser
-from synergen_jax.config import OptimiserConfig
+from synergen_jax.config import ModelConfig, OptimiserConfig
 
 CONFIG = OptimiserConfig(learning_rate=0.5, warmup=10, final=0.2)
 
@@ -41,7 +41,7 @@ def test_schedules_at_the_edge(warmup, steps):
 
 @pytest.fixture(scope="module")
 def params():
-    return small_model.make()[1]
+    return small_model.make(ModelConfig(width=8, heads=2, depth=1, dropout=0.0))[1]
 
 
 def named(tree):

@@ -1,0 +1,127 @@
+"""The README's code runs, its commands parse, and what it names is there."""
+
+import pathlib
+import re
+import shlex
+import tomllib
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import event_log
+from data_pipelines.interactions import Interactions, log_parts
+from synergen_jax import cli
+from synergen_jax import config as configs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def words(line):
+    """The commands of a shell line, each as words."""
+    return [shlex.split(part, comments=True) for part in line.split("&&")]
+
+
+COMMANDS = [command for block in blocks("sh") for line in block.splitlines() for command in words(line) if command]
+for path in configs.shipped().values():  # each config's head says how it is run
+    head = path.read_text(encoding="utf-8").splitlines()
+    COMMANDS += [shlex.split(line.partition("synergen ")[2]) for line in head if re.match(r"#.* synergen ", line)]
+SYNERGEN = [command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest")]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A data folder whose ml-100k is a small random log."""
+    rng = np.random.default_rng(0)
+    users = np.repeat([f"{user}" for user in range(40)], 12)
+    items = [f"{item}" for _ in range(40) for item in rng.permutation(30)[:12]]
+    log = Interactions(
+        users.tolist(),
+        items,
+        10**9 + rng.integers(0, 10**8, users.size),
+        rng.integers(1, 6, users.size),
+        {},
+        {"genres": {item: ("Drama", "War")[: int(item) % 3] for item in set(items)}},
+        (1, 2, 3, 4, 5),
+    )
+    folder = tmp_path_factory.mktemp("readme")
+    event_log.write(folder / "logs" / "ml-100k", name="ml-100k", source={}, **log_parts(log))
+    return folder
+
+
+def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
+    monkeypatch.setenv("SYNERGEN_DATA", str(data_dir))
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
+        first, second = blocks("python")
+        exec(compile(first, "README.md", "exec"), names)
+        assert names["hidden"].shape == (*names["batch"].retrieval.item.shape, 32)
+        assert np.isfinite(names["hidden"]).all()
+        usual = names["cache"]
+        exec(compile(second, "README.md", "exec"), names)
+        assert names["synergen"].phase is names["by_day"]
+        own = names["synergen"].apply(
+            names["params"]["model"], names["batch"].events, *names["vectors"], method="encode"
+        )
+    difference = np.abs(own.keys[0] - usual.keys[0]).max(axis=(1, 3))
+    assert np.isfinite(difference).all() and difference.max() > 0.01, "another encoding of time gives other keys"
+    np.testing.assert_allclose(own.values[0], usual.values[0], atol=1e-6)  # the first values know no time
+
+
+@pytest.mark.parametrize("command", SYNERGEN, ids=" ".join)
+def test_the_commands_parse(command):
+    arguments, rest = cli.parser().parse_known_args(command)
+    if arguments.command in ("train", "quickstart"):
+        configs.load(getattr(arguments, "config", "quickstart"), rest)
+    else:
+        assert not rest
+
+
+def test_every_kind_of_command_is_shown():
+    assert {command[0] for command in SYNERGEN} == {"quickstart", "data", "train", "evaluate", "recommend"}
+
+
+def test_settings_in_the_text_are_settings():
+    found = [text for text in re.findall(r"`([^`\n]+)`", README) if re.match(r"--\w+\.\w", text)]
+    assert found
+    for text in found:
+        configs.override(configs.Config(), shlex.split(text))
+
+
+def test_extras_are_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    assert extras and extras <= set(project["optional-dependencies"])
+
+
+def test_files_are_there():
+    code = set(re.findall(r"`([^`\n]+)`", README))
+    paths = {text for text in code if re.fullmatch(r"[\w/-]+(\.py|\.md|\.toml|/)", text)}
+    assert {"synergen_jax/rope.py", "tests/test_model.py", "docs/design.md", "experiments/"} <= paths
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert not missing
+    row = next(line for line in README.splitlines() if line.startswith("| `synergen_jax/`"))
+    modules = re.findall(r"`(\w+)`", row.split("|")[2])
+    assert len(modules) > 20
+    assert not [name for name in modules if not (ROOT / "synergen_jax" / f"{name}.py").is_file()]
+    for module, name in re.findall(r"`(?!metrics\.jsonl)(\w+)\.(\w+)`", README):
+        if (ROOT / "synergen_jax" / f"{module}.py").is_file():
+            assert hasattr(__import__(f"synergen_jax.{module}", fromlist=[name]), name), f"{module}.{name}"
+
+
+def test_shipped_configs_are_those_named():
+    listed = re.search(r"name of a shipped one \(([^)]*)\)", " ".join(README.split())).group(1)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(configs.shipped())
+
+
+def test_what_a_run_writes_is_named_as_it_is():
+    """Names in the text against the code that writes them."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "synergen_jax").glob("*.py"))
+    for name in ("metrics.jsonl", "curves.png", "report_{part}.html"):
+        assert name in source
+        assert name.replace("{part}", "test") in README
