@@ -550,3 +550,34 @@ def test_the_history_of_a_user():
     assert events.time.tolist() == [[120, 180, 240, 300, 360, 420]]
     assert offset == 1_000_000_000
     assert feed.user_history(user([5]), configure())[0].mask.tolist() == [[True] + [False] * 5]
+
+
+def test_training_never_meets_cold_items():
+    log = random_log(users=30, least=6)
+    config = configure(negatives=20)
+    whole = splits.split(log, config.data)
+    part, split = splits.hold_out(log, whole, 0.3, seed=0)
+    cold = splits.cold_items(log, 0.3, seed=0)
+    catalogue = feed.catalogue(part, split)
+    assert not catalogue.counts[cold].any() and catalogue.counts.any()
+    batches = feed.train_feed(part, split, config)(0)
+    for _, batch in zip(range(6), batches):
+        for ids in (batch.events.item, batch.target, batch.ranking.item, batch.negatives):
+            assert not np.isin(ids, cold).any()
+    batches.close()
+    asked = feed.evaluation_feed(log, whole, "test", config)
+    assert np.isin(np.concatenate([batch.target for batch in asked]), cold).any(), "evaluation does meet them"
+
+
+def test_searches_that_are_asked_without_their_query():
+    log = random_log(users=30, least=8)
+    split = splits.split(log, configure().data)
+    first = lambda share: next(feed.train_feed(log, split, configure(drop_query=share))(0))
+    none, half, every = first(0.0), first(0.5), first(1.0)
+    np.testing.assert_array_equal(none.retrieval.query, none.events.query)
+    for batch in (half, every):
+        np.testing.assert_array_equal(batch.events.query, none.events.query), "the context tells what was searched"
+    asked = half.retrieval.query[none.events.query > 0]
+    assert 0.2 < np.mean(asked > 0) < 0.8 and not every.retrieval.query.any() and not every.ranking.query.any()
+    blind = (every.retrieval.visible == 0) & (every.target > 0)
+    assert not blind.any(), "what had a query alone to go by is no target without it"

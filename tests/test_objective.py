@@ -12,7 +12,7 @@ from small_log import random_log
 
 from data_pipelines import feed, splits
 from synergen_jax import objective
-from synergen_jax.batch import Catalogue
+from synergen_jax.batch import Candidates, Catalogue
 from synergen_jax.config import Config, DataConfig, LossConfig, ModelConfig
 
 CONFIG = Config(
@@ -111,3 +111,68 @@ def test_negatives_are_the_shared_ones_and_targets_of_the_batch(setting):
     assert (other[7:] != ids[7:]).any()
     _, none = objective.negatives(batch, catalogue, dataclasses.replace(CONFIG.loss, log_q=False), jax.random.key(1))
     assert none is None
+
+
+def test_tasks_are_weighted_by_the_query_of_the_reader(setting):
+    """With one task's weight at 0 the other's readers alone are learned from, in every part."""
+    model, params, catalogue, batch = setting
+    assert int((batch.retrieval.query > 0).sum()) > 0 and int((batch.ranking.query > 0).sum())
+    for kept in ("search", "recommendation"):
+        off = "recommendation_weight" if kept == "search" else "search_weight"
+        config = dataclasses.replace(CONFIG.loss, in_batch=0, **{off: 0.0})
+        wanted = lambda query, kept=kept: (query > 0) == (kept == "search")
+        cut = dataclasses.replace(
+            batch,
+            target=jnp.where(wanted(batch.retrieval.query), batch.target, 0),
+            ranking=dataclasses.replace(
+                batch.ranking,
+                label=jnp.where(wanted(batch.ranking.query)[..., None, None], batch.ranking.label, jnp.int8(-1)),
+            ),
+        )
+        plain = dataclasses.replace(CONFIG.loss, in_batch=0)
+        (value, parts), grads = value_and_grad(model, params, catalogue, batch, config)
+        (found, others), ours = value_and_grad(model, params, catalogue, cut, plain)
+        np.testing.assert_allclose(value, found, rtol=1e-5)
+        for name in parts:
+            np.testing.assert_allclose(parts[name], others[name], rtol=1e-5, err_msg=name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, ours)
+
+
+def test_hard_candidates_by_hand():
+    label = jnp.full((1, 2, 2, 2), -1, jnp.int8).at[:, 0, :, 0].set(jnp.array([1, 0], jnp.int8))
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    lists = Candidates(jnp.array([[[1, 2], [0, 0]]]), label, zeros, zeros, zeros)
+    scores = jnp.array([[[0.9, 0.8, 0.7, 0.6, 0.5, -jnp.inf]] * 2])
+    pool, had = jnp.array([1, 3, 4, 2, 5, 6]), jnp.array([[4, 0, 0]])
+    found = objective._with_hard(lists, scores, pool, had, 3)
+    # 1 and 2 are in the list, 4 was had, 6 must not come: 3 and 5 are left, and one place is empty.
+    assert found.item.tolist() == [[[1, 2, 3, 5, 0], [0, 0, 0, 0, 0]]]
+    assert found.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
+    assert (found.label[0, 0, 2:, 1] == -1).all() and (found.label[0, 1] == -1).all()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_hard_candidates_are_the_models_own(setting, full):
+    """They raise the ranking losses of a model whose own retrieval they come from, and no gradient flows into mining."""
+    model, params, catalogue, batch = setting
+    plain = dataclasses.replace(CONFIG.loss, full_softmax=full, retrieval_weight=0.0)
+    hard = dataclasses.replace(plain, hard_candidates=3)
+    (_, parts), _ = value_and_grad(model, params, catalogue, batch, plain)
+    (_, more), grads = value_and_grad(model, params, catalogue, batch, hard)
+    assert float(more["pointwise"]) != float(parts["pointwise"]) and all(np.isfinite(v) for v in more.values())
+    assert not np.asarray(grads["model"]["params"]["retrieval_head"]["kernel"]).any()
+    assert np.asarray(grads["model"]["params"]["ranking_out"]["kernel"]).any()
+
+
+def test_items_that_training_never_meets_take_no_part(setting):
+    """Neither as negatives nor through what lies in the table for them."""
+    model, params, catalogue, batch = setting
+    met = jnp.zeros(catalogue.counts.shape, bool).at[batch.target.reshape(-1)].set(True).at[batch.events.item].set(True)
+    cold = int(jnp.flatnonzero(~met.at[0].set(True).at[batch.ranking.item].set(True).at[batch.negatives].set(True))[0])
+    catalogue = dataclasses.replace(catalogue, counts=catalogue.counts.at[cold].set(0))
+    config = dataclasses.replace(CONFIG.loss, full_softmax=True)
+    (value, _), grads = value_and_grad(model, params, catalogue, batch, config)
+    matrices = {name: matrix.at[cold].set(7) for name, matrix in catalogue.item_matrices.items()}
+    (other, _), _ = value_and_grad(model, params, dataclasses.replace(catalogue, item_matrices=matrices), batch, config)
+    assert float(value) == float(other)
+    assert not np.asarray(grads["tables"]["item"][cold]).any()

@@ -117,3 +117,22 @@ def test_the_first_training_event_that_has_a_target():
     made = splits.split(SmallLog(records, 10), LAST)
     assert made.train_stop.tolist() == [2, 2, 3, 3, 1, 1]
     assert made.first_target.tolist() == [1, 0, 3, 2, 1, 0]
+
+
+def test_held_out_items_are_in_no_training_event_and_all_else_stays():
+    log = random_log(users=30, least=5)
+    whole = splits.split(log, DataConfig())
+    part, split = splits.hold_out(log, whole, 0.2, seed=3)
+    cold = splits.cold_items(log, 0.2, seed=3)
+    assert len(cold) == round(0.2 * 39) and cold.min() > 0
+    for number in range(len(log)):
+        record, full = part[number], log[number]
+        stop = whole.train_stop[number]
+        keep = ~np.isin(full["item"][:stop], cold)
+        assert split.train_stop[number] == len(record["item"]) == keep.sum()
+        for name in ("item", "action", "query", "time", "request"):
+            np.testing.assert_array_equal(record[name], full[name][:stop][keep])
+        assert not np.isin(record["shown_item"], cold).any()
+        assert split.first_target[number] <= split.train_stop[number]
+    assert (splits.cold_items(log, 0.2, seed=4) != cold).any()
+    assert splits.hold_out(log, whole, 0.0, seed=3) == (log, whole)
