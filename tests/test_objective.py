@@ -1,36 +1,46 @@
 """Batches of which nothing can be learnt."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import small_model
+import pytest
 
-from synergen_jax import objective
-from synergen_jax.batch import Candidates, Readers, TrainBatch
-from synergen_jax.config import LossConfig, ModelConfig
+from synergen_jax import losses, objective
+from synergen_jax.batch import Candidates, Catalogue, Events, Readers, TrainBatch
+from synergen_jax.config import LossConfig
 
 
-def test_a_batch_without_targets_has_no_loss_and_no_gradient():
-    """Such a batch comes up where searches lead to no item; the log of no negatives at all must not reach the loss."""
-    config = LossConfig(in_batch=4)
-    model, params, catalogue = small_model.make(ModelConfig(width=8, heads=2, depth=1, dropout=0.0))
-    events = small_model.events(np.random.default_rng(0), 2, 5)
-    zeros = lambda *shape: np.zeros(shape, np.int32)
-    visible = np.tile(np.arange(5, dtype=np.int32), (2, 1))
-    unknown = np.full((2, 1, 3, 2), -1, np.int8)
-    batch = TrainBatch(
-        events,
-        Readers(zeros(2, 5), np.asarray(events.query), np.asarray(events.time), visible),
-        zeros(2, 5),
-        Candidates(zeros(2, 1, 3), unknown, zeros(2, 1), zeros(2, 1), zeros(2, 1)),
-        zeros(0),
+def batch_of(target):
+    """A batch of 2 users and 3 readers each with these targets; no candidates."""
+    some, none = np.ones((2, 3), np.int32), np.zeros((2, 0), np.int32)
+    unknown = np.zeros((2, 0, 4, 2), np.int8)
+    return TrainBatch(
+        Events(some, some, some, some),
+        Readers(0 * some, some, some, some),
+        np.array(target, np.int32),
+        Candidates(np.zeros((2, 0, 4), np.int32), unknown, none, none, none),
+        np.zeros(0, np.int32),
     )
 
-    @jax.jit
-    def gradient(params, batch):
-        negative = objective.negatives(batch, catalogue, config, jax.random.key(0))
-        loss = lambda p: objective.loss(model, p, catalogue, batch, config, objective.weights(batch), negative, None)[0]
-        return jax.value_and_grad(loss)(params)
 
-    value, found = gradient(params, batch)
-    assert float(value) == 0.0
-    assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(found)), "NaN counts as any"
+@pytest.mark.parametrize("target", [[[0, 0, 0], [0, 0, 0]], [[0, 0, 3], [0, 2, 0]]])
+def test_a_reader_without_a_target_has_no_loss_and_no_gradient(target):
+    """Also where no reader of the batch has one: the log of no negatives at all must not reach the loss."""
+    config = LossConfig(in_batch=64)
+    catalogue = Catalogue({}, {}, jnp.array([0, 5, 3, 0, 1]))
+    batch = jax.device_put(batch_of(target))
+    ids, log_count = objective.negatives(batch, catalogue, config, jax.random.key(0))
+    assert ids.shape == (64,) and set(ids.tolist()) <= set(np.ravel(target).tolist())
+    assert np.isfinite(log_count).all()
+
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8)), jnp.float32)
+    flat = batch.target.reshape(-1)
+    weight = (flat > 0).astype(jnp.float32)
+
+    def loss(query, vectors):
+        return losses.info_nce(query, vectors[flat], flat, vectors[ids], ids, weight, log_count, config.temperature)
+
+    value, (of_query, of_vectors) = jax.value_and_grad(loss, (0, 1))(jnp.ones((6, 8)), vectors)
+    assert np.isfinite(value) and np.isfinite(of_vectors).all()
+    assert (float(value) == 0.0) == (not np.any(target))
+    assert not np.any(np.asarray(of_query)[np.ravel(target) == 0]), "NaN counts as any"
