@@ -15,7 +15,9 @@ is the row's own; the point of interest holds until the next search or city; fil
 that says them (searches, filter selections, clickouts). Every event is a request of its own: a step is answered by
 what came before it, and a list belongs to its clickout alone.
 
-There is no text of items: titles are their ids.
+There is no text of items: titles are their ids. Most hotels of a list were never met before, so that a learned vector
+says nothing of them; what can be told is whether two hotels are the same one. The matrix "code", frozen random
+vectors of unit length, says just that: with it and `model.item_ids = false` a new hotel is treated as any other.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
 FEATURES = ("position", "price")
+CODE = 64  # width of the random codes of items
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
 NUMBERS = ("timestamp", "step")
 # Rows, or their lists, that are left out, and why; the log's `source` counts them.
@@ -111,6 +114,7 @@ def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
         "queries": queries,
         "actions": ACTIONS,
         "labels": {"engage": tuple(range(1, 1 + len(ITEM_ACTIONS)))},
+        "item_matrices": {"code": codes(len(items))},
         "candidate_features": FEATURES,
     }, dict(counts)
 
@@ -223,6 +227,14 @@ def features(price: np.ndarray) -> np.ndarray:
     spread = price.std()
     price = (price - price.mean()) / spread if spread > 1e-9 else np.zeros(len(price))
     return np.stack([np.log(1.0 + np.arange(len(price))), price], axis=1).astype(np.float32)
+
+
+def codes(items: int) -> np.ndarray:
+    """A random vector of unit length for each item id, always the same ones, float16 (items, CODE); row 0 is zero."""
+    code = np.random.default_rng(0).normal(size=(items, CODE))
+    code /= np.linalg.norm(code, axis=1, keepdims=True)
+    code[0] = 0
+    return code.astype(np.float16)
 
 
 def _is_item(text: str) -> bool:
