@@ -15,7 +15,10 @@ is the row's own; the point of interest holds until the next search or city; fil
 that says them (searches, filter selections, clickouts). Every event is a request of its own: a step is answered by
 what came before it, and a list belongs to its clickout alone.
 
-There is no text of items: titles are their ids.
+There is no text of items: titles are their ids. Most hotels that are clicked were never met before, so that a learned
+vector says nothing of them; what can be told is whether two hotels are the same one. The matrix "code" of items, frozen
+random vectors of unit length, says just that: with it and `model.item_ids = false` a new hotel is treated as any other.
+The matrix "code" of queries is likewise: a random vector for each city, point of interest and filter, added up.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
 FEATURES = ("position", "price")
+CODE = 64  # width of the random codes
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
 NUMBERS = ("timestamp", "step")
 # Rows, or their lists, that are left out, and why; the log's `source` counts them.
@@ -111,6 +115,8 @@ def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
         "queries": queries,
         "actions": ACTIONS,
         "labels": {"engage": tuple(range(1, 1 + len(ITEM_ACTIONS)))},
+        "item_matrices": {"code": codes([(item,) for item in items])},
+        "query_matrices": {"code": codes([query.replace(" | ", ", ").split(", ") for query in queries])},
         "candidate_features": FEATURES,
     }, dict(counts)
 
@@ -223,6 +229,16 @@ def features(price: np.ndarray) -> np.ndarray:
     spread = price.std()
     price = (price - price.mean()) / spread if spread > 1e-9 else np.zeros(len(price))
     return np.stack([np.log(1.0 + np.arange(len(price))), price], axis=1).astype(np.float32)
+
+
+def codes(rows: typing.Sequence[typing.Sequence[str]]) -> np.ndarray:
+    """For each row of texts the sum of a random vector a text, at unit length, float16 (rows, CODE); row 0 is zero."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
+    vectors = np.random.default_rng(0).normal(size=(len(number), CODE)).astype(np.float32)  # the same ones always
+    code = np.stack([vectors[[number[text] for text in row]].sum(axis=0) for row in rows])
+    code /= np.linalg.norm(code, axis=1, keepdims=True)
+    code[0] = 0
+    return code.astype(np.float16)
 
 
 def _is_item(text: str) -> bool:

@@ -68,6 +68,10 @@ def test_a_log_worked_by_hand(tmp_path):
     assert log.name == "trips" and log.user_ids == ["u", "v"] and log.item_ids == ["", "9", "20", "30", "100"]
     assert log.candidate_features == log.spec.candidate_features == ("position", "price")
     assert log.labels == {"engage": (1, 2, 3, 4, 5, 6)}
+    code = log.item_matrices["code"].astype(np.float32)
+    assert not code[0].any() and np.allclose(code[1:] @ code[1:].T, np.eye(4), atol=0.5), "each item stands alone"
+    near = dict(zip(log.queries, log.query_matrices["code"] @ log.query_matrices["code"][1]))
+    assert log.queries[1] == "Nice, France" and near["Paris, France"] > near["Rome, Italy"] + 0.2, "France is shared"
     u = log[0]
     steps = [
         (log.actions[a], log.item_ids[i], log.queries[q], t)
@@ -187,6 +191,8 @@ def test_features_belong_to_the_fingerprint_and_are_checked(tmp_path):
         "queries": log.queries,
         "actions": log.actions,
         "labels": log.labels,
+        "item_matrices": log.item_matrices,
+        "query_matrices": log.query_matrices,
         "source": {},
     }
     write = lambda users, **more: event_log.write(tmp_path / "copy", users=users, **parts, **more)
