@@ -1,13 +1,51 @@
-"""Systems that learn nothing or little, to be ranked beside a model: scores of candidate lists, numpy throughout.
+"""Systems that learn nothing or little, to be ranked beside a model. Scores are numpy, higher is better.
 
-Each takes an `EvalBatch` and the training counts of the items, (V,), and gives scores (B, K), higher is better.
+`Scorer`s score the whole catalogue, (B, V); `LISTS` score candidate lists, (B, K), from an `EvalBatch` and the training
+counts of the items, (V,).
 """
 
 from __future__ import annotations
 
+import collections.abc
+
 import numpy as np
 
 from synergen_jax.batch import EvalBatch
+
+Scorer = collections.abc.Callable[[EvalBatch], np.ndarray | None]
+"""Scores (B, V) of a batch; a row of NaN, or None for a whole batch, where it has nothing to say."""
+
+
+def fixed(scores: np.ndarray) -> Scorer:
+    """The same scores (V,) for everyone: popularity of one kind or another."""
+    scores = np.asarray(scores, np.float32)
+    return lambda batch: np.broadcast_to(scores, (len(batch.user), len(scores)))
+
+
+def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Sequence[str]) -> Scorer:
+    """BM25 (Robertson and Zaragoza 2009, by the package bm25s) of each search's words in the items' texts.
+
+    Args:
+      item_texts: (V,), of item 0 empty; queries: texts by query id.
+    """
+    import bm25s
+
+    words = lambda texts: bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
+    index = bm25s.BM25()
+    index.index(words(item_texts), show_progress=False)
+
+    def score(batch: EvalBatch) -> np.ndarray | None:
+        asked = batch.reader.query[:, 0]
+        if not asked.any():
+            return None
+        scores = np.full((len(asked), len(item_texts)), np.nan, np.float32)
+        for query in np.unique(asked[asked > 0]):
+            found = bm25s.tokenize(queries[query], stopwords=None, show_progress=False, return_ids=False)[0]
+            known = [word for word in found if word in index.vocab_dict]
+            scores[asked == query] = index.get_scores(known) if known else 0.0
+        return scores
+
+    return score
 
 
 def most_popular(batch: EvalBatch, counts: np.ndarray) -> np.ndarray:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html
-import json
 import pathlib
 import time
 import typing
@@ -21,18 +19,16 @@ from data_pipelines import feed, history, splits
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
+from synergen_jax import baselines, evaluation_report, report, sharding, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
-from synergen_jax import report, sharding, train, workdir
 from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.logs import FILE as METRICS
 from synergen_jax.recommender import Recommender
-
-COLUMNS = ("hr@1", "hr@5", "hr@10", "hr@50", "hr@200", "ndcg@5", "ndcg@10", "ndcg@50", "ndcg@200", "mrr")
 
 
 def say(text: str = "") -> None:
@@ -125,14 +121,14 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         report.plot_curves(folder / METRICS, folder / "curves.png")
         why = "no better validation" if result.stopped == "patience" else "all steps done"
         say(
-            f"stopped at step {result.step} ({why}); best validation NDCG@10 {result.best:.4f} at step "
+            f"stopped at step {result.step} ({why}); best validation {run.config.run.select} {result.best:.4f} at step "
             f"{result.best_step}; {result.events_per_second:,.0f} events a second"
         )
     return {
         "workdir": str(folder),
         "step": result.step,
         "best_step": result.best_step,
-        "validation_ndcg@10": result.best,
+        f"validation_{run.config.run.select}": result.best,
         "stopped": result.stopped,
         "events_per_second": result.events_per_second,
     }
@@ -169,80 +165,29 @@ def evaluate(arguments, settings) -> dict[str, typing.Any]:
 def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, part: str) -> dict[str, typing.Any]:
     config = run.config
     targets = run.targets(part)
-    found = evaluation.evaluate(run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed)
+    others = {"most_recent": baselines.fixed(feed.recent_counts(*run.training))}
+    if len(run.log.queries) > 1:
+        others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
+    found = evaluation.evaluate(
+        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others
+    )
     protocol = (
         f"{run.log.name}, {part} split ({config.data.split}), {found.targets:,} targets, full ranking over "
         f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, ties count "
-        f"against the model, checkpoint of step {step} chosen on validation NDCG@10"
+        f"against the model, checkpoint of step {step} chosen on validation {config.run.select}"
     )
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"
     if run.log.query_note:
         protocol += f"; {run.log.query_note}"
-    rows = [
-        {"system": system} | {name: values[name] for name in COLUMNS if name in values}
-        for system, values in found.values.items()
-    ]
-    labels = [
-        {"label": label, "system": system}
-        | {
-            name: value
-            for key, value in values.items()
-            if "/" in key
-            for name, _, of in [key.partition("/")]
-            if of == label
-        }
-        for label in run.log.spec.labels
-        for system, values in found.values.items()
-        if any(key.endswith(f"/{label}") for key in values)
-    ]
-    intervals = [
-        {"metric": name}
-        | {
-            system: {"mean": found.values[system][name], "low": bounds[name][0], "high": bounds[name][1]}
-            for system, bounds in found.intervals.items()
-            if name in bounds
-        }
-        for name in COLUMNS
-    ]
-    say(f"\n{protocol}\n\nretrieval\n{report.table(rows, highlight=[c for c in COLUMNS if c in rows[0]])}")
-    wide = config.evaluate.bootstrap and found.intervals["model"].get("hr@10")
-    if wide:
-        low, high = found.intervals["model"]["ndcg@10"]
-        say(f"95% intervals of the model: HR@10 [{wide[0]:.4f}, {wide[1]:.4f}], NDCG@10 [{low:.4f}, {high:.4f}]")
-    say(f"\nranking of {config.evaluate.rank_candidates} candidates a target\n{report.table(labels)}")
-    shown = [{"system": system} | values for system, values in found.shown.items()]
-    if shown:
-        mean = [{name: v["mean"] if isinstance(v, dict) else v for name, v in row.items()} for row in shown]
-        best = [name for name in mean[0] if name != "system"]
-        say(f"\nranking within the list that was shown, {found.lists:,} lists\n{report.table(mean, highlight=best)}")
-    if found.scann:
-        say(f"\napproximate search (ScaNN) against exact\n{report.table([found.scann])}")
-    result = {
-        "split": part,
-        "log": run.log.name,
-        "step": step,
-        "targets": found.targets,
-        "protocol": protocol,
-        **found.values,
-        "intervals": found.intervals,
-        "scann": found.scann,
-        "shown": found.shown,
-        "lists": found.lists,
-    }
+    say(evaluation_report.text(found, protocol, config, run.log.spec.labels))
+    about = {"split": part, "log": run.log.name, "step": step, "protocol": protocol}
+    result = about | evaluation_report.as_json(found)
     workdir.write_json(folder / f"evaluation_{part}.json", result)
+    curves = None
     if (folder / METRICS).exists():
-        report.plot_curves(folder / METRICS, folder / "curves.png")
-    page = [
-        ("Protocol", report.Html(f"<p>{html.escape(protocol)}</p>")),
-        ("Retrieval", report.html_table(rows, highlight=[c for c in COLUMNS if c in rows[0]])),
-        ("95% bootstrap intervals", report.html_table(intervals)),
-        ("Ranking", report.html_table(labels)),
-        *([("Ranking within the list that was shown", report.html_table(shown))] if shown else []),
-        ("Approximate search", report.html_table([found.scann] if found.scann else [])),
-        *([("Training", folder / "curves.png")] if (folder / "curves.png").exists() else []),
-        ("Config", json.dumps(configs.to_dict(config), indent=2)),
-    ]
+        report.plot_curves(folder / METRICS, curves := folder / "curves.png")
+    page = evaluation_report.sections(found, protocol, config, run.log.spec.labels, curves)
     report.html_page(f"SynerGen on {run.log.name}", page, folder / f"report_{part}.html")
     say(f"\nreport: {folder / f'report_{part}.html'}")
     return result

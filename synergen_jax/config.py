@@ -106,7 +106,8 @@ class RunConfig:
     steps: int = 1000
     log_every: int = 10
     eval_every: int = 100  # steps between validations; 0 validates at the end alone
-    patience: int = 5  # validations without a better NDCG@10 before the run stops; 0 never stops early
+    patience: int = 5  # validations without a better one before the run stops; 0 never stops early
+    select: str = "ndcg@10"  # validation metric that tells which is better; higher is
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints that are kept beside the best one
     seed: int = 0
@@ -119,6 +120,7 @@ class EvaluateConfig:
     batch: int = 128  # users a call
     rank_candidates: int = 100  # candidates a target, the true one included, for the ranking metrics
     bootstrap: int = 1000  # resamples behind each 95% interval
+    rerank: int = 100  # items retrieved first that the ranking head orders; 0: none
     scann: bool = True  # approximate search beside the exact one, where ScaNN is installed
 
 
@@ -247,6 +249,7 @@ _CHOICES = {
     "data.split": ("leave-one-out", "time"),
     "model.rope": ("time", "order", "split"),
     "model.dtype": ("float32", "bfloat16"),
+    "run.select": ("ndcg@10", "hr@10", "shown_mrr"),
 }
 _AT_LEAST = {
     "data.max_history": 2,  # in a window of one event nobody sees anything
@@ -290,6 +293,7 @@ _AT_LEAST = {
     "evaluate.batch": 1,
     "evaluate.rank_candidates": 2,
     "evaluate.bootstrap": 0,
+    "evaluate.rerank": 0,
     "data.seed": 0,
     "run.seed": 0,
 }

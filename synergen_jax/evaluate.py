@@ -1,15 +1,18 @@
-"""The evaluation protocol: full ranking over the catalogue, and ranking of candidate lists.
+"""The evaluation protocol: full ranking over the catalogue, ranking of candidate lists, and both after each other.
 
 Every target is ranked among all items that its user has not had yet, ties against the model. Candidate lists are
-scored by the ranking head, label by label. The same batches go through a most-popular baseline, and the same retrieval
-vectors through an approximate index, so that one table compares like with like. Where a target was chosen from a list
-that was shown, the model and baselines rank that list, too.
+scored by the ranking head, label by label; so are the items that the model retrieves first, which shows what ranking
+adds to retrieval. The same batches go through baselines, and the same retrieval vectors through an approximate index,
+so that one table compares like with like. Where a target was chosen from a list that was shown, the model and
+baselines rank that list, too.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
+import types
 import typing
 
 import jax
@@ -18,9 +21,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Array
 
-from synergen_jax import baselines, index, metrics
+from synergen_jax import baselines, index, metrics, slices
 from synergen_jax import model as models
-from synergen_jax.batch import Catalogue, EvalBatch
+from synergen_jax.batch import Catalogue, EvalBatch, Readers
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
 
@@ -35,35 +38,69 @@ class Answers(typing.NamedTuple):
     labels: np.ndarray  # (n, K, A) 1, 0, or -1 for unknown
     logits: np.ndarray  # (n, K, A)
     shown: np.ndarray  # (n,) True where the candidates are the list that was shown
+    reranked: np.ndarray  # (n,) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
+
+
+def _cached(model: models.SynerGen, params, catalogue: Catalogue, batch: EvalBatch):
+    """`read(readers)`: hidden states over the encoded context of a batch."""
+    vectors = functools.partial(models.token_vectors, model, params, catalogue)
+    cache = model.apply(params["model"], batch.events, *vectors(batch.events), method="encode")
+    return lambda readers: model.apply(params["model"], cache, readers, *vectors(readers), method="read")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rerank"))
+def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, rerank: int):
+    """Ranks (B,), retrieval vectors (B, D), ranking logits (B, K, A) and reranked ranks (B,) of one batch."""
+    apply = functools.partial(model.apply, params["model"])
+    read = _cached(model, params, catalogue, batch)
+    query = apply(read(batch.reader), method="retrieve")[:, 0]
+    scores = query @ keys.T
+    ranks = metrics.ranks(scores, batch.target, batch.seen)
+    logits = apply(read(batch.ranking.readers()), method="rank").reshape(batch.ranking.label[:, 0].shape)
+    if not rerank:
+        return ranks, query, logits, jnp.zeros((len(ranks), 0))
+    users = jnp.arange(len(ranks))[:, None]
+    _, first = jax.lax.top_k(scores.at[users, batch.seen].set(-jnp.inf).at[:, 0].set(-jnp.inf), rerank)
+    wide = lambda x: jnp.broadcast_to(x, first.shape)
+    readers = Readers(first, *(wide(x) for x in (batch.reader.query, batch.reader.time, batch.reader.visible)))
+    chosen = apply(read(readers), method="rank")[..., 0]
+    own = first == batch.target[:, None]
+    mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
+    place = 1 + jnp.sum((chosen >= mine) & ~own, axis=1)
+    return ranks, query, logits, jnp.where(own.any(axis=1), place, ranks)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch):
-    """Ranks (B,), retrieval vectors (B, D) and ranking logits (B, K, A) of one batch."""
-    vectors = functools.partial(models.token_vectors, model, params, catalogue)
-    apply = functools.partial(model.apply, params["model"])
-    cache = apply(batch.events, *vectors(batch.events), method="encode")
-    hidden = apply(cache, batch.reader, *vectors(batch.reader), method="read")
-    query = apply(hidden, method="retrieve")[:, 0]
-    ranks = metrics.ranks(query @ keys.T, batch.target, batch.seen)
-    candidates = batch.ranking.readers()
-    hidden = apply(cache, candidates, *vectors(candidates), method="read")
-    return ranks, query, apply(hidden, method="rank").reshape(batch.ranking.label[:, 0].shape)
+def _ranks(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch):
+    read = _cached(model, params, catalogue, batch)
+    query = model.apply(params["model"], read(batch.reader), method="retrieve")[:, 0]
+    return metrics.ranks(query @ keys.T, batch.target, batch.seen)
 
 
 def answers(
-    model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batches: Batches, progress: str = ""
+    model: models.SynerGen,
+    params,
+    catalogue: Catalogue,
+    keys: Array,
+    batches: Batches,
+    progress: str = "",
+    rerank: int = 0,
 ) -> Answers:
     """Runs a model over all targets; padded rows are left out. `keys` are `models.item_keys` of the same parameters.
+
+    Args:
+      rerank: how many items, retrieved first, the ranking head orders; 0: none.
 
     Raises:
       ValueError: a score is NaN.
     """
     found = []
+    rerank = min(rerank, keys.shape[0] - 1)
     for batch in tqdm.tqdm(batches, desc=progress, unit="batch", disable=None if progress else True, leave=False):
         real = batch.user >= 0
-        ranks, query, logits = jax.device_get(_answer(model, params, catalogue, keys, batch))
-        found.append(Answers(ranks[real], query[real], batch.ranking.label[real, 0], logits[real], batch.shown[real]))
+        ranks, query, logits, again = jax.device_get(_answer(model, params, catalogue, keys, batch, rerank))
+        label = batch.ranking.label[real, 0]
+        found.append(Answers(ranks[real], query[real], label, logits[real], batch.shown[real], again[real]))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
@@ -93,10 +130,9 @@ class Report(typing.NamedTuple):
     targets: int
     values: dict[str, dict[str, float]]  # system -> metric -> mean
     intervals: dict[str, dict[str, tuple[float, float]]]  # system -> metric -> 95% bootstrap interval
+    slices: dict[str, dict[str, typing.Any]]  # slice -> {"targets": n, system: {metric: mean}}
     scann: dict[str, typing.Any] | None  # recall and throughput beside the exact search
-    shown: dict[
-        str, dict[str, metrics.Interval]
-    ]  # system -> metric within the lists that were shown; {}: there is none
+    shown: dict[str, dict[str, metrics.Interval]]  # system -> metric within the lists that were shown; {}: none was
     lists: int  # how many lists `shown` is over
 
 
@@ -108,19 +144,33 @@ def evaluate(
     config: EvaluateConfig,
     say: collections.abc.Callable[[str], None] = print,
     seed: int = 0,
+    others: collections.abc.Mapping[str, baselines.Scorer] = types.MappingProxyType({}),
 ) -> Report:
     """The whole protocol on one split.
 
-    Systems: "model"; "most_popular", which scores items by their events in the training part; and "model_scann", the
-    model's first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone).
+    Systems, over all targets: "model"; "model_reranked", its first `config.rerank` items as the ranking head orders
+    them; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
+    "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
+    also: "query_without_history" and "history_without_query", the model with less to go by.
+
+    Args:
+      others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
+        say of a batch. One that says nothing of some targets is reported by slice alone.
     """
     keys = models.item_keys(model, params, catalogue)
-    said = answers(model, params, catalogue, keys, batches, "evaluate")
-    popular = most_popular(catalogue, batches)
-    systems = {"model": _measured(model, said, config, seed), "most_popular": _measured(model, popular, config, seed)}
-    for name in list(systems["most_popular"]):
-        if name.startswith(("log_loss/", "calibration_error/")):
-            del systems["most_popular"][name]  # counts are no probabilities
+    said = answers(model, params, catalogue, keys, batches, "evaluate", config.rerank)
+    others = {"most_popular": baselines.fixed(catalogue.counts), **others}
+    ranks = {"model": said.ranks}
+    systems = {"model": _measured(model, said, config, seed)}
+    retrieval = lambda ranks: metrics.summary(metrics.retrieval_metrics(ranks), config.bootstrap, seed)
+    if config.rerank:
+        ranks["model_reranked"] = said.reranked.astype(np.int32)
+        systems["model_reranked"] = retrieval(ranks["model_reranked"])
+    for name, scorer in others.items():
+        ranks[name] = baseline_ranks(scorer, batches)
+        if (ranks[name] > 0).all():
+            systems[name] = retrieval(ranks[name])
+    systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if config.scann:
         scann, found = approximate(np.asarray(keys), batches, said.vectors, say)
@@ -131,22 +181,51 @@ def evaluate(
         system: {name: (v["low"], v["high"]) for name, v in found.items() if "low" in v}
         for system, found in systems.items()
     }
+    ranks |= _with_less(model, params, catalogue, keys, batches)
     shown, lists = within_shown(said, catalogue, batches, config, seed)
-    return Report(len(said.ranks), values, intervals, scann, shown, lists)
+    by_slice = slices.table(ranks, slices.masks(batches, catalogue))
+    return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists)
 
 
-def most_popular(catalogue: Catalogue, batches: Batches) -> Answers:
-    """The answers of a system that scores every item by its number of training events."""
-    counts = jnp.asarray(catalogue.counts, jnp.float32)
+def baseline_ranks(scorer: baselines.Scorer, batches: Batches) -> np.ndarray:
+    """Rank of each target by a baseline's scores, (n,); 0 where it has nothing to say."""
     found = []
     for batch in batches:
         real = batch.user >= 0
-        scores = jnp.broadcast_to(counts[None], (len(batch.user), counts.size))
-        ranks = np.asarray(metrics.ranks(scores, batch.target, batch.seen))
-        label = batch.ranking.label[:, 0]
-        logits = np.broadcast_to(baselines.most_popular(batch, catalogue.counts)[:, :, None], label.shape)
-        found.append(Answers(ranks[real], np.zeros((real.sum(), 0)), label[real], logits[real], batch.shown[real]))
-    return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        scores = scorer(batch)
+        if scores is None:
+            found.append(np.zeros(int(real.sum()), np.int32))
+            continue
+        # A row of NaN is one that it says nothing of.
+        silent = np.isnan(scores[:, 0])
+        ranks = np.asarray(metrics.ranks(np.where(silent[:, None], 0.0, scores), batch.target, batch.seen))
+        found.append(np.where(silent, 0, ranks)[real])
+    return np.concatenate(found)
+
+
+def _with_less(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batches: Batches):
+    """Ranks of searches, 0 for other targets, by the model without the history and without the query."""
+    forms = {"query_without_history": {"visible": 0}, "history_without_query": {"query": 0}}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in forms}
+    for batch in batches:
+        real, search = batch.user >= 0, batch.reader.query[:, 0] > 0
+        for name, change in forms.items():
+            ranks = np.zeros(len(real), np.int32)
+            if (real & search).any():
+                blank = {field: np.full_like(getattr(batch.reader, field), value) for field, value in change.items()}
+                less = dataclasses.replace(batch, reader=dataclasses.replace(batch.reader, **blank))
+                ranks = np.asarray(_ranks(model, params, catalogue, keys, less)) * search
+            found[name].append(ranks[real])
+    ranks = {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: values for name, values in ranks.items() if values.any()}
+
+
+def _popularity(model, said: Answers, catalogue: Catalogue, batches: Batches, config: EvaluateConfig, seed: int):
+    """Ranking metrics of candidates by their number of training events; counts are no probabilities."""
+    real = lambda batch: baselines.most_popular(batch, catalogue.counts)[batch.user >= 0]
+    counts = np.concatenate([real(batch) for batch in batches])
+    found = _ranking(model, said.labels, np.broadcast_to(counts[:, :, None], said.labels.shape), config, seed)
+    return {name: v for name, v in found.items() if not name.startswith(("log_loss/", "calibration_error/"))}
 
 
 def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: EvaluateConfig, seed: int):
@@ -200,11 +279,15 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, say, k:
 
 
 def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
-    """All metrics of a system's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
+    """All metrics of a model's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
     result = metrics.summary(metrics.retrieval_metrics(said.ranks), config.bootstrap, seed)
+    return result | _ranking(model, said.labels, said.logits, config, seed)
+
+
+def _ranking(model: models.SynerGen, labels, logits, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
+    result = {}
     for column, label in enumerate(model.spec.labels):
-        labels, logits = said.labels[:, :, column], said.logits[:, :, column]
-        found = metrics.ranking_metrics(labels, logits, config.bootstrap, seed)
+        found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], config.bootstrap, seed)
         # A label that is known of the target alone gives no list to rank: those metrics are undefined.
         result |= {f"{name}/{label}": value for name, value in found.items() if np.isfinite(value["mean"])}
     return result

@@ -27,9 +27,7 @@ from synergen_jax.logs import MetricLog
 from synergen_jax.optimiser import make_optimiser, schedule
 
 Validate = typing.Callable[[models.Params], dict[str, float]]
-"""`validate(params)` gives validation metrics; "ndcg@10" chooses the checkpoint."""
-
-SELECTED = "ndcg@10"
+"""`validate(params)` gives validation metrics; `config.run.select` is that which chooses the checkpoint."""
 
 
 @jax.tree_util.register_dataclass
@@ -134,7 +132,7 @@ class Result:
     state: TrainState
     step: int
     best_step: int
-    best: float  # validation NDCG@10 of the best step
+    best: float  # validation metric of the best step
     stopped: str  # "steps", or "patience"
     events_per_second: float
 
@@ -207,7 +205,7 @@ def train(
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                 if validates:
                     with meter.paused():
-                        progress = progress.after(step, validation := validate(state.params))
+                        progress = progress.after(step, _selected(config, validation := validate(state.params)))
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
                     found = ", ".join(
                         f"{name} {validation[name]:.4f}" for name in sorted(validation) if "/" not in name
@@ -232,16 +230,20 @@ class Progress:
 
     best_step: int = 0
     best: float = -1.0
-    last: float | None = None  # the newest validation's NDCG@10
     waited: int = 0  # validations since the best
     stopped: str = ""
 
-    def after(self, step: int, metrics: dict[str, float]) -> Progress:
+    def after(self, step: int, value: float) -> Progress:
         """The memory after one more validation."""
-        value = float(metrics[SELECTED])
         best_step = step if value >= self.best else self.best_step  # ties: the newer, as in the checkpoints
         waited = 0 if value > self.best else self.waited + 1
-        return Progress(best_step, max(value, self.best), value, waited)
+        return Progress(best_step, max(value, self.best), waited)
+
+
+def _selected(config: Config, validation: dict[str, float]) -> float:
+    if config.run.select not in validation:
+        raise UserError(f"run.select {config.run.select} is not among what was validated: {', '.join(validation)}")
+    return float(validation[config.run.select])
 
 
 def _finite(metrics, step: int) -> dict[str, float]:
