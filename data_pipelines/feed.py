@@ -284,3 +284,8 @@ def user_history(record, config: Config) -> tuple[Events, int]:
     stop = len(record["item"])
     events = windows.window(record, max(0, stop - config.data.max_history), stop, config.data.max_history)
     return jax.tree.map(lambda x: x[None], events), int(record["time"][0])
+
+
+def no_history(config: Config) -> Events:
+    """The window of somebody of whom nothing is known, (1, L)."""
+    return Events(*(np.zeros((1, config.data.max_history), np.int32) for _ in range(4)))

@@ -109,18 +109,33 @@ def parser() -> argparse.ArgumentParser:
         "Recommend items to a user of the log, or to a history from a file.",
         "synergen recommend runs/ml-100k --user 196 -k 10\n  synergen recommend runs/ml-100k --history history.csv",
     )
-    recommend.add_argument("workdir", type=pathlib.Path)
-    who = recommend.add_mutually_exclusive_group(required=True)
+    _question(recommend, required=True)
+    search = command(
+        "search",
+        "Search the catalogue for a user of the log, for a history from a file, or for nobody in particular.",
+        'synergen search runs/ml-100k-search --query "90s comedy" --user 196 -k 10',
+    )
+    search.add_argument("--query", required=True, help="what is searched for, in words")
+    _question(search, required=False)
+    return top
+
+
+def _question(command: argparse.ArgumentParser, required: bool) -> None:
+    """Arguments that say for whom items are wanted, which ones, and how many."""
+    command.add_argument("workdir", type=pathlib.Path)
+    who = command.add_mutually_exclusive_group(required=required)
     who.add_argument("--user", help="id of a user in the log")
     who.add_argument(
         "--history",
         type=pathlib.Path,
         help="CSV with a column `item` (original ids), and if you like `action`, `time` (Unix seconds)",
     )
-    recommend.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
-    recommend.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")
-    recommend.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
-    return top
+    command.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
+    command.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")
+    command.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
+    command.add_argument(
+        "--new-items", type=pathlib.Path, help="CSV or parquet of items (item, title, text) that came after training"
+    )
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:

@@ -15,11 +15,11 @@ import typing
 import jax
 import numpy as np
 
-from data_pipelines import feed, history, splits
+from data_pipelines import feed, splits
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
-from synergen_jax import baselines, evaluation_report, report, sharding, train, workdir
+from synergen_jax import ask_commands, baselines, evaluation_report, report, sharding, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
@@ -28,7 +28,6 @@ from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.logs import FILE as METRICS
-from synergen_jax.recommender import Recommender
 
 
 def say(text: str = "") -> None:
@@ -196,47 +195,13 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
 def recommend(arguments, _) -> dict[str, typing.Any]:
     """`synergen recommend`."""
     run, params, _ = _open(arguments.workdir, [], arguments.data_dir)
-    if arguments.user is not None:
-        record, name = run.log[run.log.find_user(arguments.user)], f"user {arguments.user}"
-    else:
-        record, name = history.read(arguments.history, run.log), str(arguments.history)
-    return _recommend(run, params, record, name, arguments.k, arguments.at, arguments.order)
+    return ask_commands.ask(run, params, arguments)
 
 
-def _recommend(
-    run: Run, params, record, name: str, k: int, at: int | None = None, order: str = ""
-) -> dict[str, typing.Any]:
-    log = run.log
-    events, offset = feed.user_history(record, run.config)
-    last = int(record["time"][-1])
-    at = last if at is None else at
-    if at < last:
-        raise UserError(f"--at {at} lies before the last event of {name}, at {last}")
-    if at - offset >= 2**31:
-        raise UserError(f"--at {at} is more than 68 years after the first event of {name}")
-    recommender = Recommender(run.model, params, run.catalogue)
-    cache = recommender.encode(jax.tree.map(np.asarray, events))
-    seen = set(record["item"].tolist()) if run.config.data.filter_seen else set()
-    found = recommender.recommend(cache, at - offset, k, exclude=seen, order=order)
-    shown = min(10, len(record["item"]))
-    say(f"{name}: {len(record['item'])} events, the last {shown} of them:")
-    past = [
-        {
-            "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(record["time"][i]))),
-            "action": log.actions[record["action"][i]],
-            "item": log.item_ids[record["item"][i]],
-            "title": log.item_titles[record["item"][i]],
-        }
-        for i in range(len(record["item"]) - shown, len(record["item"]))
-    ]
-    say(report.table(past))
-    answer = [
-        {"rank": i + 1, "item": log.item_ids[r.item], "title": log.item_titles[r.item], "score": r.score}
-        | r.probability
-        for i, r in enumerate(found)
-    ]
-    say(f"\nrecommended{f', ordered by {order}' if order else ''}\n{report.table(answer)}")
-    return {"history": past, "events": len(record["item"]), "recommendations": answer}
+def search(arguments, _) -> dict[str, typing.Any]:
+    """`synergen search`."""
+    run, params, _ = _open(arguments.workdir, [], arguments.data_dir)
+    return ask_commands.ask(run, params, arguments, arguments.query)
 
 
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
@@ -261,7 +226,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
     evaluated = _evaluate(run, params, best, arguments.workdir, "test")
     user = log.user_ids[int(np.argmin(np.abs(log.lengths - np.median(log.lengths))))]
     step(4, f"recommend to user {user}, one of middling activity")
-    answer = _recommend(run, params, log[log.find_user(user)], f"user {user}", 10)
+    answer = ask_commands.answer(run, params, log[log.find_user(user)], f"user {user}", 10)
     ratio = evaluated["model"]["hr@10"] / max(evaluated["most_popular"]["hr@10"], 1e-9)
     say(
         f"\ndone in {time.perf_counter() - start:.0f} s: test HR@10 {evaluated['model']['hr@10']:.4f}, {ratio:.1f} times "
@@ -277,4 +242,5 @@ RUN = {
     "train": fit,
     "evaluate": evaluate,
     "recommend": recommend,
+    "search": search,
 }
