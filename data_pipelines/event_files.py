@@ -89,6 +89,59 @@ def nearest(word: str, choices: typing.Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def separator(path: pathlib.Path) -> str:
+    """What sets the columns of a CSV file apart."""
+    return _Header(path).separator
+
+
+def roles(
+    files: EventFiles,
+    columns: typing.Mapping[str, str],
+    known: typing.Sequence[str],
+    required: typing.Sequence[str],
+    flag: str,
+) -> dict[str, str]:
+    """The column of each role that the files have: the one that was given, or the one that is called like the role.
+
+    Raises:
+      UserError: an unknown role, a column that was given or is required and is not there.
+    """
+    if wrong := [role for role in columns if role not in known]:
+        raise UserError(f"{flag}: {wrong[0]!r} is none of {', '.join(known)}{nearest(wrong[0], known)}")
+    for role, name in columns.items():
+        if name not in files.names:
+            raise UserError(
+                f"{files.where}: there is no column {name!r} for {role}{nearest(name, files.names)}; "
+                f"it has {', '.join(files.names)}"
+            )
+    found = {role: columns.get(role, role) for role in known if columns.get(role, role) in files.names}
+    for role in required:
+        if role not in found:
+            raise UserError(
+                f"{files.where}: there is no column {role!r}{nearest(role, files.names)}; it has "
+                f"{', '.join(files.names)}; name the right one with {flag} {role}=..."
+            )
+    return found
+
+
+def text(column: pl.Series, where: str, lists: str = "") -> pl.Series:
+    """A column of text or whole numbers as text; lists are joined by `lists`, where that is given.
+
+    Raises:
+      UserError: the column is of another type, or holds bytes that are no UTF-8.
+    """
+    import polars as pl
+
+    kind = column.dtype
+    if kind == pl.Binary:
+        raise UserError(f"{where} holds bytes, where text or whole numbers are wanted: store it as text")
+    if lists and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
+        return column.cast(pl.List(pl.String)).list.join(lists, ignore_nulls=True)
+    if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or kind.is_integer()):
+        raise UserError(f"{where} is of type {kind}, where text or whole numbers are wanted")
+    return column.cast(pl.String)
+
+
 def _find(pattern: str) -> list[pathlib.Path]:
     path = pathlib.Path(pattern).expanduser()
     if path.is_dir():
@@ -101,11 +154,10 @@ def _find(pattern: str) -> list[pathlib.Path]:
         found = [pathlib.Path(name) for name in sorted(glob.glob(str(path)))]
         if not found:
             raise UserError(f"{path}: there is no such file or folder")
-    if len(kinds := {path.suffix == ".parquet" for path in found}) > 1:
+    if len({path.suffix == ".parquet" for path in found}) > 1:
         raise UserError(f"{pattern}: parquet and other files together: give them apart")
     if odd := [path for path in found if path.suffix not in (".parquet", ".csv", ".tsv", ".txt")]:
         raise UserError(f"{odd[0]}: a .csv, .tsv or .parquet file is wanted")
-    del kinds
     return found
 
 
