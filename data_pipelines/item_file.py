@@ -11,7 +11,7 @@ import typing
 import numpy as np
 
 from data_pipelines import event_files
-from data_pipelines.interactions import MAX_TAGS
+from data_pipelines.interactions import MAX_TAGS, multi_hot
 from data_pipelines.problems import Problems, is_missing
 from synergen_jax.errors import UserError
 
@@ -26,15 +26,32 @@ class Items:
     titles: list[str]
     texts: list[str]
     tags: dict[str, list[tuple[str, ...]]]  # column -> the tags of each item
-    rows: np.ndarray  # (items,): the place of each in the file, counted without broken lines
+    vectors: dict[str, np.ndarray]  # name -> (items, width) float16
 
 
-def read(path: pathlib.Path, columns: typing.Mapping[str, str], tags: typing.Sequence[str], drop) -> Items:
+class Described(typing.NamedTuple):
+    """A catalogue in the order of a log's item ids, the empty one first."""
+
+    titles: list[str]
+    texts: list[str]  # title and text, or what there is of both
+    matrices: dict[str, np.ndarray]
+    columns: dict[str, list[str]]  # what the columns of a matrix stand for
+    without_row: int  # items that the file does not have
+
+
+def read(
+    path: pathlib.Path,
+    columns: typing.Mapping[str, str],
+    tags: typing.Sequence[str],
+    vectors: typing.Mapping[str, pathlib.Path],
+    drop: typing.Collection[str],
+) -> Items:
     """Reads a CSV, TSV or parquet file.
 
     Args:
       columns: role -> name of its column; roles are ROLES.
       tags: columns whose values, set apart by `|`, become multi-hot matrices.
+      vectors: name of a matrix -> .npy file with a row for each row of the file.
       drop: kinds of bad rows that are left out; see `problems`.
 
     Raises:
@@ -66,7 +83,41 @@ def read(path: pathlib.Path, columns: typing.Mapping[str, str], tags: typing.Seq
     for name, values in found.items():
         if len(set().union(*values)) > MAX_TAGS:
             raise UserError(f"{path}: column {name!r} has more than {MAX_TAGS} different values: too many for --tags")
-    return Items([ids[i] for i in keep], column("title"), column("text"), found, np.array(keep, np.int64))
+        if not any(values):
+            raise UserError(f"{path}: column {name!r}, given to --tags, is empty")
+    matrices = {
+        name: _vectors(pathlib.Path(file), np.array(keep, np.int64), len(ids)) for name, file in vectors.items()
+    }
+    return Items([ids[i] for i in keep], column("title"), column("text"), found, matrices)
+
+
+def describe(ids: typing.Sequence[str], items: Items | None) -> Described:
+    """What is known of a log's items; one that the file lacks, or that has no title there, goes by its id."""
+    row = {item: i for i, item in enumerate(items.ids)} if items else {}
+    at = np.array([row.get(item, -1) for item in ids])
+    title = lambda i: items.titles[i] if i >= 0 else ""
+    text = lambda i: items.texts[i] if i >= 0 else ""
+    titles = [title(i) or item for i, item in zip(at, ids)]
+    texts = [" ".join(filter(None, (title(i), text(i)))) or item for i, item in zip(at, ids)]
+    matrices, columns = {}, {}
+    for name, tags in (items.tags if items else {}).items():
+        matrices[name], columns[name] = multi_hot([tags[i] if i >= 0 else () for i in at])
+    for name, vectors in (items.vectors if items else {}).items():
+        matrices[name] = np.zeros((len(ids), vectors.shape[1]), np.float16)
+        matrices[name][at >= 0] = vectors[at[at >= 0]]
+    return Described(titles, texts, matrices, columns, int((at[1:] < 0).sum()))
+
+
+def _vectors(path: pathlib.Path, keep: np.ndarray, rows: int) -> np.ndarray:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not an array that numpy.save wrote: {error}") from None
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) != rows:
+        raise UserError(
+            f"{path}: an array {vectors.shape} of {vectors.dtype}, not {rows:,} rows of numbers, one an item"
+        )
+    return np.asarray(vectors[keep], np.float16)
 
 
 def _parquet(path, names, wanted, problems) -> tuple[dict[str, list[str]], range]:

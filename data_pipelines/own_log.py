@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data_pipelines import event_files, event_log, item_file, sorted_events, timestamps
 from data_pipelines.event_log import EventLog
-from data_pipelines.interactions import multi_hot, ordered
+from data_pipelines.interactions import ordered
 from data_pipelines.prepare import default_data_dir
 from data_pipelines.problems import KINDS, MISSING, Problems
 from data_pipelines.records import MATRIX_NAME
@@ -52,7 +52,7 @@ def import_log(
     *,
     name: str,
     items: str | pathlib.Path | None = None,
-    options: Options = Options(),  # noqa: B008: frozen
+    options: Options = Options(),
     data_dir: str | pathlib.Path | None = None,
     now: float | None = None,
 ) -> EventLog:
@@ -74,11 +74,12 @@ def import_log(
         event_files.roles(files, options.columns, ROLES, required=("item",), flag="--columns")
     table = None
     if items is not None:
-        table = item_file.read(pathlib.Path(items), options.item_columns, options.tags, options.drop)
+        table = item_file.read(pathlib.Path(items), options.item_columns, options.tags, options.vectors, options.drop)
     _make(logs)
     with tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as folder:
         gathered = _Gathered(files, roles, options, pathlib.Path(folder), now)
         gathered.read()
+        _labels(sorted(gathered.vocabularies["action"].texts()), options.labels)  # refuses now rather than at the end
         gathered.sort()
         return _write(logs / name, name, gathered, table, items)
 
@@ -150,6 +151,7 @@ class _Gathered:
         self.problems, self.census = Problems(options.drop), timestamps.Census(now)
         self.rows = self.words = self.late = self.split = 0
         self.left_out: dict[str, int] = {}
+        self.example = ""  # the first time that cannot be read
 
     # --- reading: text to codes
 
@@ -172,9 +174,10 @@ class _Gathered:
         import polars as pl
 
         columns = {role: piece.columns[name] for role, name in self.roles.items()}
-        if not isinstance(columns["time"].dtype, pl.Date | pl.Datetime) and not columns["time"].dtype.is_numeric():
-            columns["time"] = self._text(columns["time"], "time")
-        number, form = timestamps.parse(columns.pop("time"))
+        time = columns.pop("time")
+        if not (isinstance(time.dtype, pl.Date | pl.Datetime) or time.dtype.is_integer() or time.dtype.is_float()):
+            time = self._text(time, "time")
+        number, form = timestamps.parse(time)
         shown = columns.pop("shown", None)
         columns = {role: self._text(column, role) for role, column in columns.items()}
         absent = {role: column.is_null().to_numpy() for role, column in columns.items()}
@@ -191,7 +194,7 @@ class _Gathered:
             keep = keep & ~wrong
         self.census.add(number[keep], form[keep], piece.rows[keep])
         if (odd := keep & (form == timestamps.UNREADABLE)).any():
-            self.example = getattr(self, "example", None) or str(piece.columns[self.roles["time"]][int(odd.argmax())])
+            self.example = self.example or str(time[int(odd.argmax())])
 
         events = np.zeros(int(keep.sum()), sorted_events.EVENT)
         events["row"], events["time"], events["form"] = piece.rows[keep], number[keep], form[keep]
@@ -266,7 +269,7 @@ class _Gathered:
     def _convert(self, events: np.ndarray) -> np.ndarray:
         events["time"], wrong = timestamps.seconds(events["time"], events["form"], self.kind, self.census.latest)
         for number, reason in enumerate(timestamps.REASONS[1:], 1):
-            example = getattr(self, "example", "") if number == 1 else ""
+            example = self.example if number == 1 else ""
             self.problems.add("bad-times", f"with {reason}", events["row"][wrong == number], example)
         return wrong == 0
 
@@ -335,10 +338,10 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
     item_ids, queries, actions = tables["item"], tables["query"], tables["action"]
     if len(item_ids) < 2:
         raise UserError(f"{gathered.files.where}: no event has an item; a log needs items")
-    titles, texts, matrices, columns, without_row = _describe(item_ids, table, options)
-    # TEXT: `texts[i]` describes item i and `queries[i]` is query i, each "" at 0: a "text" matrix of each is two calls.
-    del texts
-    query_matrices: dict[str, np.ndarray] = {}
+    described = item_file.describe(item_ids, table)
+    item_matrices, query_matrices = dict(described.matrices), {}
+    # TEXT: `described.texts[i]` is the text of item i and `queries[i]` is query i, "" at 0: lists of str, from which
+    # a matrix "text" of each joins `item_matrices` and `query_matrices`.
     source = {
         "origin": gathered.files.where,
         "items": str(items) if items is not None else None,
@@ -353,7 +356,7 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         "out_of_order": gathered.late,
         "split_requests": gathered.split,
         "missing_words": gathered.words,
-        "items_without_row": without_row,
+        "items_without_row": described.without_row if table else 0,
         "items_without_events": len(item_ids) - 1 - int((with_events[1:] > 0).sum()),
     }
     return event_log.write(
@@ -361,55 +364,24 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         name=name,
         users=gathered.records(codes, len(item_ids)),
         item_ids=item_ids,
-        item_titles=titles,
+        item_titles=described.titles,
         queries=queries,
         actions=actions,
-        labels=_labels(actions, options.labels),
-        item_matrices=matrices,
+        labels=_labels(actions[1:], options.labels),
+        item_matrices=item_matrices,
         query_matrices=query_matrices,
-        item_columns=columns,
+        item_columns=described.columns,
         source=source,
     )
 
 
 def _labels(actions: list[str], given: typing.Mapping[str, typing.Sequence[str]]) -> dict[str, list[int]]:
     """Action ids of each label. The first, "engage", tells whether an item is chosen at all: by any action."""
-    labels = {"engage": list(range(1, len(actions)))}
+    number = {action: i for i, action in enumerate(actions, 1)}
+    labels = {"engage": list(number.values())}
     for name, names in given.items():
-        for action in names:
-            if action not in actions[1:]:
-                near = event_files.nearest(action, actions[1:])
-                raise UserError(f"--label {name}: no action {action!r}{near}; there are {', '.join(actions[1:])}")
-        labels[name] = sorted({actions.index(action) for action in names})
+        if wrong := [action for action in names if action not in number]:
+            near = event_files.nearest(wrong[0], actions)
+            raise UserError(f"--label {name}: there is no action {wrong[0]!r}{near}; there are {', '.join(actions)}")
+        labels[name] = sorted({number[action] for action in names})
     return labels
-
-
-def _describe(ids: list[str], table: item_file.Items | None, options: Options):
-    """Titles, texts, matrices and their columns by item id, and how many items have no row in the table."""
-    row = {item: i for i, item in enumerate(table.ids)} if table else {}
-    at = [row.get(item, -1) for item in ids]
-    titles = [(table.titles[i] if i >= 0 else "") or item for i, item in zip(at, ids)]
-    texts = [" ".join(filter(None, (table.titles[i], table.texts[i]))) if i >= 0 else "" for i in at]
-    texts = [text or title for text, title in zip(texts, titles)]
-    matrices, columns = {}, {}
-    for name in options.tags:
-        matrix, tags = multi_hot([table.tags[name][i] if i >= 0 else () for i in at])
-        if not tags:
-            raise UserError(f"--tags {name}: the column is empty")
-        matrices[name], columns[name] = matrix, tags
-    for name, path in options.vectors.items():
-        vectors = _vectors(path, len(table.ids), table.rows)
-        matrices[name] = np.zeros((len(ids), vectors.shape[1]), np.float16)
-        places = np.array(at)
-        matrices[name][places >= 0] = vectors[places[places >= 0]]
-    return titles, texts, matrices, columns, at[1:].count(-1) if table else 0
-
-
-def _vectors(path: pathlib.Path, rows: int, keep: np.ndarray) -> np.ndarray:
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an array of numbers that numpy.save wrote: {error}") from None
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or len(vectors) <= keep.max(initial=-1):
-        raise UserError(f"{path}: has shape {vectors.shape}, not one row of numbers for each of the {rows:,} items")
-    return np.asarray(vectors[keep], np.float16)
