@@ -22,9 +22,9 @@ from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
 from synergen_jax import config as configs
+from synergen_jax import data_commands, report, sharding, train, workdir
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
-from synergen_jax import report, sharding, train, workdir
 from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
@@ -63,15 +63,9 @@ class Run:
         return feed.evaluation_feed(self.log, self.split, part, self.config)
 
 
-def prepare(arguments, _) -> dict[str, typing.Any]:
-    """`synergen data prepare`."""
-    start = time.perf_counter()
-    log = prepare_log(arguments.name, source=arguments.source, data_dir=arguments.data_dir, force=arguments.force)
-    summary = {"log": log.name, **log.summary(), "path": str(log.path)}
-    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
-    say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
-    say(f"event log: {log.path}")
-    return summary
+def data(arguments, _) -> dict[str, typing.Any]:
+    """`synergen data ...`."""
+    return data_commands.RUN[arguments.action](arguments, say)
 
 
 def fit(arguments, settings) -> dict[str, typing.Any]:
@@ -295,7 +289,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
 
 RUN = {
     "quickstart": quickstart,
-    "data": prepare,
+    "data": data,
     "train": fit,
     "evaluate": evaluate,
     "recommend": recommend,
