@@ -117,8 +117,9 @@ def roles(
     found = {role: columns.get(role, role) for role in known if columns.get(role, role) in files.names}
     for role in required:
         if role not in found:
+            near = nearest(role, [name for name in files.names if name not in known])
             raise UserError(
-                f"{files.where}: there is no column {role!r}{nearest(role, files.names)}; it has "
+                f"{files.where}: there is no column {role!r}{near}; it has "
                 f"{', '.join(files.names)}; name the right one with {flag} {role}=..."
             )
     return found
@@ -292,10 +293,10 @@ def _check(block: bytes, separator: bytes, width: int) -> tuple[bytes, np.ndarra
         before = np.searchsorted(quotes, starts)  # quotes before each line
         line = np.searchsorted(ends, quotes)
         opens = (np.arange(len(quotes)) - before[line]) % 2 == 0
-        refuse(UNCLOSED, np.flatnonzero(np.diff(np.append(before, len(quotes))) % 2))
         outside = (separator[0], LINE_FEED, QUOTE)
         previous = np.where(quotes > 0, data[quotes - 1], LINE_FEED)
         refuse(STRAY, line[~np.isin(np.where(opens, previous, data[quotes + 1]), outside)])
+        refuse(UNCLOSED, np.flatnonzero(np.diff(np.append(before, len(quotes))) % 2))
         line = np.searchsorted(ends, places)
         places = places[(np.searchsorted(quotes, places) - before[line]) % 2 == 0]
     count = 1 + np.diff(np.append(np.searchsorted(places, starts), len(places)))

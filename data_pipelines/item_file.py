@@ -75,7 +75,8 @@ def read(
             problems.add("duplicates", "with an item that came before", [number])
         else:
             first[item] = number
-    problems.check(str(path), len(ids), files.place if files.parquet else "line {}".format)
+    rows = len(ids) + problems.counts().get("bad-lines", 0)
+    problems.check(str(path), rows, files.place if files.parquet else "line {}".format)
     keep = [place for place, number in enumerate(numbers) if first.get(ids[place]) == number]
     column = lambda role: [" ".join(table[roles[role]][i].split()) for i in keep] if role in roles else [""] * len(keep)
     split = lambda text: tuple(dict.fromkeys(tag.strip() for tag in text.split("|") if tag.strip()))

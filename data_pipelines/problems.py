@@ -65,9 +65,9 @@ class Problems:
         for (_, reason), (count, first, example) in refused.items():
             places = ", ".join(map(place, first)) + (", ..." if count > len(first) else "")
             parts.append(f"{count:,} {reason}{f' like {example!r}' if example else ''} ({places})")
-        kinds = [kind for kind in KINDS if any(key[0] == kind for key in refused)]
+        kinds = [kind for kind in KINDS if kind in self.drop or any(key[0] == kind for key in refused)]
         total = sum(count for count, _, _ in refused.values())
         raise UserError(
             f"{where}: {total:,} of {rows:,} rows cannot be imported: {'; '.join(parts)}; "
-            f"mend them, or leave them out with --drop {','.join([*sorted(self.drop, key=list(KINDS).index), *kinds])}"
+            f"mend them, or leave them out with --drop {','.join(kinds)}"
         )
