@@ -66,7 +66,7 @@ def read(
     if missing := [name for name in tags if name not in files.names]:
         raise UserError(f"{path}: there is no column {missing[0]!r} for --tags; it has {', '.join(files.names)}")
     table, numbers = (_parquet if files.parquet else _csv)(files.paths[0], files.names, wanted, problems)
-    ids = [" ".join(value.split()) for value in table[roles["item"]]]
+    ids = [value.strip() for value in table[roles["item"]]]
     first: dict[str, int] = {}
     for number, item in zip(numbers, ids):
         if is_missing(item):

@@ -86,7 +86,7 @@ def import_log(
 
 def _checked(name: str, items, options: Options) -> Options:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
+        raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone: give another --name")
     if name in SOURCES:
         raise UserError(f"log name {name!r} stands for the published data set: give another --name")
     if options.time_unit not in timestamps.KINDS:

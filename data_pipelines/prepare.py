@@ -78,4 +78,6 @@ def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) 
         if (folder / "log.json").is_file():
             return folder
     found = ", ".join(sorted(path.parent.name for path in logs.glob("[!.]*/log.json"))) or "none"
-    raise UserError(f"no prepared log {str(log)!r} (prepared: {found}); run `synergen data prepare {log}`")
+    raise UserError(
+        f"no prepared log {str(log)!r} (prepared: {found}); run `synergen data prepare {log}` or `synergen data import`"
+    )

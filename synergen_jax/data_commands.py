@@ -51,6 +51,8 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
     )
+    if ((arguments.data_dir or default_data_dir()) / "logs" / name / "log.json").is_file():
+        say(f"the event log {name} that is there will be replaced")
     log = own_log.import_log(
         arguments.events, name=name, items=arguments.items, options=options, data_dir=arguments.data_dir
     )
@@ -107,8 +109,7 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     labels = {name: [log.actions[i] for i in ids] for name, ids in log.labels.items()}
     yield "labels: " + ", ".join(f"{name} = {'+'.join(actions)}" for name, actions in labels.items())
     if len(log.actions) > 2 and len(labels) == 1:
-        example = log.actions[-1]
-        yield f"to rank for some actions alone, give them a label: --label {example}={example}, --label NAME=ACTION+ACTION"
+        yield f"to rank for some actions alone, import again with a label: --label NAME={'+'.join(log.actions[1:3])}"
 
 
 def list_(arguments, say: Say) -> dict[str, typing.Any]:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines import event_files, interactions, own_log, sorted_events
+from data_pipelines import event_files, interactions, sorted_events
 from data_pipelines.event_log import EventLog
 from data_pipelines.own_log import Options, import_log
 from synergen_jax import cli
@@ -497,5 +499,6 @@ def test_multi_hot_is_exact():
         assert matrix[0, 0] == np.float16(1 / np.sqrt(np.float64(count))) and matrix.dtype == np.float16
 
 
-def test_options_default_to_nothing_dropped():
-    assert own_log.Options().drop == () and own_log.Options().time_unit == "auto"
+def test_polars_is_imported_when_it_is_needed():
+    code = "import sys, synergen_jax.data_commands; print({'polars', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
