@@ -220,15 +220,13 @@ class _Gathered:
 
     def _text(self, column: pl.Series, role: str) -> pl.Series:
         """Text with single spaces, null where it is missing."""
-        import polars as pl
-
         column = event_files.text(column, f"{self.files.where}: column {self.roles[role]!r}")
         column = column.str.strip_chars()
         if role == "query":
             column = column.str.replace_all(r"\s+", " ")
         missing = column.is_in(MISSING).fill_null(False)
         self.words += int((missing & (column != "")).sum())
-        return pl.select(pl.when(~missing).then(column)).to_series()
+        return column.set(missing, None)
 
     def _lists(self, shown: pl.Series) -> tuple[np.ndarray, np.ndarray]:
         """Lengths of the shown lists, (n,), and the codes of their items one list after the other."""
@@ -350,7 +348,7 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         "rows": gathered.rows,
         "time_unit": gathered.kind,
         "time_unit_was_given": options.time_unit != "auto",
-        "zoneless_times": gathered.census.zoneless,
+        "zoneless_times": gathered.census.zoneless if gathered.kind == "iso" else 0,
         "dropped": gathered.problems.counts(),
         "left_out": gathered.left_out,
         "out_of_order": gathered.late,

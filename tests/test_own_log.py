@@ -1,6 +1,7 @@
 """Logs of one's own: what becomes of each column, every broken file and its message, and what is dropped and counted."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ GOOD = f"ann,a,{NOW - 900}\n"
 
 def load(tmp_path, content, *, options=None, items=None, file="events.csv", **changes):
     """The log of a file with this content."""
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     if items is not None:
@@ -467,6 +469,26 @@ def test_every_broken_line_of_a_big_file_is_found(tmp_path, monkeypatch):
     assert broken == {why: (np.flatnonzero(choice == kind) + 2).tolist() for why, kind in expected.items()}
 
 
+def test_pieces_without_a_good_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_files, "BLOCK", 40)
+    log = load(tmp_path, HEAD + "ann,b\n" * 30 + "\n" * 100 + ",c,5\n" * 30 + GOOD + "ann\n" * 30, drop=["all"])
+    assert len(rows(log)) == 1 and log.source["dropped"] == {"bad-lines": 60, "missing": 30}
+    refused(tmp_path / "none", HEAD + "ann,b\n" * 3, "events.csv: no event is left of 3 rows", drop=["all"])
+
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "your-data.md"
+
+
+def test_the_page_holds_every_message_and_its_example_imports(tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    for _, reason, kind in BROKEN:
+        assert f"| {reason} | `{kind}` |" in page
+    example = page.partition("```csv\n")[2].partition("```")[0]
+    log = load(tmp_path, example)
+    assert len(example.splitlines()) == 10 and log.queries == ["", '"slim" belt', "red dress"]
+    assert shown(log) == [(1, "dress-1", ""), (1, "dress-7", "purchase"), (1, "skirt-2", "")]
+
+
 # --- the command ----------------------------------------------------------------------------------------------
 
 
@@ -500,5 +522,7 @@ def test_multi_hot_is_exact():
 
 
 def test_polars_is_imported_when_it_is_needed():
-    code = "import sys, synergen_jax.data_commands; print({'polars', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
+    code = (
+        "import sys, synergen_jax.data_commands; print({'polars', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
