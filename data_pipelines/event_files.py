@@ -218,6 +218,8 @@ class _Header:
             text = line.decode("utf-8-sig").strip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:1: byte 0x{line[error.start]:02x} is not UTF-8 text") from None
+        if "\r" in text:
+            raise UserError(f"{path}: its lines end in carriage returns alone: save it with line feeds")
         self.separator = max(SEPARATORS, key=text.count)  # the first of those that come equally often
         self.names = [name.strip() for name in next(csv.reader([text], delimiter=self.separator))]
         self.end = len(line)

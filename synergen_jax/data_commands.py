@@ -51,15 +51,14 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
     )
-    if ((arguments.data_dir or default_data_dir()) / "logs" / name / "log.json").is_file():
-        say(f"the event log {name} that is there will be replaced")
+    was_there = ((arguments.data_dir or default_data_dir()) / "logs" / name / "log.json").is_file()
     log = own_log.import_log(
         arguments.events, name=name, items=arguments.items, options=options, data_dir=arguments.data_dir
     )
     summary = _summary(log, start, say)
     for line in _notes(log):
         say(f"  {line}")
-    say(f"event log: {log.path}")
+    say(f"event log: {log.path}{', in place of the one that was there' if was_there else ''}")
     return {**summary, "source": log.source}
 
 

@@ -325,6 +325,7 @@ UNITS = "say which is right with --time-unit seconds|milliseconds|microseconds|n
         (HEAD, ": there are no rows after the header"),
         (HEAD.encode("utf-16"), ": UTF-16 text: save it as UTF-8"),
         (b"user,it\xe9m,time\n", ":1: byte 0xe9 is not UTF-8 text"),
+        (f"user,item,time\rann,a,{NOW}\r", ": its lines end in carriage returns alone: save it with line feeds"),
         ("user,user,time\n", ": column 'user' comes twice"),
         (
             "visitor,item,timestamp\n",
@@ -506,11 +507,15 @@ def test_command_line(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "shop: 2 events, 1 users, 2 items, 0 queries" in out and "dropped: 1 with duplicates" in out
     assert "labels: engage = buy+view, bought = buy" in out
+    assert "in place of" not in out
     assert json.loads(out.splitlines()[-1])["source"]["dropped"] == {"duplicates": 1}
     assert cli.main(["data", "list", *data]) == 0 and "shop" in capsys.readouterr().out
     assert cli.main(["data", "show", "shop", *data]) == 0
     out = capsys.readouterr().out
     assert "user ann: 2 events" in out and "buy 1, view 1" in out.replace("view 1, buy 1", "buy 1, view 1")
+    assert (
+        cli.main([*command, "--drop", "all"]) == 0 and "in place of the one that was there" in capsys.readouterr().out
+    )
     assert cli.main([*command, "--label", "bought"]) == 2 and "NAME=VALUE" in capsys.readouterr().err
 
 
