@@ -149,7 +149,7 @@ class _Gathered:
         self.files, self.roles, self.options, self.folder = files, roles, options, folder
         self.vocabularies = {role: _Vocabulary() for role in ("user", "item", "query", "action")}
         self.problems, self.census = Problems(options.drop), timestamps.Census(now)
-        self.rows = self.words = self.late = self.split = 0
+        self.rows = self.words = self.late = self.split = self.inherited = 0
         self.left_out: dict[str, int] = {}
         self.example = ""  # the first time that cannot be read
 
@@ -260,6 +260,7 @@ class _Gathered:
             self.problems.add("duplicates", "that repeat an earlier row", events["row"][again])
             events, shown = sorted_events.take(events, shown, np.delete(np.arange(len(events)), again))
             self.split += sorted_events.split_requests(events)
+            self.inherited += sorted_events.inherit_queries(events)
             bucket.replace(events, shown)
         self.problems.check(self.files.where, self.rows, self.files.place)
         self._leave_out_rare()
@@ -353,6 +354,7 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         "left_out": gathered.left_out,
         "out_of_order": gathered.late,
         "split_requests": gathered.split,
+        "inherited_queries": gathered.inherited,
         "missing_words": gathered.words,
         "items_without_row": described.without_row if table else 0,
         "items_without_events": len(item_ids) - 1 - int((with_events[1:] > 0).sum()),

@@ -125,6 +125,16 @@ def runs(events: np.ndarray) -> np.ndarray:
     return np.cumsum(new)
 
 
+def inherit_queries(events: np.ndarray) -> int:
+    """Gives events without a query the last one before them in their request, in place; how many there were."""
+    run, place = runs(events), np.arange(len(events))
+    last = np.maximum.accumulate(np.where(events["query"] > 0, place, 0))
+    heirs = (events["query"] == 0) & (run[last] == run)
+    heirs &= events["query"][last] > 0
+    events["query"][heirs] = events["query"][last[heirs]]
+    return int(heirs.sum())
+
+
 def split_requests(events: np.ndarray) -> int:
     """How many more runs there are than requests: other events came between."""
     request = events["request"]

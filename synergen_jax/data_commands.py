@@ -98,6 +98,8 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
         yield "left out as rare: " + ", ".join(f"{count:,} {what}" for what, count in source["left_out"].items())
     if source["missing_words"]:
         yield f"{source['missing_words']:,} values written NULL, NaN, None or \\N count as missing"
+    if source["inherited_queries"]:
+        yield f"{source['inherited_queries']:,} events without a query have that of their request"
     if source["split_requests"]:
         yield f"{source['split_requests']:,} requests that other events interrupt go on as requests of their own"
     if source["items"]:

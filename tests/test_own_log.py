@@ -124,7 +124,7 @@ def test_requests_and_shown_lists(tmp_path):
         "user,item,time,action,query,request,shown\n"
         f"ann,,{NOW - 90},search,hat,r1,a|b| c |b\n"
         f"ann,b,{NOW - 80},view,hat,r1,b|d\n"
-        f"ann,b,{NOW - 70},buy,hat,r1,\n"
+        f"ann,b,{NOW - 70},buy,,r1,\n"
         f"ann,e,{NOW - 60},view,,,\n"
         f"ann,f,{NOW - 50},view,,,f|a\n"
         f"bob,a,{NOW - 85},view,,r1,\n"
@@ -134,6 +134,9 @@ def test_requests_and_shown_lists(tmp_path):
     assert log[0]["request"].tolist() == [1, 1, 1, 2, 3, 4] and log[1]["request"].tolist() == [1]
     first = [(1, "a", ""), (1, "b", "buy"), (1, "c", ""), (1, "d", "")]  # b was viewed, then bought
     assert shown(log) == [*first, (3, "f", "view"), (3, "a", "")] and not shown(log, "bob")
+    assert [row[1] for row in rows(log)] == ["hat", "hat", "hat", "", "", "hat"] and log.source[
+        "inherited_queries"
+    ] == 1
     assert "c" in log.item_ids  # it was shown and never chosen
     assert log.source["split_requests"] == 1 and log.source["items_without_events"] == 1
 
@@ -255,17 +258,18 @@ def test_a_record_is_what_the_rows_say(tmp_path):
     log = import_log(tmp_path / "t.csv", name="t", data_dir=tmp_path, now=NOW)
     for user in log.user_ids:
         events = [row for row in sorted(table.rows(named=True), key=lambda row: row["time"]) if row["user"] == user]
-        expected = [(row["item"] or "", row["query"] or "", row["action"], row["time"]) for row in events]
-        assert rows(log, user) == expected
-        request, lists, last = 0, {}, None
+        request, lists, last, query, expected = 0, {}, None, "", []
         for row in events:
             if row["request"] is None or row["request"] != last:
-                request += 1
+                request, query = request + 1, ""
+            query = row["query"] or query
+            expected.append((row["item"] or "", query, row["action"], row["time"]))
             last = row["request"]
             chosen, seen = lists.setdefault(request, ({}, {}))
             seen.update(dict.fromkeys((row["shown"] or "").split("|") if row["shown"] else ()))
             if row["item"]:
                 chosen[row["item"]] = row["action"]
+        assert rows(log, user) == expected
         expected = [(n, item, chosen.get(item, "")) for n, (chosen, seen) in lists.items() for item in seen]
         assert shown(log, user) == expected
 
