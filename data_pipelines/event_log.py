@@ -265,10 +265,11 @@ def write(
 
     user_ids: list[str] = []
     lengths: list[int] = []
-    first, last = [], []
+    first, last = 2**63, 0
     seen: set[str] = set()
 
     def records():
+        nonlocal first, last
         for number, record in enumerate(tqdm(users, desc=f"write {name}", unit=" users", disable=None)):
             validate(record, sizes, f"{name}, record {number}")
             if record["user_id"] in seen:
@@ -279,8 +280,7 @@ def write(
             seen.add(record["user_id"])
             user_ids.append(record["user_id"])
             lengths.append(len(record["item"]))
-            first.append(int(record["time"][0]))
-            last.append(int(record["time"][-1]))
+            first, last = min(first, int(record["time"][0])), max(last, int(record["time"][-1]))
             fingerprint.record(record)
             yield record | {name: values.ravel() for name, values in shown.items()}
         if not user_ids:
@@ -310,8 +310,8 @@ def write(
             "candidate_features": list(features),
             "item_matrices": list(item_matrices),
             "query_matrices": list(query_matrices),
-            "first_time": min(first),
-            "last_time": max(last),
+            "first_time": first,
+            "last_time": last,
             "source": source,
             "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
         }

@@ -39,11 +39,11 @@ def multi_hot(rows: typing.Sequence[typing.Sequence[str]]) -> tuple[np.ndarray, 
     """
     columns = sorted({tag for row in rows for tag in row})
     number = {tag: i for i, tag in enumerate(columns)}
-    matrix = np.zeros((len(rows), len(columns)), np.float64)
+    matrix = np.zeros((len(rows), len(columns)), np.float16)
     for i, row in enumerate(rows):
-        matrix[i, [number[tag] for tag in row]] = 1
-    norm = np.sqrt(matrix.sum(axis=1, keepdims=True))
-    return (matrix / np.maximum(norm, 1)).astype(np.float16), columns
+        if tags := set(row):
+            matrix[i, [number[tag] for tag in tags]] = 1 / np.sqrt(len(tags))
+    return matrix, columns
 
 
 def log_parts(data: Interactions) -> dict[str, typing.Any]:

@@ -91,7 +91,10 @@ def prepare(
     if files:
         about["matrices"] = _join(parts, files)
     if "text" in settings:
-        parts |= _encoded(parts, encoder, data_dir / "text-cache")
+        made, found = text.matrices(encoder, parts.get("item_texts", [""]), parts["queries"], data_dir / "text-cache")
+        parts["text_encoder"] = made
+        for kind, matrix in found.items():
+            parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
     if path.is_dir() and not (path / "log.json").exists():
         shutil.rmtree(path)  # half a log, which nothing reads
     return event_log.write(path, name=name, source=about, **parts)
@@ -127,18 +130,6 @@ def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str,
     return said
 
 
-def _encoded(parts: dict[str, typing.Any], name: str, cache: pathlib.Path) -> dict[str, typing.Any]:
-    """The matrices "text" of items, where they have texts, and of queries, and what encoded them."""
-    items, queries = parts.get("item_texts", []), parts["queries"]
-    encoder = text.make(name, (items or queries)[1:])
-    found: dict[str, typing.Any] = {"text_encoder": encoder}
-    for kind, texts in (("item", items), ("query", queries)):
-        if len(texts) > 1:
-            key = f"{kind}_matrices"
-            found[key] = {**parts.get(key, {}), "text": text.encoded(encoder, texts, cache)}
-    return found
-
-
 def _given(name: str, source: str | pathlib.Path) -> sources.Raw:
     if SEARCH.get(name, name) in sources.SOURCES:
         return sources.fetch(SEARCH.get(name, name), source, downloads=pathlib.Path())
@@ -155,4 +146,6 @@ def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) 
         if (folder / "log.json").is_file():
             return folder
     found = ", ".join(sorted(path.parent.name for path in logs.glob("[!.]*/log.json"))) or "none"
-    raise UserError(f"no prepared log {str(log)!r} (prepared: {found}); run `synergen data prepare {log}`")
+    raise UserError(
+        f"no prepared log {str(log)!r} (prepared: {found}); run `synergen data prepare {log}` or `synergen data import`"
+    )

@@ -249,6 +249,19 @@ def load(folder: str | pathlib.Path) -> Encoder:
     return encoder
 
 
+def matrices(
+    name: str, items: typing.Sequence[str], queries: typing.Sequence[str], cache: str | pathlib.Path
+) -> tuple[Encoder, dict[str, np.ndarray]]:
+    """An encoder made for a log, and the float16 matrices of its texts: {"item": ..., "query": ...}.
+
+    Args:
+      name: what `make` takes. items, queries: texts, "" at 0; of a kind that has none there is no matrix.
+    """
+    encoder = make(name, [*items[1:]] or queries[1:])
+    texts = {"item": items, "query": queries}
+    return encoder, {kind: encoded(encoder, values, cache) for kind, values in texts.items() if len(values) > 1}
+
+
 def encoded(encoder: Encoder, texts: typing.Sequence[str], cache: str | pathlib.Path) -> np.ndarray:
     """The vectors of texts, float16 (n, width), from the folder `cache` if they are there, or else put there.
 

@@ -23,9 +23,7 @@ def ask(run, params, arguments, query: str = "") -> dict[str, typing.Any]:
         record, name = history.read(arguments.history, run.log), str(arguments.history)
     else:
         record, name = None, "without a history"
-    return answer(
-        run, params, record, name, arguments.k, arguments.at, arguments.order, query, arguments.new_items
-    )
+    return answer(run, params, record, name, arguments.k, arguments.at, arguments.order, query, arguments.new_items)
 
 
 def answer(
@@ -112,4 +110,3 @@ def _with_new_items(log, catalogue, path: pathlib.Path):
         raise UserError(f"log {log.name} has no text matrix, by which new items could be found: prepare it with --text")
     texts = [" ".join(filter(None, pair)) for pair in zip(new.titles, new.texts)]
     return new, recommender.extended(catalogue, items={"text": encoder.encode(texts)})
-

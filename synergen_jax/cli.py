@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--source", type=pathlib.Path, help="a copy of MovieLens-100K that you have: folder, zip or wheel"
     )
 
-    data = commands.add_parser("data", help="Prepare event logs.", allow_abbrev=False)
+    data = commands.add_parser("data", help="Prepare, import, list and show event logs.", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = command(
         "prepare",
@@ -85,6 +85,54 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=FILE.npy",
         help="a further matrix of items: a row an item after a row of zeros, or rows named by FILE.ids.txt; repeatable",
     )
+
+    own = command(
+        "import",
+        "Import events of your own, a CSV, TSV or parquet table with a row an event, into an event log (docs/your-data.md).",
+        "synergen data import events.csv --name shop --items items.csv --tags category --label bought=purchase\n"
+        "  synergen data import 'logs/*.parquet' --name shop --columns user=visitor,item=sku --drop bad-times,duplicates",
+        actions,
+    )
+    own.add_argument("events", help="a .csv, .tsv or .parquet file, a folder of them, or a pattern in quotes")
+    own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
+    own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
+    pairs = {"metavar": "ROLE=COLUMN,...", "action": "append", "default": []}
+    own.add_argument("--columns", help="roles: user, item, time, action, query, request, shown", **pairs)
+    own.add_argument("--item-columns", help="roles: item, title, text", **pairs)
+    own.add_argument(
+        "--time-unit",
+        default="auto",
+        metavar="UNIT",
+        help="seconds, milliseconds, microseconds, nanoseconds or iso (default: told from the whole column, or asked)",
+    )
+    own.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="KIND,...",
+        help="leave out and count these bad rows: bad-lines, missing, bad-times, duplicates, or all (default: refuse them)",
+    )
+    several = {"action": "append", "default": []}
+    own.add_argument("--label", metavar="NAME=ACTION+ACTION", help="a label to rank by; repeatable", **several)
+    own.add_argument(
+        "--tags", metavar="COLUMN,...", help="columns of the items whose values, set apart by |, are tags", **several
+    )
+    own.add_argument(
+        "--vectors", metavar="NAME=FILE.npy", help="a vector an item, in the order of its table", **several
+    )
+    own.add_argument(
+        "--text",
+        default="",
+        metavar="ENCODER",
+        help="tfidf, tfidf:WIDTH, st:NAME, st:DIRECTORY, or none (default: tfidf if the items have titles or texts)",
+    )
+    own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
+    own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")
+
+    command("list", "List the event logs that there are.", "synergen data list", actions)
+    show = command("show", "Describe an event log, and show a few of its users.", "synergen data show shop", actions)
+    show.add_argument("name", help="name of a log, or its folder")
+    show.add_argument("--user", action="append", help="id of a user to show; repeatable")
 
     train = command(
         "train",

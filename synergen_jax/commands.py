@@ -19,7 +19,7 @@ from data_pipelines import feed, splits
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
-from synergen_jax import ask_commands, baselines, evaluation_report, report, sharding, train, workdir
+from synergen_jax import ask_commands, baselines, data_commands, evaluation_report, report, sharding, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
@@ -63,31 +63,9 @@ class Run:
         return feed.evaluation_feed(self.log, self.split, part, self.config)
 
 
-def prepare(arguments, _) -> dict[str, typing.Any]:
-    """`synergen data prepare`."""
-    start = time.perf_counter()
-    log = prepare_log(
-        arguments.name,
-        source=arguments.source,
-        data_dir=arguments.data_dir,
-        force=arguments.force,
-        encoder=arguments.text,
-        query_share=arguments.query_share,
-        seed=arguments.seed,
-        matrix=arguments.matrix,
-    )
-    summary = {"log": log.name, **log.summary(), "path": str(log.path), "source": log.source}
-    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
-    say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
-    if log.query_note:
-        say(log.query_note)
-    if "text" in log.item_matrices:
-        say(f"matrix text: {log.item_matrices['text'].shape[1]} wide, by {log.source['settings']['text']}")
-    for name, about in log.source.get("matrices", {}).items():
-        without = about["items_without"]
-        say(f"matrix {name}: {about['width']} wide, {without:,} of {summary['items']:,} items without a row (zeros)")
-    say(f"event log: {log.path}")
-    return summary
+def data(arguments, _) -> dict[str, typing.Any]:
+    """`synergen data ...`."""
+    return data_commands.RUN[arguments.action](arguments, say)
 
 
 def fit(arguments, settings) -> dict[str, typing.Any]:
@@ -238,7 +216,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
 
 RUN = {
     "quickstart": quickstart,
-    "data": prepare,
+    "data": data,
     "train": fit,
     "evaluate": evaluate,
     "recommend": recommend,

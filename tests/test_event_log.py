@@ -82,6 +82,16 @@ def test_order_of_many_users_is_kept(tmp_path):
     assert log.user_ids == names == [log[i]["user_id"] for i in range(len(log))]
 
 
+def test_records_of_many_shards_keep_their_order(tmp_path, monkeypatch):
+    from data_pipelines.event_log_tfds import event_log_tfds_dataset_builder as builder
+
+    expected = event_log.write(tmp_path / "one", **parts(users=[record(str(n)) for n in range(50)]))
+    monkeypatch.setattr(builder, "SHARD", 2000)
+    log = event_log.write(tmp_path / "many", **parts(users=[record(str(n)) for n in range(50)]))
+    assert len(list(log.path.rglob("*.array_record*"))) > 5 and log.fingerprint == expected.fingerprint
+    assert [log[i]["user_id"] for i in range(50)] == log.user_ids == [str(n) for n in range(50)]
+
+
 def test_find_user_names_near_ids(tmp_path):
     log = event_log.write(tmp_path / "log", **parts(users=[record("user-1"), record("user-2"), record("x")]))
     assert log.find_user("user-2") == 1

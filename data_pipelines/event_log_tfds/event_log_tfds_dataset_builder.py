@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 SPLIT = "users"
+SHARD = 256 << 20  # bytes
 
 
 def features(candidate_features: bool = False) -> tfds.features.FeaturesDict:
@@ -35,8 +37,12 @@ def features(candidate_features: bool = False) -> tfds.features.FeaturesDict:
     )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Writes the records that it is given, in their order."""
+class Builder(tfds.core.dataset_builder.FileReaderBuilder):
+    """Writes the records that it is given, in their order.
+
+    Records go straight to their shards. A `GeneratorBasedBuilder` keeps all records in memory before it writes the first,
+    and asks for TensorFlow above a gibibyte of them.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: typing.ClassVar[dict[str, str]] = {"1.0.0": "Events, requests and shown lists, one record a user."}
@@ -50,9 +56,37 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         text = "Event logs of search and recommendation, one record a user, events sorted by time."
         return tfds.core.DatasetInfo(builder=self, description=text, features=self._features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded here
-        return {SPLIT: self._generate_examples()}
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        del dl_manager, download_config  # nothing is downloaded here
+        folder, form = pathlib.Path(self.data_dir), self.info.features
+        lengths, total = _write(folder, (form.serialize_example(r) for r in self._records))
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix="array_record"
+        )
+        for number in range(len(lengths)):
+            (folder / f"part-{number}").rename(template.sharded_filepath(shard_index=number, num_shards=len(lengths)))
+        split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=total, filename_template=template)
+        self.info.set_splits(tfds.core.splits.SplitDict([split]))
 
-    def _generate_examples(self):
-        yield from enumerate(self._records)
+
+def _write(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[int], int]:
+    """Writes part-0, part-1, ... of about SHARD bytes each; the number of records in each, and bytes in all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    lengths, total, written, writer = [], 0, SHARD, None
+    try:
+        for record in records:
+            if written >= SHARD:
+                if writer:
+                    writer.close()
+                writer = ArrayRecordWriter(str(folder / f"part-{len(lengths)}"), "group_size:1")
+                lengths.append(0)
+                written = 0
+            writer.write(record)
+            lengths[-1] += 1
+            written += len(record)
+            total += len(record)
+    finally:
+        if writer:
+            writer.close()
+    return lengths, total
