@@ -281,7 +281,7 @@ def test_locate(tmp_path, monkeypatch):
 
 
 def test_wrong_names(tmp_path):
-    with pytest.raises(UserError, match="'ml-2m' is neither one of ml-100k, ml-1m, .* nor a folder"):
+    with pytest.raises(UserError, match=r"'ml-2m' is neither one of ml-100k, ml-1m, .* nor a folder"):
         prepare.prepare("ml-2m", data_dir=tmp_path)
     with pytest.raises(UserError, match="may hold letters"):
         prepare.prepare("../x", source=tmp_path, data_dir=tmp_path)
