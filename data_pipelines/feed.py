@@ -41,7 +41,7 @@ def recent_counts(log, split: Split, share: float = 0.1) -> np.ndarray:
     """Events of each item among the newest `share` of all training events: what is popular of late. (V,) int32"""
     events = [log[user]["time"][: split.train_stop[user]] for user in range(len(log))]
     times = np.concatenate(events)
-    since = np.quantile(times, 1 - share, method="lower") if len(times) else 0
+    since = np.quantile(times, 1 - share, method="higher") if len(times) else 0
     counts = np.zeros(log.spec.items, np.int32)
     for user, time in enumerate(events):
         np.add.at(counts, log[user]["item"][: split.train_stop[user]][time >= since], 1)

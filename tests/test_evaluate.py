@@ -135,3 +135,46 @@ def test_scores_that_are_not_numbers_are_refused(setting):
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     with pytest.raises(ValueError, match="NaN"):
         evaluate.evaluate(model, broken, catalogue, batches, CONFIG.evaluate, lambda _: None)
+
+
+def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
+    """By hand for each target: the ten items of highest retrieval score that were not seen, then by the head."""
+    log, split, model, params, catalogue = setting
+    batches = feed.evaluation_feed(log, split, "test", CONFIG)
+    keys = models.item_keys(model, params, catalogue)
+    said = evaluate.answers(model, params, catalogue, keys, batches, rerank=10)
+    plain = evaluate.answers(model, params, catalogue, keys, batches)
+    np.testing.assert_array_equal(said.ranks, plain.ranks)
+    outside = said.ranks > 10
+    np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])
+    assert outside.any() and not outside.all() and (said.reranked[~outside] <= 10).all()
+    done = 0
+    for batch in batches:
+        for row in np.flatnonzero(batch.user >= 0):
+            scores = np.asarray(keys) @ said.vectors[done]
+            allowed = [i for i in range(1, len(scores)) if i not in set(batch.seen[row].tolist())]
+            first = np.array(sorted(allowed, key=lambda i, s=scores: -s[i])[:10], np.int32)[None]
+            one = lambda x, row=row, shape=first.shape: np.broadcast_to(x[row : row + 1], shape)
+            reader = small_model.batches.Readers(
+                first, one(batch.reader.query), one(batch.reader.time), one(batch.reader.visible)
+            )
+            events = jax.tree.map(lambda x, row=row: x[row : row + 1], batch.events)
+            vectors = lambda tokens: small_model.vectors(model, params, catalogue, tokens)
+            cache = small_model.apply(model, params, events, *vectors(events), method="encode")
+            hidden = small_model.apply(model, params, cache, reader, *vectors(reader), method="read")
+            logit = np.asarray(small_model.apply(model, params, hidden, method="rank"))[0, :, 0]
+            if (first == batch.target[row]).any():
+                mine = logit[first[0] == batch.target[row]][0]
+                assert abs(int(said.reranked[done]) - int((logit >= mine).sum())) == 0
+            done += 1
+    assert done == len(said.ranks)
+
+
+def test_searches_with_less_to_go_by(setting, report):
+    """Without the history every user who asks the same at the same moment of the clock is answered alike."""
+    *_, found = report
+    search = found.slices["search"]
+    assert {"model", "most_popular", "query_without_history", "history_without_query"} <= set(search)
+    assert "query_without_history" not in found.slices["all"]
+    assert search["targets"] + found.slices["recommendation"]["targets"] == found.targets
+    assert search["query_without_history"] != search["model"] != search["history_without_query"]

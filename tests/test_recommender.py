@@ -1,5 +1,7 @@
 """Serving: retrieval against brute force, appended events, ranking, and what is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from synergen_jax import model as models
 from synergen_jax.batch import Events
 from synergen_jax.config import Config, DataConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.recommender import Recommender
+from synergen_jax.recommender import Recommender, extended
 
 LOG = random_log(5, users=6, items=40, longest=12, least=10)
 CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2))
@@ -149,3 +151,37 @@ def test_an_unknown_label(served, history):
     _, cache, time = history
     with pytest.raises(UserError, match="cannot order by 'love'; ranked labels: engage, like"):
         served.recommend(cache, time, 3, order="love")
+
+
+def test_new_items_are_found_by_what_describes_them(served, history):
+    """An item added after training, which is described as an old one of no training event, has that one's score."""
+    _, cache, time = history
+    old = served.catalogue.item_matrices["text"][7:8]
+    grown = extended(served.catalogue, items={"text": np.asarray(old)})
+    assert grown.counts.shape[0] == ITEMS + 2 and grown.counts[-1] == 0
+    more = Recommender(served.model, served.params, grown)
+    ids, scores = more.retrieve(cache, time, ITEMS + 1)
+    assert set(ids.tolist()) == set(range(1, ITEMS + 2))
+    cold = dataclasses.replace(served.catalogue, counts=np.asarray(served.catalogue.counts).copy())
+    cold.counts[7] = 0
+    theirs, values = Recommender(served.model, served.params, cold).retrieve(cache, time, ITEMS)
+    np.testing.assert_allclose(scores[ids == ITEMS + 1], values[theirs == 7], atol=1e-5)
+    np.testing.assert_allclose(scores[ids == 3], values[theirs == 3], atol=1e-5)
+
+
+def test_a_new_query_goes_by_its_text(served, history):
+    """Words that were never searched before are a query like any other without a learned vector."""
+    _, cache, time = history
+    text = np.asarray(served.catalogue.query_matrices["text"])
+    grown = extended(served.catalogue, queries={"text": text[2:3]})
+    unlearned = dataclasses.replace(served.catalogue, query_counts=np.zeros_like(served.catalogue.query_counts))
+    ours = Recommender(served.model, served.params, grown).retrieve(cache, time, 9, query=len(text))
+    theirs = Recommender(served.model, served.params, unlearned).retrieve(cache, time, 9, query=2)
+    assert ours[0].tolist() == theirs[0].tolist()
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [{"image": np.zeros((1, 4))}, {"text": np.zeros((1, 5))}])
+def test_rows_that_fit_no_matrix(served, rows):
+    with pytest.raises(UserError, match="fit no semantic matrix"):
+        extended(served.catalogue, items=rows)
