@@ -7,6 +7,7 @@ counts of the items, (V,).
 from __future__ import annotations
 
 import collections.abc
+import logging
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Seq
     """
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
     words = lambda texts: bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
     index = bm25s.BM25()
     index.index(words(item_texts), show_progress=False)

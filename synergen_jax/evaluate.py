@@ -56,14 +56,16 @@ def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, b
     query = apply(read(batch.reader), method="retrieve")[:, 0]
     scores = query @ keys.T
     ranks = metrics.ranks(scores, batch.target, batch.seen)
-    logits = apply(read(batch.ranking.readers()), method="rank").reshape(batch.ranking.label[:, 0].shape)
+    score = lambda ids: jnp.einsum("bd,bkd->bk", query, keys[ids])
+    listed = batch.ranking.readers()
+    logits = apply(read(listed), score(listed.item), method="rank").reshape(batch.ranking.label[:, 0].shape)
     if not rerank:
         return ranks, query, logits, jnp.zeros((len(ranks), 0))
     users = jnp.arange(len(ranks))[:, None]
     _, first = jax.lax.top_k(scores.at[users, batch.seen].set(-jnp.inf).at[:, 0].set(-jnp.inf), rerank)
     wide = lambda x: jnp.broadcast_to(x, first.shape)
     readers = Readers(first, *(wide(x) for x in (batch.reader.query, batch.reader.time, batch.reader.visible)))
-    chosen = apply(read(readers), method="rank")[..., 0]
+    chosen = apply(read(readers), score(first), method="rank")[..., 0]
     own = first == batch.target[:, None]
     mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
     place = 1 + jnp.sum((chosen >= mine) & ~own, axis=1)

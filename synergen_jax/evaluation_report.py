@@ -90,11 +90,13 @@ def _retrieval(found: Report) -> Rows:
 
 
 def _slices(found: Report) -> Rows:
+    """Every system in the slices that are tasks, and the model beside popularity in the others."""
+    tasks = ("search", "recommendation")
     return [
         {"slice": name, "targets": f"{values['targets']:,}", "system": system} | measured
         for name, values in found.slices.items()
         for system, measured in values.items()
-        if system != "targets"
+        if name != "all" and system != "targets" and (name in tasks or system in ("model", "most_popular"))
     ]
 
 

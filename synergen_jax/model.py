@@ -102,15 +102,25 @@ class SynerGen(nn.Module):
         small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
         block = nn.remat(Block, static_argnums=(4,)) if c.remat else Block
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
-        self.item_join = embed.Join(c.width, dtype)
-        self.query_join = embed.Join(c.width, dtype)
+        self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
         self.final_norm = _norm(dtype, None)
-        self.retrieval_head = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+        # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
+        self.retrieval_head = nn.Dense(
+            c.width,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=nn.with_logical_partitioning(
+                lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype), ("embed", "embed_out")
+            ),
+        )
         self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
         self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1)
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
+        # How much the retrieval score weighs in each label's logit: in that of the first from the start.
+        first = lambda key, shape: jnp.zeros(shape).at[0].set(1.0)
+        self.ranking_match = self.param("ranking_match", first, (len(self.spec.labels),))
         if self.spec.candidate_features:
             self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
@@ -121,11 +131,11 @@ class SynerGen(nn.Module):
 
     def items(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
         """Vectors (..., D) of items from their rows; id 0 gives zeros."""
-        return self.item_join(rows, ids == 0)
+        return self.join(rows, ids == 0)
 
     def queries(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
         """Vectors (..., D) of queries from their rows; id 0 gives zeros."""
-        return self.query_join(rows, ids == 0)
+        return self.join(rows, ids == 0)
 
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
         """Tokens (B, L, D) that say what happened."""
@@ -185,10 +195,20 @@ class SynerGen(nn.Module):
         """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
         return self._scored(items)
 
-    def rank(self, hidden: Array) -> Float[Array, "... a"]:
-        """One logit a ranked label, float32, (..., A)."""
+    def rank(self, hidden: Array, score: Float[Array, "..."]) -> Float[Array, "... a"]:
+        """One logit a ranked label, float32, (..., A).
+
+        The ranking token is compared with nothing; whether a candidate is like what the user is after is told by its
+        retrieval score, which joins the logit by a learned weight a label.
+
+        Args:
+          hidden: of ranking readers, (..., D).
+          score: the inner product of the request's retrieval vector (`retrieve`) and the candidate's key (`keys`), (...).
+        """
         logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
-        return logits + self.ranking_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        one = (1,) * (logits.ndim - 1) + (-1,)
+        scale = 10.0 if self.config.normalise else 1.0  # cosines are small
+        return logits + self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
 
     def _scored(self, x: Array) -> Array:
         x = x.astype(jnp.float32)
@@ -228,7 +248,7 @@ def init(model: SynerGen, key: Array) -> Params:
         feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
         readers = Readers(one, one, one, one, feature)
         hidden = model.read(model.encode(events, items, queries), readers, items, queries)
-        return model.retrieve(hidden), model.keys(items), model.rank(hidden)
+        return model.retrieve(hidden), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)))
 
     return {"model": model.init(model_key, method=touch), "tables": tables}
 

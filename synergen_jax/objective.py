@@ -121,16 +121,18 @@ def loss(
                 vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
             )
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
+        asked = Readers(jnp.zeros_like(candidates.query), candidates.query, candidates.time, candidates.visible)
+        wanted = retrieve(asked)  # (B, E, D)
         if config.hard_candidates:
-            asked = Readers(jnp.zeros_like(candidates.query), candidates.query, candidates.time, candidates.visible)
-            scores = jnp.where(allowed[pool_ids], retrieve(asked) @ pool.T, -jnp.inf)
+            scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
             candidates = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates)
             hard = item(candidates.item[:, :, -config.hard_candidates :])
             candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
+        score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         candidate_items = candidate_items.reshape(*tokens.item.shape, -1)
         hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, method="read")
-        logits = apply(hidden, method="rank").reshape(candidates.label.shape)
+        logits = apply(hidden, score.reshape(tokens.item.shape), method="rank").reshape(candidates.label.shape)
         weight = _task_weight(candidates.query, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
         parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)

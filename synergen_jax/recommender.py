@@ -6,11 +6,13 @@ The shapes that reach the compiled functions are padded to powers of two, so tha
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import types
 import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from synergen_jax import model as models
@@ -184,5 +186,10 @@ def _retrieve(model, params, catalogue, cache: Cache, readers: Readers):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _rank(model, params, catalogue, cache: Cache, readers: Readers):
-    hidden = _read(model, params, catalogue, cache, readers)
-    return jax.nn.sigmoid(model.apply(params["model"], hidden, method="rank"))
+    apply = functools.partial(model.apply, params["model"])
+    request = jax.tree.map(lambda x: x[:, :1], readers)
+    request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
+    wanted = apply(_read(model, params, catalogue, cache, request), method="retrieve")
+    keys = apply(models.item_vectors(model, params, catalogue, readers.item), method="keys")
+    score = jnp.sum(wanted * keys, axis=-1)
+    return jax.nn.sigmoid(apply(_read(model, params, catalogue, cache, readers), score, method="rank"))

@@ -162,7 +162,8 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
             vectors = lambda tokens: small_model.vectors(model, params, catalogue, tokens)
             cache = small_model.apply(model, params, events, *vectors(events), method="encode")
             hidden = small_model.apply(model, params, cache, reader, *vectors(reader), method="read")
-            logit = np.asarray(small_model.apply(model, params, hidden, method="rank"))[0, :, 0]
+            score = scores[first]
+            logit = np.asarray(small_model.apply(model, params, hidden, score, method="rank"))[0, :, 0]
             if (first == batch.target[row]).any():
                 mine = logit[first[0] == batch.target[row]][0]
                 assert abs(int(said.reranked[done]) - int((logit >= mine).sum())) == 0

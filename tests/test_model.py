@@ -35,8 +35,8 @@ def test_factorised_equals_dense_oracle(kind):
     assert 0 < int((readers.item == 0).sum()) < readers.item.size  # both kinds of reader
     _, hidden, (context, oracle) = both(model, params, catalogue, events, readers)
     np.testing.assert_allclose(hidden, oracle, atol=1e-5)
-    for head in ("retrieve", "rank"):
-        ours, theirs = (small_model.apply(model, params, h, method=head) for h in (hidden, oracle))
+    for head, more in (("retrieve", ()), ("rank", (jnp.zeros(hidden.shape[:2]),))):
+        ours, theirs = (small_model.apply(model, params, h, *more, method=head) for h in (hidden, oracle))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     # Context tokens: a context token is itself a reader of the events before it, so compare `encode`'s last layer
     # through a reader-free dense pass.

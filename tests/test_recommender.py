@@ -116,7 +116,8 @@ def test_rank_probabilities_are_the_models(served, history, count):
     readers = feed.Readers(items[None].astype(np.int32), full(2), full(time), full(int(cache.length[0])))
     vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
     hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
-    logits = np.asarray(small_model.apply(served.model, served.params, hidden, method="rank"))[0]
+    score = np.asarray(brute_force(served, cache, time, 2), np.float32)[items][None]
+    logits = np.asarray(small_model.apply(served.model, served.params, hidden, score, method="rank"))[0]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), atol=1e-5)
     np.testing.assert_allclose(found[-1:], served.rank(cache, items[-1:], time, query=2), atol=1e-5)
 
