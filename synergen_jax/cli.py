@@ -152,6 +152,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("workdir", type=pathlib.Path)
     evaluate.add_argument("--split", choices=("validation", "test"), default="test")
 
+    sweep = command(
+        "sweep",
+        "Train and evaluate a family of configs with several seeds, and put all into one table.",
+        "synergen sweep search_100k --workdir runs/ablations --seeds 0,1,2",
+    )
+    sweep.add_argument("family", type=pathlib.Path, help="a TOML file, or the name of a shipped family")
+    sweep.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs and of the table")
+    sweep.add_argument("--seeds", type=_numbers, default=(0, 1), help="comma-separated (default: 0,1)")
+    sweep.add_argument("--only", type=lambda text: text.split(","), default=[], help="these variants, comma-separated")
+    sweep.add_argument("--split", choices=("validation", "test"), default="validation")
+
     recommend = command(
         "recommend",
         "Recommend items to a user of the log, or to a history from a file.",
@@ -166,6 +177,10 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--query", required=True, help="what is searched for, in words")
     _question(search, required=False)
     return top
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _question(command: argparse.ArgumentParser, required: bool) -> None:
@@ -191,7 +206,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         arguments, rest = parser().parse_known_args(argv)
-        if rest and arguments.command not in ("train", "evaluate", "quickstart"):
+        if rest and arguments.command not in ("train", "evaluate", "quickstart", "sweep"):
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
         from synergen_jax import commands  # after the parser: --help needs no jax
         from synergen_jax.train import NotFiniteError

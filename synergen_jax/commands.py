@@ -19,7 +19,17 @@ from data_pipelines import feed, splits
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
-from synergen_jax import ask_commands, baselines, data_commands, evaluation_report, report, sharding, train, workdir
+from synergen_jax import (
+    ask_commands,
+    baselines,
+    data_commands,
+    evaluation_report,
+    report,
+    sharding,
+    sweep_commands,
+    train,
+    workdir,
+)
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
@@ -182,6 +192,24 @@ def search(arguments, _) -> dict[str, typing.Any]:
     return ask_commands.ask(run, params, arguments, arguments.query)
 
 
+def sweep(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen sweep`."""
+
+    def fit_one(config: Config, folder: pathlib.Path):
+        return _fit(Run(config, EventLog.load(locate(config.data.log, arguments.data_dir))), folder)
+
+    def evaluate_one(folder: pathlib.Path, part: str):
+        run, params, step = _open(folder, [], arguments.data_dir)
+        return _evaluate(run, params, step, folder, part)
+
+    family = sweep_commands.load(arguments.family, settings)
+    if unknown := [name for name in arguments.only if name not in family.variants]:
+        raise UserError(f"--only {unknown[0]}: the family's variants are {', '.join(family.variants)}")
+    if arguments.only:
+        family = family._replace(variants={name: family.variants[name] for name in arguments.only})
+    return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -221,4 +249,5 @@ RUN = {
     "evaluate": evaluate,
     "recommend": recommend,
     "search": search,
+    "sweep": sweep,
 }

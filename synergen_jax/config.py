@@ -52,6 +52,7 @@ class ModelConfig:
     rope: str = "split"  # "time", "order" or "split" (half of the rotary planes each)
     min_wavelength: int = 60  # seconds, of the fastest time plane
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
+    matrices: bool = True  # use the log's semantic matrices
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
     query_ids: bool = True  # likewise for each query
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
@@ -137,12 +138,12 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-def shipped() -> dict[str, pathlib.Path]:
-    """The configs that come with the package, by name."""
+def shipped(families: bool = False) -> dict[str, pathlib.Path]:
+    """The configs, or the families of configs, that come with the package, by name."""
     here = pathlib.Path(__file__).resolve().parent
     for folder in (here / "experiments", here.parent / "experiments"):  # installed, or a checkout
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+            return {path.stem: path for path in sorted((folder / "families" if families else folder).glob("*.toml"))}
     return {}
 
 
@@ -322,6 +323,8 @@ def _checked(config: Config, where: str) -> Config:
         if not values[name] < bound:
             raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
     m, loss, data = config.model, config.loss, config.data
+    if not (m.matrices or m.item_ids):
+        raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
     if data.drop_query > 1:
         raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
     if not loss.search_weight + loss.recommendation_weight > 0:

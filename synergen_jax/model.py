@@ -45,9 +45,9 @@ class Cache:
         return self.keys[0].shape[2]
 
 
-def _dense(shape, axes, dtype, name=None, in_axis=0):
+def _dense(shape, axes, dtype, name=None, in_axis=0, init=None):
     """A bias-free linear map with logical axes; `shape` is that of its output features."""
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+    init = init or nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
     return nn.DenseGeneral(
         shape,
         axis=in_axis,
@@ -63,7 +63,11 @@ def _norm(dtype, name):
 
 
 class Block(nn.Module):
-    """A pre-norm decoder block: attention over `over`, then a gated feed-forward layer (SwiGLU, Shazeer 2020)."""
+    """A pre-norm decoder block: attention over `over`, then a gated feed-forward layer (SwiGLU, Shazeer 2020).
+
+    What a block adds starts at zero (Goyal et al. 2017; Bachlechner et al. 2021), so that a token's own vector, a query
+    above all, reaches the heads from the first step.
+    """
 
     config: ModelConfig
 
@@ -81,11 +85,13 @@ class Block(nn.Module):
         )
         q, k = rope.rotate(q, angle), rope.rotate(k, angle)
         x = attend(q, k, v, over).swapaxes(1, 2)
-        h = h + dropout(_dense(c.width, ("heads", "head_width", "embed"), dtype, "out", in_axis=(-2, -1))(x))
+        h = h + dropout(
+            _dense(c.width, ("heads", "head_width", "embed"), dtype, "out", (-2, -1), nn.initializers.zeros)(x)
+        )
         x = _norm(dtype, "mlp_norm")(h)
         hidden = c.width * c.mlp_ratio * 2 // 3 // 8 * 8 or 8  # two thirds: as many parameters as the ungated layer
         gate, up = (_dense(hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
-        x = _dense(c.width, ("mlp", "embed"), dtype, "down", in_axis=-1)(nn.silu(gate) * up)
+        x = _dense(c.width, ("mlp", "embed"), dtype, "down", -1, nn.initializers.zeros)(nn.silu(gate) * up)
         return h + dropout(x), k, v
 
 
@@ -238,7 +244,7 @@ def init(model: SynerGen, key: Array) -> Params:
 
     def rows(table, matrices):
         learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
-        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices}
+        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.matrices}
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""
@@ -261,7 +267,8 @@ def item_vectors(
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of item ids."""
-    rows = embed.lookup(params["tables"].get("item"), catalogue.item_matrices, catalogue.counts, ids, dropout)
+    matrices = catalogue.item_matrices if model.config.matrices else {}
+    rows = embed.lookup(params["tables"].get("item"), matrices, catalogue.counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="items")
 
 
@@ -273,7 +280,8 @@ def query_vectors(
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of query ids."""
-    rows = embed.lookup(params["tables"].get("query"), catalogue.query_matrices, catalogue.query_counts, ids, dropout)
+    matrices = catalogue.query_matrices if model.config.matrices else {}
+    rows = embed.lookup(params["tables"].get("query"), matrices, catalogue.query_counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="queries")
 
 

@@ -32,6 +32,14 @@ def make(config=CONFIG, spec=SPEC, seed=0):
     grow = lambda path, x: x * 20 if any(name in jax.tree_util.keystr(path) for name in small) else x
     params = jax.tree_util.tree_map_with_path(grow, params)
     rng = np.random.default_rng(seed)
+    # Blocks add nothing at first; what is compared must depend on all of them.
+    zero = ("out", "down")
+    fill = lambda path, x: (
+        jnp.asarray(rng.normal(size=x.shape), x.dtype) * np.prod(x.shape[:-1]) ** -0.5
+        if any(f"['{name}']" in jax.tree_util.keystr(path) for name in zero)
+        else x
+    )
+    params = jax.tree_util.tree_map_with_path(fill, params)
     draw = lambda rows, width: jnp.asarray(rng.normal(size=(rows, width)), jnp.float16).at[0].set(0)
     catalogue = batches.Catalogue(
         {name: draw(spec.items, width) for name, width in spec.item_matrices},
