@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, no silent rank promotion, and warnings as errors."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Tests compile many small programs and run each once.
@@ -12,6 +13,11 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests run the same small programs: what one has compiled, the next one loads.
+cache = tempfile.TemporaryDirectory(prefix="synergen-tests-")
+jax.config.update("jax_compilation_cache_dir", cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # Shapes in the signatures of the pure functions are checked at run time.
 install_import_hook(
     ["synergen_jax.rope", "synergen_jax.attention", "synergen_jax.losses", "synergen_jax.metrics"], "beartype.beartype"

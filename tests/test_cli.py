@@ -5,10 +5,8 @@ import os
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from synergen_jax import commands
 from synergen_jax.cli import main
@@ -80,23 +78,6 @@ class Place:
     def copy(self, to):
         """A copy of the run, to be damaged."""
         return pathlib.Path(shutil.copytree(self.workdir, to))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilations(tmp_path_factory):
-    """Commands share what they compile, as with JAX_COMPILATION_CACHE_DIR."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compilations")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for changed in (settings, before):
-        for name, value in changed.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # jax looks at the settings once
-        if changed is settings:
-            yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,205 @@
+"""A shop's own log from a table to search by the command line; new items; a sweep."""
+
+import json
+
+import numpy as np
+import pytest
+
+from synergen_jax import config as configs
+from synergen_jax import sweep_commands
+from synergen_jax.cli import main
+from synergen_jax.errors import UserError
+
+CONFIG = """
+[data]
+log = "shop"
+max_history = 8
+batch = 8
+rank_events = 2
+rank_candidates = 4
+[model]
+width = 16
+depth = 1
+heads = 2
+dropout = 0.0
+query_ids = false
+id_dropout = 0.2
+[loss]
+full_softmax = true
+hard_candidates = 2
+[optimiser]
+learning_rate = 1e-2
+warmup = 2
+[mesh]
+data = 1
+[run]
+steps = 30
+eval_every = 15
+checkpoint_every = 15
+[evaluate]
+batch = 32
+rank_candidates = 5
+rerank = 5
+bootstrap = 10
+scann = false
+"""
+COLOURS, THINGS = ("red", "blue", "green", "black"), ("dress", "shoes", "hat", "lamp", "chair", "cup")
+
+
+def table(folder):
+    """48 users, each of whom buys what its words name; items are a colour and a thing."""
+    rng = np.random.default_rng(0)
+    titles = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
+    rows = ["user,item,time,action,query"]
+    for user in range(48):
+        for n, item in enumerate(rng.permutation(len(titles))[: rng.integers(5, 9)]):
+            query = titles[item] if rng.random() < 0.5 else ""
+            rows.append(f"u{user},i{item},{1_600_000_000 + 1000 * user + 60 * n},buy,{query}")
+    (folder / "events.csv").write_text("\n".join(rows) + "\n")
+    items = ["item,title", *(f"i{i},{title}" for i, title in enumerate(titles))]
+    (folder / "items.csv").write_text("\n".join(items) + "\n")
+    (folder / "new.csv").write_text("item,title\nn1,golden lamp\nn2,green teapot\n")
+
+
+class Shop:
+    def __init__(self, root):
+        self.root, self.data, self.workdir = root, root / "data", root / "run"
+        table(root)
+        (root / "shop.toml").write_text(CONFIG)
+
+    def call(self, *arguments):
+        return main([*map(str, arguments), "--data-dir", str(self.data)])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    made = Shop(tmp_path_factory.mktemp("shop"))
+    events, items = made.root / "events.csv", made.root / "items.csv"
+    assert made.call("data", "import", events, "--name", "shop", "--items", items) == 0
+    assert made.call("train", made.root / "shop.toml", "--workdir", made.workdir) == 0
+    return made
+
+
+@pytest.fixture
+def search(shop, capsys):
+    def ask(*arguments):
+        capsys.readouterr()
+        status = shop.call("search", shop.workdir, *arguments, "--json")
+        said = capsys.readouterr()
+        return (json.loads(said.out.splitlines()[-1]) if not status else None), status, said.err.splitlines()
+
+    return ask
+
+
+def titles(found):
+    return [row["title"] for row in found["recommendations"]]
+
+
+def test_a_search_finds_what_its_words_name(search):
+    found, status, _ = search("--query", "blue hat", "-k", "3")
+    assert status == 0 and titles(found)[0] == "blue hat" and found["history"] == [] and found["query"] == "blue hat"
+
+
+def test_words_that_nobody_searched_before(search):
+    found, _, _ = search("--query", "hat of blue", "-k", "8")
+    assert "blue hat" in titles(found)[:4]
+
+
+def test_a_search_for_a_user_knows_the_history(search):
+    found, status, _ = search("--query", "red cup", "--user", "u3", "-k", "5")
+    assert status == 0 and found["events"] >= 5 and len(titles(found)) == 5
+    had = {row["item"] for row in found["history"]}
+    assert not had & {row["item"] for row in found["recommendations"]}
+
+
+def test_new_items_are_found_without_training(shop, search):
+    found, _, _ = search("--query", "golden lamp", "--new-items", shop.root / "new.csv", "-k", "6")
+    assert "golden lamp" in titles(found) and len(set(titles(found))) == 6
+    without, _, _ = search("--query", "golden lamp", "-k", "6")
+    assert "golden lamp" not in titles(without)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--query", "  "], "--query is empty"),
+        (["--query", "hat", "-k", "25"], "k = 25"),
+        (["--query", "hat", "--user", "nobody"], "no user 'nobody'"),
+        (["--query", "hat", "--order", "likes"], "cannot order by 'likes'"),
+        (["--query", "hat", "--new-items", "missing.csv"], "missing.csv"),
+        (["--query", "hat", "--new-items", "ITEMS"], "item 'i0' is in shop already"),
+    ],
+)
+def test_questions_that_cannot_be_answered(shop, search, arguments, message):
+    arguments = [str(shop.root / "items.csv") if word == "ITEMS" else word for word in arguments]
+    _, status, errors = search(*arguments)
+    assert status == 2 and len(errors) == 1 and errors[0].startswith("synergen: error: ") and message in errors[0]
+
+
+def test_an_evaluation_tells_search_from_recommendation(shop, capsys):
+    assert shop.call("evaluate", shop.workdir, "--split", "validation", "--json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    search = found["slices"]["search"]
+    assert {"model", "bm25", "query_without_history", "history_without_query", "model_reranked"} <= set(search)
+    assert search["model"]["hr@10"] > found["slices"]["recommendation"]["model"]["hr@10"]
+    assert any(line.startswith("search") and "bm25" in line for line in lines)
+
+
+def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):
+    family = shop.root / "family.toml"
+    family.write_text(
+        f'base = "{shop.root / "shop.toml"}"\n[variants.joint]\n[variants.search-only]\nloss.recommendation_weight = 0.0\n'
+    )
+    arguments = ["sweep", family, "--workdir", shop.root / "sweep", "--seeds", "0", "--run.steps", "6"]
+    assert shop.call(*arguments, "--only", "joint", "--json") == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert first["table"][0]["variant"] == "joint" and float(first["table"][0]["search NDCG@10"]) >= 0
+    when = (shop.root / "sweep" / "joint" / "seed-0" / "evaluation_validation.json").stat().st_mtime_ns
+    assert shop.call(*arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (shop.root / "sweep" / "joint" / "seed-0" / "evaluation_validation.json").stat().st_mtime_ns == when
+    rows = json.loads((shop.root / "sweep" / "sweep_validation.json").read_text())["table"]
+    assert [row["variant"] for row in rows][:2] == ["joint", "search-only"]
+    assert "joint: bm25" in [row["variant"] for row in rows]
+    assert "| joint " in (shop.root / "sweep" / "sweep_validation.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "a family has a `base`"),
+        ('base = "ml_100k"\n', "a family has a `base`"),
+        ('base = "ml_100k"\n[variants]\nx = 1\n', r"\[variants.x\] holds settings"),
+        ('base = "ml_100k"\n[variants.x]\nmodel.widht = 3\n', "unknown key model.widht"),
+        ('base = "none"\n[variants.x]\n', "no config file 'none'"),
+        ("base = [", "cannot be read as a family"),
+    ],
+)
+def test_broken_families(tmp_path, text, message):
+    (tmp_path / "f.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        sweep_commands.load(tmp_path / "f.toml")
+
+
+def test_shipped_families_load():
+    for path in configs.shipped(families=True).values():
+        assert len(sweep_commands.load(path).variants) > 1
+    with pytest.raises(UserError, match=r"shipped families: .*search_100k"):
+        sweep_commands.load(path.with_name("nothing"))
+
+
+def test_the_table_by_hand():
+    one = lambda hr, search: {
+        "model": {"hr@10": hr},
+        "most_popular": {"hr@10": 0.1},
+        "slices": {"search": {"targets": 3, "model": {"ndcg@10": search}, "bm25": {"ndcg@10": 0.7}}},
+        "shown": {},
+    }
+    rows = sweep_commands.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
+    assert rows == [
+        {"variant": "a", "HR@10": "0.3000 ± 0.1414", "search NDCG@10": "0.5000 ± 0.0000"},
+        {"variant": "b", "HR@10": "0.3000 ± 0.0000", "search NDCG@10": "0.2000 ± 0.1414"},
+        {"variant": "a: most_popular", "HR@10": "0.1000 ± 0.0000"},
+        {"variant": "a: bm25", "search NDCG@10": "0.7000 ± 0.0000"},
+    ]
