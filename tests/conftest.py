@@ -14,8 +14,10 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests run the same small programs: what one has compiled, the next one loads.
-cache = tempfile.TemporaryDirectory(prefix="synergen-tests-")
-jax.config.update("jax_compilation_cache_dir", cache.name)
+if "SYNERGEN_TESTS_CACHE" not in os.environ:  # the first process; workers that it starts share it
+    cache = tempfile.TemporaryDirectory(prefix="synergen-tests-", ignore_cleanup_errors=True)
+    os.environ["SYNERGEN_TESTS_CACHE"] = cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["SYNERGEN_TESTS_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # Shapes in the signatures of the pure functions are checked at run time.
