@@ -83,7 +83,15 @@ def test_the_commands_parse(command):
 
 
 def test_every_kind_of_command_is_shown():
-    assert {command[0] for command in SYNERGEN} == {"quickstart", "data", "train", "evaluate", "recommend"}
+    assert {command[0] for command in SYNERGEN} == {
+        "quickstart",
+        "data",
+        "train",
+        "evaluate",
+        "recommend",
+        "search",
+        "sweep",
+    }
 
 
 def test_settings_in_the_text_are_settings():
