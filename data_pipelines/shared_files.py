@@ -83,3 +83,8 @@ def load(path: str) -> typing.Any:
     """What `save` wrote."""
     with fetched(path) as file:
         return pickle.loads(file.read_bytes())
+
+
+def delete(folder: str) -> None:
+    """Removes a folder and all that lies in it."""
+    systems().delete([f"{folder}/" if is_remote(folder) else folder])

@@ -100,15 +100,13 @@ def _take(
 
 def write_shards(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[int], int]:
     """Writes part-0, part-1, ... of about SHARD bytes each; the number of records in each, and bytes in all."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     lengths, total, written, writer = [], 0, SHARD, None
     try:
         for record in records:
             if written >= SHARD:
                 if writer:
                     writer.close()
-                writer = ArrayRecordWriter(str(folder / f"part-{len(lengths)}"), "group_size:1")
+                writer = open_shard(folder / f"part-{len(lengths)}")
                 lengths.append(0)
                 written = 0
             writer.write(record)
@@ -119,3 +117,10 @@ def write_shards(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple
         if writer:
             writer.close()
     return lengths, total
+
+
+def open_shard(path: pathlib.Path):
+    """A writer of an ArrayRecord file from which single records are read quickly."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    return ArrayRecordWriter(str(path), "group_size:1")
