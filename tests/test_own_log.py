@@ -535,3 +535,13 @@ def test_polars_is_imported_when_it_is_needed():
         "import sys, synergen_jax.data_commands; print({'polars', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
+    (tmp_path / "shop.csv").write_text(HEAD + GOOD)
+    command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data")]
+    assert cli.main([*command, "--beam-folder", "x"]) == 2
+    assert "--beam-options and --beam-folder need --beam RUNNER" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
+    assert cli.main([*command, "--beam", "DirectRunner"]) == 2
+    assert "pip install 'synergen-jax[beam]'" in capsys.readouterr().err and not (tmp_path / "data").exists()
