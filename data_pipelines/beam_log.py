@@ -16,6 +16,7 @@ All that workers leave for each other lies in one folder that all of them reach.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -81,7 +82,8 @@ def import_log(
             return run.write(logs / name, name, items, table, pathlib.Path(own))
         finally:
             if folder is not None:
-                shared_files.delete(shared)
+                with contextlib.suppress(OSError):  # what cannot be removed must not cost the log
+                    shared_files.delete(shared)
 
 
 class _Remote(event_files.EventFiles):
