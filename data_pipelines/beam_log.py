@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import shlex
@@ -65,7 +64,7 @@ def import_log(
     Raises:
       UserError: as `own_log.import_log`; Apache Beam is not installed, or has no such runner.
     """
-    shared_files.systems()
+    shared_files.systems().set_options(_options(runner, beam_options))
     options = own_log.checked(name, items, options or Options())
     logs = (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
     files = _Remote(str(events)) if shared_files.is_remote(events) else event_files.EventFiles(events)
@@ -78,7 +77,7 @@ def import_log(
             shared_files.systems().mkdirs(shared)
         job = beam_workers.Job(inputs, files.where, roles, time.time() if now is None else now, shared)
         try:
-            run = _Import(job, files, options, functools.partial(_run, runner, beam_options))
+            run = _Import(job, files, options, lambda build: _run(_options(runner, beam_options), build))
             return run.write(logs / name, name, items, table, pathlib.Path(own))
         finally:
             if folder is not None:
@@ -107,16 +106,23 @@ class _Remote(event_files.EventFiles):
             self.names = event_files.EventFiles(path).names
 
 
-def _run(runner: str, flags: str, build: typing.Callable) -> None:
-    """Runs a pipeline to its end. `build` adds its steps."""
-    import apache_beam as beam
+def _options(runner: str, flags: str):
+    """Beam's options; `--beam` and `--beam-options` as they were given."""
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import create_runner
 
     try:
-        pipeline = beam.Pipeline(options=PipelineOptions(shlex.split(flags), runner=runner))
+        create_runner(runner)
     except (ValueError, ImportError) as error:
         raise UserError(f"--beam {runner}: {error}") from None
-    with pipeline:
+    return PipelineOptions(shlex.split(flags), runner=runner)
+
+
+def _run(options, build: typing.Callable) -> None:
+    """Runs a pipeline to its end. `build` adds its steps."""
+    import apache_beam as beam
+
+    with beam.Pipeline(options=options) as pipeline:
         build(pipeline)
 
 

@@ -218,7 +218,8 @@ def _codes(path: str, texts: list[str]) -> np.ndarray:
     import polars as pl
 
     wanted = pl.DataFrame({"text": pl.Series(texts, dtype=pl.String)})
-    found = wanted.join(_ids(path), on="text", how="left", maintain_order="left")
+    few = _ids(path).join(wanted, on="text", how="semi")  # the large table is gone through, not hashed
+    found = wanted.join(few, on="text", how="left", maintain_order="left")
     return np.append(np.int32(0), found["code"].fill_null(0).to_numpy())
 
 
