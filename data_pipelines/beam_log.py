@@ -72,7 +72,9 @@ def import_log(
     roles, table = own_log.opened(files, items, options)
     own_log.make(logs)
     with tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as own:
-        shared = shared_files.absolute(own if folder is None else f"{folder}/{name}-{uuid.uuid4().hex[:8]}")
+        shared = shared_files.absolute(
+            own if folder is None else f"{str(folder).rstrip('/')}/{name}-{uuid.uuid4().hex[:8]}"
+        )
         if not shared_files.systems().exists(shared):
             shared_files.systems().mkdirs(shared)
         job = beam_workers.Job(inputs, files.where, roles, time.time() if now is None else now, shared)

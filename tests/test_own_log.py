@@ -542,6 +542,7 @@ def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
     command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data")]
     assert cli.main([*command, "--beam-folder", "x"]) == 2
     assert "--beam-options and --beam-folder need --beam RUNNER" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
+    for module in ("apache_beam", "apache_beam.io.filesystems"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     assert cli.main([*command, "--beam", "DirectRunner"]) == 2
     assert "pip install 'synergen-jax[beam]'" in capsys.readouterr().err and not (tmp_path / "data").exists()
