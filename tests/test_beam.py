@@ -201,6 +201,24 @@ def test_events_and_intermediate_files_in_a_store(tmp_path, monkeypatch):
         assert not list((tmp_path / f"remote/{number}").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "runner, options",
+    [
+        ("DirectRunner", "--direct_running_mode=multi_processing --direct_num_workers=2"),
+        ("PortableRunner", "--job_endpoint=embed --environment_type=LOOPBACK"),
+    ],
+)
+def test_workers_in_other_processes_and_behind_a_job_server(tmp_path, monkeypatch, runner, options):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(beam_log, "BUCKET", 300)
+    table(3, count=1000).rename({"visitor": "user"}).write_parquet(tmp_path / "events.parquet")
+    settings = {"options": Options(drop=["duplicates"]), "data_dir": tmp_path / "data", "now": NOW}
+    plain = own_log.import_log(tmp_path / "events.parquet", name="plain", **settings)
+    settings |= {"runner": runner, "beam_options": options}
+    assert_same(plain, beam_log.import_log(tmp_path / "events.parquet", name="beam", **settings))
+
+
 def test_command_line(tmp_path, capsys):
     (tmp_path / "shop.csv").write_text(f"{HEAD}ann,a,{NOW}\nbob,b,{NOW}\n")
     command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data"), "--json"]

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -546,3 +547,11 @@ def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     assert cli.main([*command, "--beam", "DirectRunner"]) == 2
     assert "pip install 'synergen-jax[beam]'" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+def test_commands_of_the_beam_page_parse():
+    page = (pathlib.Path(__file__).parent.parent / "docs/beam.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^synergen (.*?)(?=^synergen|^pip|\Z)", "\n".join(blocks), re.DOTALL | re.MULTILINE)
+    runners = [cli.parser().parse_args(shlex.split(command)).beam for command in commands]
+    assert {"DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"} <= set(runners)
