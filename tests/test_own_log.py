@@ -552,6 +552,8 @@ def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
 def test_commands_of_the_beam_page_parse():
     page = (pathlib.Path(__file__).parent.parent / "docs/beam.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    commands = re.findall(r"^synergen (.*?)(?=^synergen|^pip|\Z)", "\n".join(blocks), re.DOTALL | re.MULTILINE)
+    commands = re.findall(
+        r"^synergen (.*?)(?=^synergen|^pip|\Z)", "\n".join(blocks).replace("\\\n", " "), re.DOTALL | re.MULTILINE
+    )
     runners = [cli.parser().parse_args(shlex.split(command)).beam for command in commands]
     assert {"DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"} <= set(runners)
