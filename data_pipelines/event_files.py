@@ -6,7 +6,6 @@ the number of a row is that of its line.
 
 from __future__ import annotations
 
-import bisect
 import csv
 import dataclasses
 import difflib
@@ -23,6 +22,7 @@ if typing.TYPE_CHECKING:
 
 BLOCK = 32 << 20  # bytes of a CSV file that are read at a time
 ROWS = 500_000  # rows of a parquet file that are read at a time
+FILE = 1 << 40  # row or line r of file n is row n * FILE + r of all files
 SEPARATORS = ",\t;|"
 LINE_FEED, RETURN, QUOTE = b'\n\r"'
 
@@ -64,23 +64,22 @@ class EventFiles:
                 lacking = next(name for name in self.names if name not in names)
                 raise UserError(f"{path}: there is no column {lacking!r}, which {self.paths[0].name} has")
         self.bytes = sum(path.stat().st_size for path in self.paths)
-        self._starts: list[int] = []  # of each file that was begun: the number before its first row
 
     def pieces(self, columns: typing.Sequence[str]) -> typing.Iterator[Piece]:
         """All rows, in bounded memory."""
-        self._starts, end = [], 0
-        for path in self.paths:
-            self._starts.append(end)
-            for piece in (_parquet_pieces if self.parquet else _csv_pieces)(path, columns, end):
-                yield piece
-                last = [piece.rows[-1:], *(rows[-1:] for rows in piece.broken.values())]
-                end = max(end, int(np.concatenate(last).max(initial=0)))
+        for number in range(len(self.paths)):
+            yield from self.pieces_of(number, columns)
+
+    def pieces_of(self, number: int, columns: typing.Sequence[str]) -> typing.Iterator[Piece]:
+        """The rows of one file."""
+        read = _parquet_pieces if self.parquet else _csv_pieces
+        return read(self.paths[number], columns, number * FILE)
 
     def place(self, row: int) -> str:
         """Where a row stands: "line 7", or "part-2.parquet row 7"."""
-        file = bisect.bisect_left(self._starts, row) - 1
+        file, row = divmod(row, FILE)
         name = f"{self.paths[file].name} " if len(self.paths) > 1 else ""
-        return f"{name}{'row' if self.parquet else 'line'} {row - self._starts[file]}"
+        return f"{name}{'row' if self.parquet else 'line'} {row}"
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

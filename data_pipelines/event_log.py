@@ -166,12 +166,7 @@ class EventLog:
             raise IndexError(f"user {i} of {len(self)}")
         try:
             raw = self._reader()[i % len(self)]
-            found = self._example.FromString(raw).features.feature
-            record = {name: np.frombuffer(found[name].bytes_list.value[0], dtype) for name, dtype in DTYPES.items()}
-            if self.candidate_features:
-                flat = np.frombuffer(found[FEATURES].bytes_list.value[0], "<f4")
-                record[FEATURES] = flat.reshape(len(record["shown_item"]), len(self.candidate_features))
-            return {"user_id": found["user_id"].bytes_list.value[0].decode(), **record}
+            return decode(self._example.FromString(raw), self.candidate_features)
         except UserError:
             raise
         except Exception as error:  # the reader raises what its C++ side makes of a damaged file
@@ -214,6 +209,16 @@ class EventLog:
         return EventLog.load, (self.path,)
 
 
+def decode(example: typing.Any, candidate_features: typing.Sequence[str] = ()) -> dict[str, typing.Any]:
+    """A record, of the `tf_example_pb2.Example` that holds it."""
+    found = example.features.feature
+    record = {name: np.frombuffer(found[name].bytes_list.value[0], dtype) for name, dtype in DTYPES.items()}
+    if candidate_features:
+        flat = np.frombuffer(found[FEATURES].bytes_list.value[0], "<f4")
+        record[FEATURES] = flat.reshape(len(record["shown_item"]), len(candidate_features))
+    return {"user_id": found["user_id"].bytes_list.value[0].decode(), **record}
+
+
 def write(
     path: str | pathlib.Path,
     *,
@@ -230,11 +235,15 @@ def write(
     item_texts: typing.Sequence[str] | None = None,
     text_encoder: text.Encoder | None = None,
     candidate_features: typing.Sequence[str] = (),
+    shards: typing.Sequence[pathlib.Path] = (),
     source: dict[str, typing.Any],
 ) -> EventLog:
     """Validates a log and writes it to the folder `path`, whole or not at all; a log that was there is replaced.
 
     Texts of items, their titles if none are given, are no part of the fingerprint; matrices made of them are.
+
+    Args:
+      shards: ArrayRecord files that hold all `users` already, in their order. They are moved into the log.
     """
     path = pathlib.Path(path).expanduser().resolve()
     if path.exists() and not ((path / "log.json").is_file() or (path.is_dir() and not any(path.iterdir()))):
@@ -287,7 +296,7 @@ def write(
             raise UserError(f"{name}: a log without users")
 
     with _replacing(path) as folder:
-        _write_records(folder, records(), bool(features))
+        _write_records(folder, records(), bool(features), shards)
         columns = {key: list(columns) for key, columns in item_columns.items()}
         items = {key: tables[f"item_{key}"] for key in ("ids", "titles", "texts")}
         _dump(folder / "items.json", {**items, "columns": columns})
@@ -355,7 +364,9 @@ def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_records(folder: pathlib.Path, records: typing.Iterator[dict], features: bool) -> None:
+def _write_records(
+    folder: pathlib.Path, records: typing.Iterator[dict], features: bool, shards: typing.Sequence[pathlib.Path]
+) -> None:
     """Runs the TFDS builder without network, TensorFlow or a word on stdout."""
     with contextlib.redirect_stdout(io.StringIO()):
         import tensorflow_datasets as tfds
@@ -366,7 +377,7 @@ def _write_records(folder: pathlib.Path, records: typing.Iterator[dict], feature
         settings = tfds.download.DownloadConfig(
             try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
         )
-        Builder(records=records, candidate_features=features, data_dir=folder).download_and_prepare(
+        Builder(records=records, shards=shards, candidate_features=features, data_dir=folder).download_and_prepare(
             download_dir=folder / "downloads", download_config=settings
         )
     shutil.rmtree(folder / "downloads", ignore_errors=True)

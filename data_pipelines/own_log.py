@@ -16,20 +16,15 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import event_files, event_log, item_file, sorted_events, text, timestamps
+from data_pipelines import event_files, event_log, event_rows, item_file, sorted_events, text, timestamps
 from data_pipelines.event_log import EventLog
+from data_pipelines.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.interactions import ordered
 from data_pipelines.prepare import default_data_dir
-from data_pipelines.problems import KINDS, MISSING, Problems
+from data_pipelines.problems import KINDS, Problems
 from data_pipelines.records import MATRIX_NAME
 from data_pipelines.sources import SOURCES
 from synergen_jax.errors import UserError
-
-if typing.TYPE_CHECKING:
-    import polars as pl
-
-ROLES = ("user", "item", "time", "action", "query", "request", "shown")
-MAX_ACTIONS = 1000  # distinct values above which a column names no actions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,25 +62,22 @@ def import_log(
     Raises:
       UserError: options or files are wrong, or there are bad rows that are not to be dropped. Nothing is written then.
     """
-    options = _checked(name, items, options)
+    options = checked(name, items, options)
     logs = (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
     files = event_files.EventFiles(events)
-    roles = event_files.roles(files, options.columns, ROLES, required=("user", "time"), flag="--columns")
-    if not {"item", "query"} & set(roles):
-        event_files.roles(files, options.columns, ROLES, required=("item",), flag="--columns")
-    table = None
-    if items is not None:
-        table = item_file.read(pathlib.Path(items), options.item_columns, options.tags, options.vectors, options.drop)
-    _make(logs)
+    roles, table = opened(files, items, options)
+    make(logs)
     with tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as folder:
         gathered = _Gathered(files, roles, options, pathlib.Path(folder), now)
         gathered.read()
-        _labels(sorted(gathered.vocabularies["action"].texts()), options.labels)  # refuses now rather than at the end
+        actions = sorted(gathered.vocabularies["action"].texts())
+        make_labels(actions, options.labels)  # refuses now rather than at the end
         gathered.sort()
         return _write(logs / name, name, gathered, table, items)
 
 
-def _checked(name: str, items, options: Options) -> Options:
+def checked(name: str, items, options: Options) -> Options:
+    """The options, if they are right; all kinds to drop by their names."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone: give another --name")
     if name in SOURCES:
@@ -109,38 +101,22 @@ def _checked(name: str, items, options: Options) -> Options:
     return dataclasses.replace(options, drop=drop)
 
 
-def _make(folder: pathlib.Path) -> None:
+def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict[str, str], item_file.Items | None]:
+    """The column of each role, and the table of items if one is given."""
+    roles = event_files.roles(files, options.columns, ROLES, required=("user", "time"), flag="--columns")
+    if not {"item", "query"} & set(roles):
+        event_files.roles(files, options.columns, ROLES, required=("item",), flag="--columns")
+    if items is None:
+        return roles, None
+    return roles, item_file.read(pathlib.Path(items), options.item_columns, options.tags, options.vectors, options.drop)
+
+
+def make(folder: pathlib.Path) -> None:
+    """Makes the folder of all logs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-
-
-class _Vocabulary:
-    """Distinct texts, numbered from 1 in the order in which they come."""
-
-    def __init__(self):
-        import polars as pl
-
-        self._known = pl.DataFrame(schema={"value": pl.String, "code": pl.Int32})
-
-    def codes(self, values: pl.Series) -> np.ndarray:
-        """The number of each text, int32 (n,); null is 0."""
-        import polars as pl
-
-        values = values.alias("value").to_frame()
-        fresh = values.drop_nulls().unique(maintain_order=True).join(self._known, on="value", how="anti")
-        numbers = pl.int_range(len(self) + 1, len(self) + 1 + pl.len(), dtype=pl.Int32).alias("code")
-        self._known = pl.concat([self._known, fresh.with_columns(numbers)], rechunk=True)
-        found = values.join(self._known, on="value", how="left", maintain_order="left")
-        return found["code"].fill_null(0).to_numpy()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def texts(self) -> list[str]:
-        """All texts; the one with number n stands at n - 1."""
-        return self._known["value"].to_list()
 
 
 class _Gathered:
@@ -148,11 +124,9 @@ class _Gathered:
 
     def __init__(self, files, roles: dict[str, str], options: Options, folder: pathlib.Path, now: float | None):
         self.files, self.roles, self.options, self.folder = files, roles, options, folder
-        self.vocabularies = {role: _Vocabulary() for role in ("user", "item", "query", "action")}
-        self.problems, self.census = Problems(options.drop), timestamps.Census(now)
-        self.rows = self.words = self.late = self.split = self.inherited = 0
+        self.vocabularies = {role: event_rows.Vocabulary() for role in event_rows.CODED}
+        self.found = Found(Problems(options.drop), timestamps.Census(now))
         self.left_out: dict[str, int] = {}
-        self.example = ""  # the first time that cannot be read
 
     # --- reading: text to codes
 
@@ -162,91 +136,19 @@ class _Gathered:
         names = list(dict.fromkeys(self.roles.values()))
         with tqdm(total=self.files.bytes, desc="read", unit="B", unit_scale=True, disable=None, leave=False) as bar:
             for piece in self.files.pieces(names):
-                for reason, rows in piece.broken.items():
-                    self.problems.add("bad-lines", f"with {reason}", rows)
-                    self.rows += len(rows)
-                self.rows += len(piece.rows)
-                self._encode(piece)
+                rows = event_rows.clean(piece, self.roles, self.files.where, self.found)
+                self.store.append(*event_rows.encode(rows, self.vocabularies))
+                check_actions(self.files.where, self.roles, len(self.vocabularies["action"]))
                 bar.update(piece.size)
-        if not self.rows:
+        if not self.found.rows:
             raise UserError(f"{self.files.where}: there are no rows after the header")
-
-    def _encode(self, piece: event_files.Piece) -> None:
-        import polars as pl
-
-        columns = {role: piece.columns[name] for role, name in self.roles.items()}
-        time = columns.pop("time")
-        if not (isinstance(time.dtype, pl.Date | pl.Datetime) or time.dtype.is_integer() or time.dtype.is_float()):
-            time = self._text(time, "time")
-        number, form = timestamps.parse(time)
-        shown = columns.pop("shown", None)
-        columns = {role: self._text(column, role) for role, column in columns.items()}
-        absent = {role: column.is_null().to_numpy() for role, column in columns.items()}
-        everywhere = np.ones(len(piece.rows), bool)
-        faults = {
-            "without a user": absent["user"],
-            "with neither an item nor a query": absent.get("item", everywhere) & absent.get("query", everywhere),
-            "without an action": absent.get("action", ~everywhere),
-            "without a time": form == timestamps.MISSING,
-        }
-        keep = everywhere
-        for reason, wrong in faults.items():
-            self.problems.add("missing", reason, piece.rows[wrong & keep])
-            keep = keep & ~wrong
-        self.census.add(number[keep], form[keep], piece.rows[keep])
-        if (odd := keep & (form == timestamps.UNREADABLE)).any():
-            self.example = self.example or str(time[int(odd.argmax())])
-
-        events = np.zeros(int(keep.sum()), sorted_events.EVENT)
-        events["row"], events["time"], events["form"] = piece.rows[keep], number[keep], form[keep]
-        columns = {role: column.filter(keep) for role, column in columns.items()}
-        for role, vocabulary in self.vocabularies.items():
-            if role in columns:
-                events[role] = vocabulary.codes(columns[role])
-        if "action" not in columns:
-            events["action"] = self.vocabularies["action"].codes(pl.Series(["interact"]))[0]
-        elif len(self.vocabularies["action"]) > MAX_ACTIONS:
-            raise UserError(
-                f"{self.files.where}: column {self.roles['action']!r} holds more than {MAX_ACTIONS:,} different actions: "
-                "name the right one with --columns action=..."
-            )
-        if "request" in columns:
-            pairs = pl.DataFrame({"user": events["user"], "request": columns["request"]})
-            hashes = pairs.hash_rows().to_numpy()
-            events["request"] = np.where(columns["request"].is_null().to_numpy(), 0, np.maximum(hashes, 1))
-        lists = np.zeros(0, np.int32)
-        if shown is not None:
-            events["shown"], lists = self._lists(shown.filter(keep))
-        self.store.append(events, lists)
-
-    def _text(self, column: pl.Series, role: str) -> pl.Series:
-        """Text with single spaces, null where it is missing."""
-        column = event_files.text(column, f"{self.files.where}: column {self.roles[role]!r}")
-        column = column.str.strip_chars()
-        if role == "query":
-            column = column.str.replace_all(r"\s+", " ")
-        missing = column.is_in(MISSING).fill_null(False)
-        self.words += int((missing & (column != "")).sum())
-        return column.set(missing, None)
-
-    def _lists(self, shown: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths of the shown lists, (n,), and the codes of their items one list after the other."""
-        import polars as pl
-
-        joined = event_files.text(shown, f"{self.files.where}: column {self.roles['shown']!r}", lists="|")
-        each = pl.DataFrame({"item": joined.str.split("|")}).with_row_index("event").explode("item")
-        each = each.with_columns(pl.col("item").str.strip_chars())
-        each = each.filter(pl.col("item").is_not_null() & ~pl.col("item").is_in(MISSING))
-        return np.bincount(each["event"].to_numpy(), minlength=len(shown)), self.vocabularies["item"].codes(
-            each["item"]
-        )
 
     # --- sorting
 
     def sort(self) -> None:
         """Deals the events out to sorted buckets without bad rows, or refuses the files."""
         where = f"{self.files.where}: column {self.roles['time']!r}"
-        self.kind = self.census.decide(self.options.time_unit, where, self.files.place)
+        self.kind = self.found.census.decide(self.options.time_unit, where, self.files.place)
         texts = self.vocabularies["user"].texts()
         self.users = ordered(texts)
         place = {user: i for i, user in enumerate(self.users)}
@@ -255,23 +157,13 @@ class _Gathered:
         self.buckets = sorted_events.deal(self.store, rank, self.folder, self._convert)
         for bucket in tqdm(self.buckets, desc="sort", disable=None, leave=False):
             events, shown = bucket.load()
-            self.late += sorted_events.late(events)
-            events, shown = sorted_events.sort(events, shown)
-            again = sorted_events.repeats(events)
-            self.problems.add("duplicates", "that repeat an earlier row", events["row"][again])
-            events, shown = sorted_events.take(events, shown, np.delete(np.arange(len(events)), again))
-            self.split += sorted_events.split_requests(events)
-            self.inherited += sorted_events.inherit_queries(events)
-            bucket.replace(events, shown)
-        self.problems.check(self.files.where, self.rows, self.files.place)
+            bucket.replace(*event_rows.in_order(events, shown, self.found))
+        self.found.problems.check(self.files.where, self.found.rows, self.files.place)
         self._leave_out_rare()
 
     def _convert(self, events: np.ndarray) -> np.ndarray:
-        events["time"], wrong = timestamps.seconds(events["time"], events["form"], self.kind, self.census.latest)
-        for number, reason in enumerate(timestamps.REASONS[1:], 1):
-            example = self.example if number == 1 else ""
-            self.problems.add("bad-times", f"with {reason}", events["row"][wrong == number], example)
-        return wrong == 0
+        events["time"], good = event_rows.seconds(events["time"], events["form"], events["row"], self.kind, self.found)
+        return good
 
     def _leave_out_rare(self) -> None:
         """Leaves out rare items with their events, then users with few events."""
@@ -285,10 +177,7 @@ class _Gathered:
         for bucket in self.buckets:
             events, shown = bucket.load()
             size = len(events)
-            shown = np.where(rare[shown], 0, shown).astype(np.int32)
-            events, shown = sorted_events.take(events, shown, ~rare[events["item"]])
-            few = np.bincount(events["user"], minlength=len(self.users)) < least_user
-            events, shown = sorted_events.take(events, shown, ~few[events["user"]])
+            events, shown = sorted_events.thin(events, shown, rare, least_user)
             before["events"] += size - len(events)
             bucket.replace(events, shown)
         left = int((self.count("user", -1) > 0).sum())
@@ -322,22 +211,82 @@ class _Gathered:
 
 
 def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.Items | None, items) -> EventLog:
-    options = gathered.options
     used = {role: gathered.count(role) for role in ("item", "query", "action")}
-    if not used["action"].any():
-        raise UserError(f"{gathered.files.where}: no event is left of {gathered.rows:,} rows")
-    with_events = used["item"].copy()
+    with_events = int((used["item"][1:] > 0).sum())
     used["item"] += gathered.shown()
-    tables, codes = {}, {}
+    there, codes = {}, {}
     for role, count in used.items():
         texts = gathered.vocabularies[role].texts()
-        there = [text for text, events in zip(texts, count[1:].tolist()) if events]
-        tables[role] = ["", *ordered([*there, *table.ids] if role == "item" and table else there)]
-        number = {text: i for i, text in enumerate(tables[role])}
-        codes[role] = np.array([0, *(number.get(text, 0) for text in texts)], np.int32)
+        there[role] = [text for text, events in zip(texts, count[1:].tolist()) if events]
+    tables = log_tables(gathered.files.where, gathered.found.rows, there, table)
+    for role, ids in tables.items():
+        number = {text: i for i, text in enumerate(ids)}
+        codes[role] = np.array([0, *(number.get(text, 0) for text in gathered.vocabularies[role].texts())], np.int32)
+    users = gathered.records(codes, len(tables["item"]))
+    about = {"left_out": gathered.left_out, "items_without_events": len(tables["item"]) - 1 - with_events}
+    about = source(gathered.files, gathered.roles, gathered.options, items, gathered.found, gathered.kind) | about
+    return write(path, name, users, tables, table, gathered.options, about)
+
+
+def log_tables(
+    where: str, rows: int, there: typing.Mapping[str, list[str]], table: item_file.Items | None
+) -> dict[str, list[str]]:
+    """The items, queries and actions of a log in the order of their ids, the empty one first.
+
+    Args:
+      rows: how many there were, bad ones included.
+      there: the texts of each role that events have, items that were shown among them.
+      table: its items are there too.
+    """
+    if not there["action"]:
+        raise UserError(f"{where}: no event is left of {rows:,} rows")
+    items = [*there["item"], *table.ids] if table else there["item"]
+    if not items:
+        raise UserError(f"{where}: no event has an item; a log needs items")
+    return {role: ["", *ordered(items if role == "item" else there[role])] for role in ("item", "query", "action")}
+
+
+def source(
+    files: event_files.EventFiles, roles: dict[str, str], options: Options, items, found: Found, kind: str
+) -> dict[str, typing.Any]:
+    """What a log says of the files that it was made of."""
+    return {
+        "origin": files.where,
+        "items": str(items) if items is not None else None,
+        "columns": roles,
+        "unused_columns": [column for column in files.names if column not in roles.values()],
+        "rows": found.rows,
+        "settings": {},
+        "time_unit": kind,
+        "time_unit_was_given": options.time_unit != "auto",
+        "zoneless_times": found.census.zoneless if kind == "iso" else 0,
+        "dropped": found.problems.counts(),
+        "left_out": {},
+        "out_of_order": found.late,
+        "split_requests": found.split,
+        "inherited_queries": found.inherited,
+        "missing_words": found.words,
+    }
+
+
+def write(
+    path: pathlib.Path,
+    name: str,
+    users: typing.Iterable[dict[str, typing.Any]],
+    tables: dict[str, list[str]],
+    table: item_file.Items | None,
+    options: Options,
+    about: dict[str, typing.Any],
+    shards: typing.Sequence[pathlib.Path] = (),
+) -> EventLog:
+    """Writes records with what describes their items and queries.
+
+    Args:
+      users, shards: as `event_log.write` takes them.
+      tables: what `log_tables` made.
+      about: the log's `source`, to which is added what is found here.
+    """
     item_ids, queries, actions = tables["item"], tables["query"], tables["action"]
-    if len(item_ids) < 2:
-        raise UserError(f"{gathered.files.where}: no event has an item; a log needs items")
     described = item_file.describe(item_ids, table)
     item_matrices, query_matrices = dict(described.matrices), {}
     texts = {"item_texts": described.texts, "text_encoder": None}
@@ -347,43 +296,35 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         texts["text_encoder"], found = text.matrices(encoder, words, queries, path.parent.parent / "text-cache")
         for kind, matrix in found.items():
             (item_matrices if kind == "item" else query_matrices)["text"] = matrix
-    source = {
-        "origin": gathered.files.where,
-        "items": str(items) if items is not None else None,
-        "columns": gathered.roles,
-        "unused_columns": [column for column in gathered.files.names if column not in gathered.roles.values()],
-        "rows": gathered.rows,
-        "settings": {"text": text.identity(encoder)} if encoder != "none" else {},
-        "time_unit": gathered.kind,
-        "time_unit_was_given": options.time_unit != "auto",
-        "zoneless_times": gathered.census.zoneless if gathered.kind == "iso" else 0,
-        "dropped": gathered.problems.counts(),
-        "left_out": gathered.left_out,
-        "out_of_order": gathered.late,
-        "split_requests": gathered.split,
-        "inherited_queries": gathered.inherited,
-        "missing_words": gathered.words,
-        "items_without_row": described.without_row if table else 0,
-        "items_without_events": len(item_ids) - 1 - int((with_events[1:] > 0).sum()),
-    }
+        about = {**about, "settings": {"text": text.identity(encoder)}}
     return event_log.write(
         path,
         name=name,
-        users=gathered.records(codes, len(item_ids)),
+        users=users,
+        shards=shards,
         item_ids=item_ids,
         item_titles=described.titles,
         queries=queries,
         actions=actions,
-        labels=_labels(actions[1:], options.labels),
+        labels=make_labels(actions[1:], options.labels),
         item_matrices=item_matrices,
         query_matrices=query_matrices,
         item_columns=described.columns,
-        source=source,
+        source={**about, "items_without_row": described.without_row if table else 0},
         **texts,
     )
 
 
-def _labels(actions: list[str], given: typing.Mapping[str, typing.Sequence[str]]) -> dict[str, list[int]]:
+def check_actions(where: str, roles: typing.Mapping[str, str], count: int) -> None:
+    """Refuses a column that names no actions."""
+    if count > MAX_ACTIONS:
+        raise UserError(
+            f"{where}: column {roles['action']!r} holds more than {MAX_ACTIONS:,} different actions: "
+            "name the right one with --columns action=..."
+        )
+
+
+def make_labels(actions: list[str], given: typing.Mapping[str, typing.Sequence[str]]) -> dict[str, list[int]]:
     """Action ids of each label. The first, "engage", tells whether an item is chosen at all: by any action."""
     number = {action: i for i, action in enumerate(actions, 1)}
     labels = {"engage": list(number.values())}

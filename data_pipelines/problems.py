@@ -41,6 +41,12 @@ class Problems:
             first = sorted([*first, *np.sort(np.asarray(rows))[:SHOWN].tolist()])[:SHOWN]
             self._found[kind, reason] = count + len(rows), first, was
 
+    def merge(self, other: Problems) -> None:
+        """Adds what was found in other rows."""
+        for key, (count, first, example) in other._found.items():
+            own, places, was = self._found.get(key, (0, [], example))
+            self._found[key] = own + count, sorted([*places, *first])[:SHOWN], was
+
     def counts(self) -> dict[str, int]:
         """Bad rows of each kind that there are."""
         found = dict.fromkeys((kind for kind in KINDS if any(key[0] == kind for key in self._found)), 0)

@@ -117,6 +117,14 @@ def repeats(events: np.ndarray) -> np.ndarray:
     return np.sort(tied[order][1:][same])
 
 
+def thin(events: np.ndarray, shown: np.ndarray, rare: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leaves out rare items with their events, a mask by item code, then users with fewer than `least` events."""
+    shown = np.where(rare[shown], 0, shown).astype(np.int32)
+    events, shown = take(events, shown, ~rare[events["item"]])
+    few = np.bincount(events["user"]) < least
+    return take(events, shown, ~few[events["user"]])
+
+
 def runs(events: np.ndarray) -> np.ndarray:
     """Numbers the requests of sorted events from 1 up, (n,): each run of neighbours of one user and request is one."""
     new = np.ones(len(events), bool)

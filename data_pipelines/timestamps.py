@@ -129,6 +129,13 @@ class Census:
             self.count[kind] += there
             self._first.setdefault(kind, (int(rows[at]), int(number[at])))
 
+    def merge(self, other: Census) -> None:
+        """Adds what was counted in later rows."""
+        for kind, count in other.count.items():
+            self.count[kind] += count
+        self.zoneless += other.zoneless
+        self._first = {**other._first, **self._first}
+
     def decide(self, asked: str, where: str, place: typing.Callable[[int], str] = "row {}".format) -> str:
         """The kind of the column: what was asked for, or the one that all its values have.
 

@@ -129,6 +129,16 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
     own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")
 
+    own.add_argument(
+        "--beam", metavar="RUNNER", help="import on many machines by this runner of Apache Beam (docs/beam.md)"
+    )
+    own.add_argument(
+        "--beam-options", metavar="'--OPTION=VALUE ...'", help="the runner's options: --beam-options='--project=p ...'"
+    )
+    own.add_argument(
+        "--beam-folder", metavar="FOLDER", help="for intermediate files; all workers must reach it (default: the log's)"
+    )
+
     command("list", "List the event logs that there are.", "synergen data list", actions)
     show = command("show", "Describe an event log, and show a few of its users.", "synergen data show shop", actions)
     show.add_argument("name", help="name of a log, or its folder")

@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines import own_log
+from data_pipelines import beam_log, own_log
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import default_data_dir, locate
 from data_pipelines.prepare import prepare as prepare_log
@@ -69,9 +69,14 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
         min_user_events=arguments.min_user_events,
     )
     was_there = ((arguments.data_dir or default_data_dir()) / "logs" / name / "log.json").is_file()
-    log = own_log.import_log(
-        arguments.events, name=name, items=arguments.items, options=options, data_dir=arguments.data_dir
-    )
+    settings = {"name": name, "items": arguments.items, "options": options, "data_dir": arguments.data_dir}
+    if arguments.beam:
+        beam = {"runner": arguments.beam, "beam_options": arguments.beam_options or "", "folder": arguments.beam_folder}
+        log = beam_log.import_log(arguments.events, **settings, **beam)
+    elif arguments.beam_options or arguments.beam_folder:
+        raise UserError("--beam-options and --beam-folder need --beam RUNNER")
+    else:
+        log = own_log.import_log(arguments.events, **settings)
     summary = _summary(log, start, say)
     for line in _notes(log):
         say(f"  {line}")

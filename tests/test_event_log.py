@@ -176,7 +176,7 @@ def test_another_folder_is_not_overwritten(tmp_path):
     ],
 )
 def test_full_disk(tmp_path, monkeypatch, error):
-    def fail(folder, records, features):
+    def fail(folder, records, features, shards):
         (folder / "half").write_text("x")
         raise error
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -535,3 +536,24 @@ def test_polars_is_imported_when_it_is_needed():
         "import sys, synergen_jax.data_commands; print({'polars', 'pyarrow', 'tensorflow_datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
+    (tmp_path / "shop.csv").write_text(HEAD + GOOD)
+    command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data")]
+    assert cli.main([*command, "--beam-folder", "x"]) == 2
+    assert "--beam-options and --beam-folder need --beam RUNNER" in capsys.readouterr().err
+    for module in ("apache_beam", "apache_beam.io.filesystems"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert cli.main([*command, "--beam", "DirectRunner"]) == 2
+    assert "pip install 'synergen-jax[beam]'" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+def test_commands_of_the_beam_page_parse():
+    page = (pathlib.Path(__file__).parent.parent / "docs/beam.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    commands = re.findall(
+        r"^synergen (.*?)(?=^synergen|^pip|\Z)", "\n".join(blocks).replace("\\\n", " "), re.DOTALL | re.MULTILINE
+    )
+    runners = [cli.parser().parse_args(shlex.split(command)).beam for command in commands]
+    assert {"DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"} <= set(runners)

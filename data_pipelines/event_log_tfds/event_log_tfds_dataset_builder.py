@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import typing
 
 import numpy as np
@@ -38,7 +39,7 @@ def features(candidate_features: bool = False) -> tfds.features.FeaturesDict:
 
 
 class Builder(tfds.core.dataset_builder.FileReaderBuilder):
-    """Writes the records that it is given, in their order.
+    """Writes the records that it is given, in their order; where `shards` hold them already, it takes these.
 
     Records go straight to their shards. A `GeneratorBasedBuilder` keeps all records in memory before it writes the first,
     and asks for TensorFlow above a gibibyte of them.
@@ -47,8 +48,15 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: typing.ClassVar[dict[str, str]] = {"1.0.0": "Events, requests and shown lists, one record a user."}
 
-    def __init__(self, *, records: typing.Iterable[dict] = (), candidate_features: bool = False, **settings):
-        self._records = records
+    def __init__(
+        self,
+        *,
+        records: typing.Iterable[dict] = (),
+        shards: typing.Sequence[pathlib.Path] = (),
+        candidate_features: bool = False,
+        **settings,
+    ):
+        self._records, self._shards = records, shards
         self._features = features(candidate_features)
         super().__init__(file_format="array_record", **settings)
 
@@ -59,7 +67,10 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         del dl_manager, download_config  # nothing is downloaded here
         folder, form = pathlib.Path(self.data_dir), self.info.features
-        lengths, total = _write(folder, (form.serialize_example(r) for r in self._records))
+        if self._shards:
+            lengths, total = _take(folder, self._shards, self._records)
+        else:
+            lengths, total = write_shards(folder, (form.serialize_example(r) for r in self._records))
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix="array_record"
         )
@@ -69,17 +80,33 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
         self.info.set_splits(tfds.core.splits.SplitDict([split]))
 
 
-def _write(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[int], int]:
-    """Writes part-0, part-1, ... of about SHARD bytes each; the number of records in each, and bytes in all."""
-    from array_record.python.array_record_module import ArrayRecordWriter
+def _take(
+    folder: pathlib.Path, shards: typing.Sequence[pathlib.Path], records: typing.Iterable[dict]
+) -> tuple[list[int], int]:
+    """Moves shards to part-0, part-1, ... once their records have been gone through; as `write_shards`."""
+    from array_record.python.array_record_module import ArrayRecordReader
 
+    count, lengths, total = sum(1 for _ in records), [], 0
+    for number, shard in enumerate(shards):
+        reader = ArrayRecordReader(str(shard))
+        lengths.append(reader.num_records())
+        reader.close()
+        total += shard.stat().st_size
+        shutil.move(shard, folder / f"part-{number}")
+    if sum(lengths) != count:
+        raise RuntimeError(f"{sum(lengths)} records in {len(shards)} shards, not {count}")
+    return lengths, total
+
+
+def write_shards(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[int], int]:
+    """Writes part-0, part-1, ... of about SHARD bytes each; the number of records in each, and bytes in all."""
     lengths, total, written, writer = [], 0, SHARD, None
     try:
         for record in records:
             if written >= SHARD:
                 if writer:
                     writer.close()
-                writer = ArrayRecordWriter(str(folder / f"part-{len(lengths)}"), "group_size:1")
+                writer = open_shard(folder / f"part-{len(lengths)}")
                 lengths.append(0)
                 written = 0
             writer.write(record)
@@ -90,3 +117,10 @@ def _write(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[
         if writer:
             writer.close()
     return lengths, total
+
+
+def open_shard(path: pathlib.Path):
+    """A writer of an ArrayRecord file from which single records are read quickly."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    return ArrayRecordWriter(str(path), "group_size:1")
