@@ -18,7 +18,8 @@ what came before it, and a list belongs to its clickout alone.
 There is no text of items: titles are their ids. Most hotels that are clicked were never met before, so that a learned
 vector says nothing of them; what can be told is whether two hotels are the same one. The matrix "code" of items, frozen
 random vectors of unit length, says just that: with it and `model.item_ids = false` a new hotel is treated as any other.
-The matrix "code" of queries is likewise: a random vector for each city, point of interest and filter, added up.
+The matrix "query_code" of queries is likewise: a random vector for each city, point of interest and filter, added up. It
+has a name of its own: under one name the model would compare the codes of queries with those of items, which are unrelated.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
         "actions": ACTIONS,
         "labels": {"engage": tuple(range(1, 1 + len(ITEM_ACTIONS)))},
         "item_matrices": {"code": codes([(item,) for item in items])},
-        "query_matrices": {"code": codes([query.replace(" | ", ", ").split(", ") for query in queries])},
+        "query_matrices": {"query_code": codes([query.replace(" | ", ", ").split(", ") for query in queries])},
         "candidate_features": FEATURES,
     }, dict(counts)
 

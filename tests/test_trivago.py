@@ -70,7 +70,7 @@ def test_a_log_worked_by_hand(tmp_path):
     assert log.labels == {"engage": (1, 2, 3, 4, 5, 6)}
     code = log.item_matrices["code"].astype(np.float32)
     assert not code[0].any() and np.allclose(code[1:] @ code[1:].T, np.eye(4), atol=0.5), "each item stands alone"
-    near = dict(zip(log.queries, log.query_matrices["code"] @ log.query_matrices["code"][1]))
+    near = dict(zip(log.queries, log.query_matrices["query_code"] @ log.query_matrices["query_code"][1]))
     assert log.queries[1] == "Nice, France" and near["Paris, France"] > near["Rome, Italy"] + 0.2, "France is shared"
     u = log[0]
     steps = [
