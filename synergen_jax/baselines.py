@@ -23,6 +23,16 @@ def fixed(scores: np.ndarray) -> Scorer:
     return lambda batch: np.broadcast_to(scores, (len(batch.user), len(scores)))
 
 
+def random(items: int, seed: int = 0) -> Scorer:
+    """Other random scores for each target: what finds new items by luck alone."""
+
+    def score(batch: EvalBatch) -> np.ndarray:
+        users = batch.user.tolist()
+        return np.stack([np.random.default_rng((seed, user + 1)).random(items, np.float32) for user in users])
+
+    return score
+
+
 def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Sequence[str]) -> Scorer:
     """BM25 (Robertson and Zaragoza 2009, by the package bm25s) of each search's words in the items' texts.
 

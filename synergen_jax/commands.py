@@ -153,6 +153,8 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     config = run.config
     targets = run.targets(part)
     others = {"most_recent": baselines.fixed(feed.recent_counts(*run.training))}
+    if config.data.cold_items:
+        others["random"] = baselines.random(run.log.spec.items, config.data.seed)
     if len(run.log.queries) > 1:
         others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
     found = evaluation.evaluate(
@@ -165,6 +167,8 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     )
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"
+    if config.data.cold_items:
+        protocol += f"; {config.data.cold_items:.0%} of the items were held out of training"
     if run.log.query_note:
         protocol += f"; {run.log.query_note}"
     say(evaluation_report.text(found, protocol, config, run.log.spec.labels))

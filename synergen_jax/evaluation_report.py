@@ -90,13 +90,13 @@ def _retrieval(found: Report) -> Rows:
 
 
 def _slices(found: Report) -> Rows:
-    """Every system in the slices that are tasks, and the model beside popularity in the others."""
-    tasks = ("search", "recommendation")
+    """Every system in the slices that are tasks, and the model beside simple baselines in the others."""
+    tasks, few = ("search", "recommendation"), ("model", "most_popular", "random")
     return [
         {"slice": name, "targets": f"{values['targets']:,}", "system": system} | measured
         for name, values in found.slices.items()
         for system, measured in values.items()
-        if name != "all" and system != "targets" and (name in tasks or system in ("model", "most_popular"))
+        if name != "all" and system != "targets" and (name in tasks or system in few)
     ]
 
 

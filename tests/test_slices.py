@@ -104,3 +104,13 @@ def test_counts_of_queries():
 def test_ranks_of_a_marked_row_are_refused():
     with pytest.raises(ValueError, match="below 1"):
         metrics.retrieval_metrics(np.array([1, 0]))
+
+
+def test_random_scores_are_drawn_for_each_target():
+    _, _, batches = setting()
+    scorer = baselines.random(7, seed=1)
+    first = next(iter(batches))
+    scores = scorer(first)
+    assert scores.shape == (2, 7) and not np.array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores, scorer(first))
+    assert not np.array_equal(scores, baselines.random(7, seed=2)(first))
