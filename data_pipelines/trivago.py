@@ -4,7 +4,8 @@ Each row is one step of a session. Rows are sorted by user, time, session and st
 
 - a clickout is an event with an item and with the list that was shown, in its order. The features of a list's items
   are "position", the logarithm of the place from 1, and "price", the logarithm of the price less its mean over the
-  list, over its standard deviation in the list (0 where all prices are equal);
+  list, over its standard deviation in the list (0 where all prices are equal); "seen" is 1 / (1 + how many other items
+  the user has met since the item's last event), 0 for items that the user never met;
 - other steps with an item (image, info, rating, deals, a search for the item) are events with an item, the context of
   what follows. Of consecutive steps of one session with the same action and item the first is kept: they are mostly
   pictures that are leafed through, and how many there will be is not known when the first one comes;
@@ -50,7 +51,7 @@ DESTINATION, POI = "search for destination", "search for poi"
 QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
-FEATURES = ("position", "price")
+FEATURES = ("position", "price", "seen")
 CODE = 64  # width of the random codes
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
 NUMBERS = ("timestamp", "step")
@@ -179,6 +180,7 @@ class _Search:
 def _events(table, counts: collections.Counter) -> dict[str, list[Event]]:
     """The events of each user that has one, users in the order of their ids."""
     users: dict[str, list[Event]] = {}
+    met: dict[str, dict[str, None]] = collections.defaultdict(dict)  # items of each user, by their last event
     searches: dict[tuple[str, str], _Search] = collections.defaultdict(_Search)
     before = None
     for row in table.iter_rows():
@@ -192,7 +194,7 @@ def _events(table, counts: collections.Counter) -> dict[str, list[Event]]:
                 continue
             item = reference
             if action == CLICKOUT:
-                shown = _shown(item, impressions, prices, counts)
+                shown = _shown(item, impressions, prices, list(met[user])[::-1], counts)
             elif before == (user, session, action, item):
                 counts["repeats"] += 1
                 continue
@@ -200,12 +202,15 @@ def _events(table, counts: collections.Counter) -> dict[str, list[Event]]:
             counts["searches without a text"] += 1
             continue
         before = (user, session, action, item)
+        if item:
+            met[user].pop(item, None)
+            met[user][item] = None
         users.setdefault(user, []).append(Event(item, ACTIONS.index(action), query, time, shown))
     return users
 
 
-def _shown(clicked: str, impressions: str, prices: str, counts: collections.Counter):
-    """A clickout's list with its features; None, and counted, where it is not to be had."""
+def _shown(clicked: str, impressions: str, prices: str, met: list[str], counts: collections.Counter):
+    """A clickout's list with its features; None, and counted, where it is not to be had. `met`: items, newest first."""
     if not impressions:
         counts["lists missing"] += 1
         return None
@@ -221,15 +226,20 @@ def _shown(clicked: str, impressions: str, prices: str, counts: collections.Coun
     if clicked not in items:
         counts["lists without the clicked item"] += 1
         return None
-    return items, features(price)
+    since = {item: place for place, item in enumerate(met)}
+    return items, features(price, np.array([since.get(item, np.inf) for item in items]))
 
 
-def features(price: np.ndarray) -> np.ndarray:
-    """Position and price of the items of a list, in its order, by their prices (n,): float32 (n, 2)."""
+def features(price: np.ndarray, since: np.ndarray) -> np.ndarray:
+    """Position, price and recency of the items of a list, in its order: float32 (n, 3).
+
+    Args:
+      price: (n,); since: how many other items the user has met since each item's last event, (n,), infinite for new ones.
+    """
     price = np.log(price)
     spread = price.std()
     price = (price - price.mean()) / spread if spread > 1e-9 else np.zeros(len(price))
-    return np.stack([np.log(1.0 + np.arange(len(price))), price], axis=1).astype(np.float32)
+    return np.stack([np.log(1.0 + np.arange(len(price))), price, 1 / (1 + since)], axis=1).astype(np.float32)
 
 
 def codes(rows: typing.Sequence[typing.Sequence[str]]) -> np.ndarray:

@@ -66,7 +66,7 @@ def log_of(tmp_path, rows=tuple(ROWS), folder="trips"):
 def test_a_log_worked_by_hand(tmp_path):
     log = log_of(tmp_path)
     assert log.name == "trips" and log.user_ids == ["u", "v"] and log.item_ids == ["", "9", "20", "30", "100"]
-    assert log.candidate_features == log.spec.candidate_features == ("position", "price")
+    assert log.candidate_features == log.spec.candidate_features == ("position", "price", "seen")
     assert log.labels == {"engage": (1, 2, 3, 4, 5, 6)}
     code = log.item_matrices["code"].astype(np.float32)
     assert not code[0].any() and np.allclose(code[1:] @ code[1:].T, np.eye(4), atol=0.5), "each item stands alone"
@@ -98,9 +98,13 @@ def test_a_log_worked_by_hand(tmp_path):
     assert [log.actions[a] for a in u["shown_action"]] == ["", CLICK, "", CLICK]
     z = np.sqrt(1.5)  # of log 10, log 100, log 1000
     np.testing.assert_allclose(
-        u["shown_feature"], [[0, -z], [np.log(2), 0], [np.log(3), z], [0, 0]], rtol=1e-6, atol=1e-6
+        # Item 20 was the last that u had met before the first list, item 9 before the second.
+        u["shown_feature"],
+        [[0, -z, 1], [np.log(2), 0, 0], [np.log(3), z, 0], [0, 0, 1]],
+        rtol=1e-6,
+        atol=1e-6,
     )
-    np.testing.assert_allclose(log[1]["shown_feature"], [[0, 0], [np.log(2), 0]], rtol=1e-6)  # equal prices
+    np.testing.assert_allclose(log[1]["shown_feature"], [[0, 0, 0], [np.log(2), 0, 0]], rtol=1e-6)  # equal prices
     assert log.source["counts"] == {
         "rows": 18,
         "repeats": 2,
@@ -115,9 +119,9 @@ def test_a_log_worked_by_hand(tmp_path):
 @pytest.mark.parametrize("prices", ["10|x|1000", "10|0|1000", "10|nan|1000", "", "10|100|1000|1", "10|-1|5"])
 def test_a_list_with_wrong_prices_is_left_out(prices):
     counts = collections.Counter()
-    assert trivago._shown("9", "20|100|9", prices, counts) is None and counts == {"lists malformed": 1}
-    assert trivago._shown("9", "20|20|9", "1|2|3", counts) is None  # an item twice
-    assert trivago._shown("9", "20|?|9", "1|2|3", counts) is None and counts == {"lists malformed": 3}
+    assert trivago._shown("9", "20|100|9", prices, [], counts) is None and counts == {"lists malformed": 1}
+    assert trivago._shown("9", "20|20|9", "1|2|3", [], counts) is None  # an item twice
+    assert trivago._shown("9", "20|?|9", "1|2|3", [], counts) is None and counts == {"lists malformed": 3}
 
 
 @pytest.mark.parametrize(
@@ -201,10 +205,10 @@ def test_features_belong_to_the_fingerprint_and_are_checked(tmp_path):
     plain = write(records)  # without names there are no features
     assert "shown_feature" not in plain[0] and plain.spec.candidate_features == ()
     moved = [records[0] | {"shown_feature": records[0]["shown_feature"] + 1}, records[1]]
-    others = [plain, write(moved, **names), write(records, candidate_features=("position", "cost"))]
+    others = [plain, write(moved, **names), write(records, candidate_features=("position", "cost", "seen"))]
     assert len({log.fingerprint, *(other.fingerprint for other in others)}) == 4
     for wrong, reason in (
-        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 2\), not float32 of shape"),
+        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 3\), not float32 of shape"),
         (records[0]["shown_feature"] * np.float32(np.nan), "row 0: shown_feature holds a value that is not finite"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -259,8 +263,8 @@ def test_features_and_targets_in_training(tmp_path):
     for _ in range(20):
         batch = next(batches)
         ranking = batch.ranking
-        assert ranking.feature.shape == (4, 2, 5, 3) and ranking.feature.dtype == np.float32
-        known = ranking.feature[..., 2]
+        assert ranking.feature.shape == (4, 2, 5, 4) and ranking.feature.dtype == np.float32
+        known = ranking.feature[..., 3]
         assert np.array_equal(known == 1, ranking.item > 0), "only clickouts are ranked, within their lists"
         assert not ranking.feature[known == 0].any()
         first = (ranking.item > 0) & (ranking.feature[..., 0] == 0)
@@ -271,7 +275,7 @@ def test_features_and_targets_in_training(tmp_path):
             for i, values in zip(record["shown_item"].tolist(), record["shown_feature"]):
                 by_item.setdefault(i, set()).add(tuple(values.tolist()))
         for i, values in zip(ranking.item[known == 1].tolist(), ranking.feature[known == 1]):
-            assert tuple(values[:2].tolist()) in by_item[i]
+            assert tuple(values[:3].tolist()) in by_item[i]
         ranked += int((ranking.item[..., 0] > 0).sum())
         image = log.actions.index(IMAGE)
         pictures += int(((batch.target > 0) & (batch.events.action == image)).sum())
@@ -377,3 +381,10 @@ def test_baselines_by_hand():
     unseen = dataclasses.replace(batch, events=dataclasses.replace(batch.events, item=np.zeros((1, 6), np.int32)))
     shown = baselines.last_seen_first(unseen, counts)[0]
     assert np.argsort(-shown, kind="stable").tolist() == [1, 0, 2, 3, 4, 5]
+
+
+def test_how_long_ago_an_item_was_met():
+    counts = collections.Counter()
+    items, found = trivago._shown("9", "7|8|9|5", "1|1|1|1", ["9", "4", "7"], counts)
+    assert items == ["7", "8", "9", "5"] and not counts
+    np.testing.assert_allclose(found[:, 2], [1 / 3, 0, 1, 0])
