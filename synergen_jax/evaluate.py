@@ -58,7 +58,8 @@ def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, b
     ranks = metrics.ranks(scores, batch.target, batch.seen)
     score = lambda ids: jnp.einsum("bd,bkd->bk", query, keys[ids])
     listed = batch.ranking.readers()
-    logits = apply(read(listed), score(listed.item), method="rank").reshape(batch.ranking.label[:, 0].shape)
+    logits = apply(read(listed), score(listed.item), listed.feature, method="rank")
+    logits = logits.reshape(batch.ranking.label[:, 0].shape)
     if not rerank:
         return ranks, query, logits, jnp.zeros((len(ranks), 0))
     users = jnp.arange(len(ranks))[:, None]

@@ -131,6 +131,11 @@ class SynerGen(nn.Module):
             self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "embed_out"))
+            # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
+            wide = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+            self.feature_wide = self.param(
+                "feature_wide", wide, (len(self.spec.candidate_features) + 1, len(self.spec.labels))
+            )
             self.feature_out = nn.Dense(c.width, use_bias=False, dtype=dtype, kernel_init=init)
         self.dropout = nn.Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
@@ -201,7 +206,9 @@ class SynerGen(nn.Module):
         """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
         return self._scored(items)
 
-    def rank(self, hidden: Array, score: Float[Array, "..."]) -> Float[Array, "... a"]:
+    def rank(
+        self, hidden: Array, score: Float[Array, "..."], feature: Float[Array, "... f"] | None = None
+    ) -> Float[Array, "... a"]:
         """One logit a ranked label, float32, (..., A).
 
         The ranking token is compared with nothing; whether a candidate is like what the user is after is told by its
@@ -210,11 +217,15 @@ class SynerGen(nn.Module):
         Args:
           hidden: of ranking readers, (..., D).
           score: the inner product of the request's retrieval vector (`retrieve`) and the candidate's key (`keys`), (...).
+          feature: the readers' candidate features, (..., F + 1), see `batch.Candidates`; None: nothing is known of any.
         """
         logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
         one = (1,) * (logits.ndim - 1) + (-1,)
         scale = 10.0 if self.config.normalise else 1.0  # cosines are small
-        return logits + self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
+        logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
+        if feature is None or not self.spec.candidate_features:
+            return logits
+        return logits + feature.astype(jnp.float32) @ self.feature_wide
 
     def _scored(self, x: Array) -> Array:
         x = x.astype(jnp.float32)
@@ -254,7 +265,7 @@ def init(model: SynerGen, key: Array) -> Params:
         feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
         readers = Readers(one, one, one, one, feature)
         hidden = model.read(model.encode(events, items, queries), readers, items, queries)
-        return model.retrieve(hidden), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)))
+        return model.retrieve(hidden), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)), feature)
 
     return {"model": model.init(model_key, method=touch), "tables": tables}
 
