@@ -125,8 +125,9 @@ def loss(
         wanted = retrieve(asked)  # (B, E, D)
         if config.hard_candidates:
             scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
-            candidates = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates)
-            hard = item(candidates.item[:, :, -config.hard_candidates :])
+            draw = None if key is None else jax.random.fold_in(key, 2)
+            candidates = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates, draw)
+            hard = item(candidates.item[:, :, candidate_items.shape[2] :])
             candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
@@ -146,20 +147,33 @@ def loss(
     return sum(weight[name] * part for name, part in parts.items()), parts
 
 
-def _with_hard(candidates: Candidates, scores: Array, pool: Array, had: Array, count: int) -> Candidates:
-    """Lists that are longer by the `count` items that the model itself retrieves first at that moment.
+FIRST = 100  # items, retrieved first, among which hard candidates are drawn: what ranking is given in serving
+
+
+def _with_hard(
+    candidates: Candidates, scores: Array, pool: Array, had: Array, count: int, key: Array | None
+) -> Candidates:
+    """Lists that are longer by `count` of the `FIRST` items that the model itself retrieves first at that moment.
 
     They are mined in the step itself, from the pool of the retrieval loss, so that they are never stale (Xiong et al.
-    2021 refresh theirs from time to time). Left out are items of the user's window and those of the list. Their label is
-    that of a sampled candidate: 0 for the first label, unknown for the others.
+    2021 refresh theirs from time to time), and drawn at random from as many as ranking will see: of the very first ones
+    alone the head would learn that a high score is a bad sign. Left out are items of the user's window and those of the
+    list. Their label is that of a sampled candidate: 0 for the first label, unknown for the others.
 
     Args:
       scores: of the pool at each ranked event, (B, E, P); -inf for items that must not come.
       pool: ids, (P,); had: the window's items, (B, L).
+      key: of the draw; None takes the very first ones.
     """
     known = jnp.concatenate([had, candidates.item.reshape(had.shape[0], -1)], axis=1)
     taken = jax.vmap(lambda mine: jnp.isin(pool, mine))(known)  # (B, P)
-    best, place = jax.lax.top_k(jnp.where(taken[:, None], -jnp.inf, jax.lax.stop_gradient(scores)), count)
+    scores = jnp.where(taken[:, None], -jnp.inf, jax.lax.stop_gradient(scores))
+    count = min(count, scores.shape[-1])
+    best, place = jax.lax.top_k(scores, count if key is None else min(max(count, FIRST), scores.shape[-1]))
+    if key is not None:
+        luck = jnp.where(best > -jnp.inf, jax.random.uniform(key, best.shape), -1.0)
+        _, drawn = jax.lax.top_k(luck, count)
+        best, place = (jnp.take_along_axis(x, drawn, axis=-1) for x in (best, place))
     found = (best > -jnp.inf) & (candidates.item[:, :, :1] > 0)
     item = jnp.where(found, pool[place], 0)
     label = jnp.full((*item.shape, candidates.label.shape[-1]), -1, candidates.label.dtype)

@@ -145,11 +145,22 @@ def test_hard_candidates_by_hand():
     lists = Candidates(jnp.array([[[1, 2], [0, 0]]]), label, zeros, zeros, zeros)
     scores = jnp.array([[[0.9, 0.8, 0.7, 0.6, 0.5, -jnp.inf]] * 2])
     pool, had = jnp.array([1, 3, 4, 2, 5, 6]), jnp.array([[4, 0, 0]])
-    found = objective._with_hard(lists, scores, pool, had, 3)
+    found = objective._with_hard(lists, scores, pool, had, 3, None)
     # 1 and 2 are in the list, 4 was had, 6 must not come: 3 and 5 are left, and one place is empty.
     assert found.item.tolist() == [[[1, 2, 3, 5, 0], [0, 0, 0, 0, 0]]]
     assert found.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
     assert (found.label[0, 0, 2:, 1] == -1).all() and (found.label[0, 1] == -1).all()
+
+
+def test_hard_candidates_are_drawn_from_the_first_hundred():
+    """Of 300 items, each of the first hundred comes up, no other does, and none twice in a list."""
+    zeros = jnp.zeros((1, 50), jnp.int32)
+    lists = Candidates(jnp.full((1, 50, 1), 300), jnp.ones((1, 50, 1, 1), jnp.int8), zeros, zeros, zeros)
+    scores = jnp.broadcast_to(-jnp.arange(1.0, 301.0), (1, 50, 300))
+    drawn = objective._with_hard(lists, scores, jnp.arange(1, 301), jnp.zeros((1, 4), jnp.int32), 20, jax.random.key(0))
+    rows = np.asarray(drawn.item[0, :, 1:])
+    assert set(rows.ravel().tolist()) == set(range(1, 101))
+    assert all(len(set(row.tolist())) == 20 for row in rows)
 
 
 @pytest.mark.parametrize("full", [True, False])
