@@ -51,6 +51,7 @@ class Run:
 
     config: Config
     log: EventLog
+    folder: pathlib.Path | None = None  # the workdir, which keeps the training counts: a large log takes long to count
 
     @functools.cached_property
     def split(self):
@@ -63,6 +64,8 @@ class Run:
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
+        if self.folder is not None and (counts := workdir.read_counts(self.folder)):
+            return Catalogue(dict(self.log.item_matrices), dict(self.log.query_matrices), *counts)
         return feed.catalogue(*self.training)
 
     @functools.cached_property
@@ -93,6 +96,7 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     batches = feed.train_feed(*run.training, run.config, run.catalogue.counts)
     validate = evaluation.validator(run.model, run.catalogue, run.targets("validation"))
     workdir.start(folder, run.config, run.log.path, run.log.fingerprint)  # once nothing is left to be refused
+    workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts)
     say(f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}, workdir {folder}")
     result = train.train(
         run.config,
@@ -134,7 +138,7 @@ def _open(folder: pathlib.Path, settings, data_dir) -> tuple[Run, models.Params,
     log_found = EventLog.load(path if path.exists() else locate(config.data.log, data_dir))
     if log_found.fingerprint != log["fingerprint"]:
         raise UserError(f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again")
-    run = Run(changed, log_found)
+    run = Run(changed, log_found, folder)
     mesh = sharding.make_mesh(configs.MeshConfig(1, 1), jax.devices()[:1])
     with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=say, read_only=True) as checkpoints:
         found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True)

@@ -2,7 +2,8 @@
 
 config.json      the resolved config
 log.json         {"path", "fingerprint"} of the event log
-checkpoints/     Orbax;  damaged/  those that a resumed run could not read
+counts.npz       training events of each item and query
+checkpoints/     Orbax;  STEP.damaged  one that a resumed run could not read
 metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
 evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 import json
 import pathlib
 import typing
+import zipfile
+
+import numpy as np
 
 from synergen_jax import config as configs
 from synergen_jax.config import Config
@@ -58,6 +62,23 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
         return config, {"path": str(log["path"]), "fingerprint": str(log["fingerprint"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{workdir / 'log.json'} is damaged ({error}): give another --workdir") from None
+
+
+def write_counts(workdir: pathlib.Path, items: np.ndarray, queries: np.ndarray) -> None:
+    """Keeps how often training meets each item, (V,), and each query, (queries,)."""
+    temporary = workdir / "counts.tmp"
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, items=items, queries=queries)
+    temporary.replace(workdir / "counts.npz")
+
+
+def read_counts(workdir: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `write_counts` kept; None where there is nothing, or nothing whole."""
+    try:
+        with (workdir / "counts.npz").open("rb") as file, np.load(file) as found:
+            return found["items"], found["queries"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def write_json(path: pathlib.Path, value: typing.Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from synergen_jax import config as configs
@@ -123,3 +124,13 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         workdir.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_counts_come_back_and_damaged_ones_are_as_none(tmp_path):
+    assert workdir.read_counts(tmp_path) is None
+    workdir.write_counts(tmp_path, np.array([0, 3, 1], np.int32), np.array([0, 2], np.int32))
+    items, queries = workdir.read_counts(tmp_path)
+    assert items.tolist() == [0, 3, 1] and queries.tolist() == [0, 2] and items.dtype == np.int32
+    file = tmp_path / "counts.npz"
+    file.write_bytes(file.read_bytes()[:50])
+    assert workdir.read_counts(tmp_path) is None
