@@ -77,7 +77,7 @@ def test_candidate_features_equal_the_dense_oracle_too_and_unknown_ones_add_noth
     model, params, catalogue = small_model.make(spec=spec)
     plain, without, _ = small_model.make()
     extra = set(params["model"]["params"]) - set(without["model"]["params"])
-    assert extra == {"feature_hidden", "feature_out"}, "a log without features has no such parameters"
+    assert extra == {"feature_hidden", "feature_out", "feature_wide"}, "a log without features has no such parameters"
     rng = np.random.default_rng(12)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
     feature = jnp.asarray(rng.normal(size=(B, R, 3)), jnp.float32).at[..., 2].set(1)
@@ -305,3 +305,18 @@ def test_rotation_turns_each_plane():
     x = jnp.asarray([1.0, 2.0, 0.0, 0.0]).reshape(1, 1, 1, 4)  # planes (1, 0) and (2, 0)
     turned = rope.rotate(x, jnp.asarray([np.pi / 2, np.pi]).reshape(1, 1, 2))
     np.testing.assert_allclose(turned.reshape(-1), [0, -2, 1, 0], atol=1e-6)
+
+
+def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
+    """By their learned weights, one a label; features that are not known (zeros) add nothing."""
+    spec = dataclasses.replace(small_model.SPEC, candidate_features=("position",))
+    model, params, _ = small_model.make(spec=spec)
+    own = params["model"]["params"]
+    own = own | {"feature_wide": jnp.array([[2.0, 0.0], [0.5, 1.0]]), "ranking_match": jnp.array([1.0, 0.3])}
+    params = params | {"model": {"params": own}}
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 32)), jnp.float32)
+    rank = lambda *more: np.asarray(small_model.apply(model, params, hidden, *more, method="rank"))[0]
+    score, none = jnp.array([[0.5, -0.1]]), jnp.zeros((1, 2))
+    np.testing.assert_allclose(rank(score) - rank(none), [[5.0, 1.5], [-1.0, -0.3]], atol=1e-5)
+    known = jnp.array([[[3.0, 1.0], [0.0, 0.0]]])
+    np.testing.assert_allclose(rank(none, known) - rank(none), [[6.5, 1.0], [0.0, 0.0]], atol=1e-5)
