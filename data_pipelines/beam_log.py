@@ -33,7 +33,7 @@ from data_pipelines import beam_workers, event_files, event_log, own_log, shared
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import ordered
 from data_pipelines.own_log import Options
-from data_pipelines.prepare import default_data_dir
+from data_pipelines.prepare import logs_folder
 from data_pipelines.problems import Problems
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
@@ -66,7 +66,7 @@ def import_log(
     """
     shared_files.systems().set_options(_options(runner, beam_options))
     options = own_log.checked(name, items, options or Options())
-    logs = (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
+    logs = logs_folder(data_dir)
     files = _Remote(str(events)) if shared_files.is_remote(events) else event_files.EventFiles(events)
     inputs = files.urls if isinstance(files, _Remote) else tuple(map(shared_files.absolute, files.paths))
     roles, table = own_log.opened(files, items, options)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import glob
 import pathlib
 import typing
 
 import numpy as np
 
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, first_line, nearest
 
 if typing.TYPE_CHECKING:
     import polars as pl
@@ -80,12 +79,6 @@ class EventFiles:
         file, row = divmod(row, FILE)
         name = f"{self.paths[file].name} " if len(self.paths) > 1 else ""
         return f"{name}{'row' if self.parquet else 'line'} {row}"
-
-
-def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """The ending of a message about an unknown word."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def separator(path: pathlib.Path) -> str:
@@ -176,11 +169,7 @@ def _readable(path: pathlib.Path):
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole parquet file: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a whole parquet file: {first_line(error)}") from None
 
 
 def _parquet_pieces(path: pathlib.Path, columns: typing.Sequence[str], start: int) -> typing.Iterator[Piece]:
@@ -197,7 +186,7 @@ def _parquet_pieces(path: pathlib.Path, columns: typing.Sequence[str], start: in
                 yield Piece(pl.from_arrow(batch).select(columns), start + rows, {}, size)
                 done += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: damaged after row {done:,}: {_line(error)}") from None
+            raise UserError(f"{path}: damaged after row {done:,}: {first_line(error)}") from None
 
 
 # --- delimited text -------------------------------------------------------------------------------------------

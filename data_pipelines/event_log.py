@@ -35,7 +35,7 @@ from tqdm import tqdm
 from data_pipelines import text
 from data_pipelines.records import DTYPES, FEATURES, Fingerprint, validate, validate_tables
 from synergen_jax.batch import LogSpec
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 1
@@ -170,8 +170,9 @@ class EventLog:
         except UserError:
             raise
         except Exception as error:  # the reader raises what its C++ side makes of a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.path}: record {i} cannot be read ({reason}); prepare the log again") from None
+            raise UserError(
+                f"{self.path}: record {i} cannot be read ({first_line(error)}); prepare the log again"
+            ) from None
 
     def find_user(self, user_id: str) -> int:
         """The index of a user's record."""

@@ -1,10 +1,11 @@
-"""A user's history from a small CSV file, in the form of a log's record."""
+"""A user's history: from a small CSV file, in the form of a log's record; and its last events, for people to read."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import pathlib
+import time
 import typing
 
 import numpy as np
@@ -73,3 +74,18 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
         "shown_item": none,
         "shown_action": none,
     }
+
+
+def last_events(log: EventLog, record: typing.Mapping[str, typing.Any], count: int = 10) -> list[dict[str, str]]:
+    """The last events of a record, a row of a table each: when, action, query, item and its title."""
+    columns = (record[name][-count:].tolist() for name in ("time", "action", "query", "item"))
+    return [
+        {
+            "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(when)),
+            "action": log.actions[action],
+            "query": log.queries[query],
+            "item": log.item_ids[item],
+            "title": log.item_titles[item],
+        }
+        for when, action, query, item in zip(*columns)
+    ]

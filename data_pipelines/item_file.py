@@ -28,6 +28,11 @@ class Items:
     tags: dict[str, list[tuple[str, ...]]]  # column -> the tags of each item
     vectors: dict[str, np.ndarray]  # name -> (items, width) float16
 
+    @property
+    def words(self) -> list[str]:
+        """Title and text of each item, or what there is of both."""
+        return [" ".join(filter(None, pair)) for pair in zip(self.titles, self.texts)]
+
 
 class Described(typing.NamedTuple):
     """A catalogue in the order of a log's item ids, the empty one first."""
@@ -96,10 +101,8 @@ def describe(ids: typing.Sequence[str], items: Items | None) -> Described:
     """What is known of a log's items; one that the file lacks, or that has no title there, goes by its id."""
     row = {item: i for i, item in enumerate(items.ids)} if items else {}
     at = np.array([row.get(item, -1) for item in ids])
-    title = lambda i: items.titles[i] if i >= 0 else ""
-    text = lambda i: items.texts[i] if i >= 0 else ""
-    titles = [title(i) or item for i, item in zip(at, ids)]
-    texts = [" ".join(filter(None, (title(i), text(i)))) or item for i, item in zip(at, ids)]
+    named = lambda values: [(i >= 0 and values[i]) or item for i, item in zip(at, ids)]
+    titles, texts = (named(items.titles), named(items.words)) if items else (list(ids), list(ids))
     matrices, columns = {}, {}
     for name, tags in (items.tags if items else {}).items():
         matrices[name], columns[name] = multi_hot([tags[i] if i >= 0 else () for i in at])

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines import rows
 from data_pipelines.records import MATRIX_NAME
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,7 @@ def read(file: File, item_ids: typing.Sequence[str]) -> tuple[np.ndarray, int]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a whole .npy file ({reason})") from None
+        raise UserError(f"{path}: not a whole .npy file ({first_line(error)})") from None
     if not isinstance(found, np.ndarray):
         raise UserError(f"{path}: an archive; one matrix a .npy file is wanted")
     if found.ndim != 2 or not found.shape[1]:

@@ -20,11 +20,11 @@ from data_pipelines import event_files, event_log, event_rows, item_file, sorted
 from data_pipelines.event_log import EventLog
 from data_pipelines.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.interactions import ordered
-from data_pipelines.prepare import default_data_dir
+from data_pipelines.prepare import logs_folder
 from data_pipelines.problems import KINDS, Problems
 from data_pipelines.records import MATRIX_NAME
 from data_pipelines.sources import SOURCES
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def import_log(
       UserError: options or files are wrong, or there are bad rows that are not to be dropped. Nothing is written then.
     """
     options = checked(name, items, options)
-    logs = (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
+    logs = logs_folder(data_dir)
     files = event_files.EventFiles(events)
     roles, table = opened(files, items, options)
     make(logs)
@@ -85,7 +85,7 @@ def checked(name: str, items, options: Options) -> Options:
     if options.time_unit not in timestamps.KINDS:
         raise UserError(f"--time-unit {options.time_unit!r} is none of {', '.join(timestamps.KINDS)}")
     if wrong := [kind for kind in options.drop if kind not in (*KINDS, "all")]:
-        near = event_files.nearest(wrong[0], KINDS)
+        near = nearest(wrong[0], KINDS)
         raise UserError(f"--drop {wrong[0]!r} is none of {', '.join(KINDS)}, all{near}")
     for flag, given in (
         ("--item-columns", options.item_columns),
@@ -330,7 +330,7 @@ def make_labels(actions: list[str], given: typing.Mapping[str, typing.Sequence[s
     labels = {"engage": list(number.values())}
     for name, names in given.items():
         if wrong := [action for action in names if action not in number]:
-            near = event_files.nearest(wrong[0], actions)
+            near = nearest(wrong[0], actions)
             raise UserError(f"--label {name}: there is no action {wrong[0]!r}{near}; there are {', '.join(actions)}")
         labels[name] = sorted({number[action] for action in names})
     return labels

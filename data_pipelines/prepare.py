@@ -21,6 +21,11 @@ def default_data_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get("SYNERGEN_DATA") or "~/.cache/synergen").expanduser()
 
 
+def logs_folder(data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
+    """Where event logs lie, below a data folder or the default one."""
+    return (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
+
+
 def prepare(
     name: str,
     *,
@@ -64,7 +69,7 @@ def prepare(
     encoder = encoder or ("tfidf" if name in SEARCH else "none")
     files = [matrices.File.parse(given) for given in matrix]
     settings = _settings(name, encoder, query_share, seed, files)
-    path = data_dir / "logs" / name
+    path = logs_folder(data_dir) / name
     if raw is None and source is not None:
         raw = _given(name, source)
     if not force and (path / "log.json").is_file():
@@ -141,7 +146,7 @@ def _given(name: str, source: str | pathlib.Path) -> sources.Raw:
 
 def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
     """The folder of a prepared log, by its name or by the folder itself."""
-    logs = (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
+    logs = logs_folder(data_dir)
     for folder in (logs / str(log), pathlib.Path(log).expanduser()):
         if (folder / "log.json").is_file():
             return folder

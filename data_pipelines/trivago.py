@@ -35,7 +35,7 @@ import numpy as np
 from data_pipelines.interactions import ordered
 from data_pipelines.rows import LATEST
 from data_pipelines.sources import Raw
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, first_line
 
 NAME = "trivago"
 CLICKOUT = "clickout item"
@@ -131,8 +131,7 @@ def _table(raw: Raw, counts: collections.Counter):
     try:
         table = pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where}: not a whole parquet file ({reason})") from None
+        raise UserError(f"{where}: not a whole parquet file ({first_line(error)})") from None
     for name in NUMBERS + TEXTS:
         if name not in table.columns:
             raise UserError(f"{where}: there is no column {name}; it has {', '.join(table.columns)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import pathlib
-import time
 import typing
 
 import jax
@@ -70,18 +69,11 @@ def answer(
     return {"history": past, "events": events_had, "query": query, "recommendations": rows}
 
 
-def _past(log, record: dict[str, typing.Any]) -> list[dict[str, typing.Any]]:
-    """The last ten events of a record, as rows of a table."""
-    searched = np.any(record["query"][-10:])
-    return [
-        {
-            "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(record["time"][i]))),
-            "action": log.actions[record["action"][i]],
-        }
-        | ({"query": log.queries[record["query"][i]]} if searched else {})
-        | {"item": log.item_ids[record["item"][i]], "title": log.item_titles[record["item"][i]]}
-        for i in range(max(0, len(record["item"]) - 10), len(record["item"]))
-    ]
+def _past(log, record: dict[str, typing.Any]) -> list[dict[str, str]]:
+    """The last ten events of a record, as rows of a table; without a column of queries where there is none."""
+    rows = history.last_events(log, record)
+    searched = any(row["query"] for row in rows)
+    return [{name: value for name, value in row.items() if searched or name != "query"} for row in rows]
 
 
 def _query(log, catalogue, text: str) -> tuple[int, typing.Any]:
@@ -108,5 +100,4 @@ def _with_new_items(log, catalogue, path: pathlib.Path):
     encoder = log.text_encoder()
     if encoder is None or "text" not in log.item_matrices:
         raise UserError(f"log {log.name} has no text matrix, by which new items could be found: prepare it with --text")
-    texts = [" ".join(filter(None, pair)) for pair in zip(new.titles, new.texts)]
-    return new, recommender.extended(catalogue, items={"text": encoder.encode(texts)})
+    return new, recommender.extended(catalogue, items={"text": encoder.encode(new.words)})

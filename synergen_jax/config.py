@@ -7,7 +7,6 @@ A run is described by one `Config`. Its sections are `data`, `model`, `loss`, `o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import pathlib
@@ -15,7 +14,7 @@ import tomllib
 import types
 import typing
 
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +160,7 @@ def load(name: str | pathlib.Path, overrides: typing.Sequence[str] = ()) -> Conf
     if not path.is_file():
         path = shipped().get(str(name).removesuffix(".toml"), path)
     if not path.is_file():
-        near = _nearest(str(name), shipped())
+        near = nearest(str(name), shipped())
         raise UserError(f"no config file {str(name)!r}{near}; shipped configs: {', '.join(shipped()) or 'none'}")
     try:
         text = path.read_text(encoding="utf-8")
@@ -180,7 +179,7 @@ def from_dict(tree: typing.Mapping[str, typing.Any], where: str = "config") -> C
     config = Config()
     for section, values in tree.items():
         if section not in sections:
-            raise UserError(f"{where}: unknown section [{section}]{_nearest(section, sections)}")
+            raise UserError(f"{where}: unknown section [{section}]{nearest(section, sections)}")
         if not isinstance(values, typing.Mapping):
             raise UserError(f"{where}: [{section}] must be a table of keys, not {values!r}")
         for key, value in values.items():
@@ -204,7 +203,7 @@ def override(config: Config, words: typing.Sequence[str]) -> Config:
             text = words.pop(0)
         section, _, key = name.partition(".")
         if section not in (sections := {field.name for field in dataclasses.fields(Config)}):
-            raise UserError(f"--{name}: unknown section {section!r}{_nearest(section, sections)}")
+            raise UserError(f"--{name}: unknown section {section!r}{nearest(section, sections)}")
         config = _replace(config, section, key, text, f"--{name}", parse=True)
     return _checked(config, "command line")
 
@@ -224,7 +223,7 @@ def _replace(config: Config, section: str, key: str, value: typing.Any, where: s
     part = getattr(config, section)
     hints = typing.get_type_hints(type(part))
     if key not in hints:
-        raise UserError(f"{where}: unknown key {section}.{key}{_nearest(key, hints)}")
+        raise UserError(f"{where}: unknown key {section}.{key}{nearest(key, hints)}")
     value = _typed(value, hints[key], f"{where}: {section}.{key}", parse)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
 
@@ -314,7 +313,7 @@ def _checked(config: Config, where: str) -> Config:
     values = {f"{s}.{k}": v for s, part in to_dict(config).items() for k, v in part.items()}
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
-            near = _nearest(values[name], choices)
+            near = nearest(values[name], choices)
             raise UserError(f"{where}: {name} must be one of {', '.join(choices)}, not {values[name]!r}{near}")
     for name, least in _AT_LEAST.items():
         if not values[name] >= least:  # also refuses NaN
@@ -348,8 +347,3 @@ def _checked(config: Config, where: str) -> Config:
             f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}"
         )
     return config
-
-
-def _nearest(word: str, choices: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

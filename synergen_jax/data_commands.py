@@ -9,9 +9,9 @@ import typing
 
 import numpy as np
 
-from data_pipelines import beam_log, own_log
+from data_pipelines import beam_log, history, own_log
 from data_pipelines.event_log import EventLog
-from data_pipelines.prepare import default_data_dir, locate
+from data_pipelines.prepare import locate, logs_folder
 from data_pipelines.prepare import prepare as prepare_log
 from data_pipelines.problems import KINDS
 from synergen_jax import report
@@ -68,7 +68,7 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
     )
-    was_there = ((arguments.data_dir or default_data_dir()) / "logs" / name / "log.json").is_file()
+    was_there = (logs_folder(arguments.data_dir) / name / "log.json").is_file()
     settings = {"name": name, "items": arguments.items, "options": options, "data_dir": arguments.data_dir}
     if arguments.beam:
         beam = {"runner": arguments.beam, "beam_options": arguments.beam_options or "", "folder": arguments.beam_folder}
@@ -81,7 +81,7 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
     for line in _notes(log):
         say(f"  {line}")
     say(f"event log: {log.path}{', in place of the one that was there' if was_there else ''}")
-    return {**summary, "source": log.source}
+    return summary
 
 
 def _words(values: typing.Sequence[str], separator: str = ",") -> list[str]:
@@ -137,7 +137,7 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
 
 def list_(arguments, say: Say) -> dict[str, typing.Any]:
     """`synergen data list`."""
-    logs = (arguments.data_dir or default_data_dir()) / "logs"
+    logs = logs_folder(arguments.data_dir)
     found = []
     for path in sorted(logs.glob("[!.]*/log.json")):
         try:
@@ -176,19 +176,7 @@ def show(arguments, say: Say) -> dict[str, typing.Any]:
     say(f"with a query: {searches:,}; shown items: {shown:,}")
     for user in arguments.user or [log.user_ids[i] for i in sample[:: max(1, len(sample) // 3)][:3]]:
         record = log[log.find_user(user)]
-        last = slice(-10, None)
-        rows = [
-            {
-                "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(when)),
-                "action": log.actions[action],
-                "query": log.queries[query],
-                "item": log.item_ids[item],
-                "title": log.item_titles[item],
-            }
-            for when, action, query, item in zip(
-                *(record[name][last].tolist() for name in ("time", "action", "query", "item"))
-            )
-        ]
+        rows = history.last_events(log, record)
         say(f"\nuser {user}: {len(record['item']):,} events, the last {len(rows)}:\n{report.table(rows)}")
     actions = {log.actions[i]: n for i, n in count.most_common()}
     return {**summary, "labels": log.labels, "lengths": lengths, "sample": {"users": len(sample), "actions": actions}}

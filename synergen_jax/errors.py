@@ -1,4 +1,9 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The one exception that means "the input is wrong", as opposed to "the program is wrong", and parts of messages."""
+
+from __future__ import annotations
+
+import difflib
+import typing
 
 
 class UserError(ValueError):
@@ -7,3 +12,14 @@ class UserError(ValueError):
     The command line prints the message alone and exits with status 2; a caller of the library sees an ordinary
     `ValueError`.
     """
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """The ending of a message about an unknown word."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -113,14 +113,8 @@ class SynerGen(nn.Module):
         self.kind = self.param("kind", small, (3, c.width))
         self.final_norm = _norm(dtype, None)
         # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
-        self.retrieval_head = nn.Dense(
-            c.width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=nn.with_logical_partitioning(
-                lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype), ("embed", "embed_out")
-            ),
-        )
+        identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
+        self.retrieval_head = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
         self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
         self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1)
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
@@ -130,22 +124,18 @@ class SynerGen(nn.Module):
         if self.spec.candidate_features:
             self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "embed_out"))
+            init = nn.initializers.normal(0.02)
+            self.feature_out = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
             # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
             wide = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
             self.feature_wide = self.param(
                 "feature_wide", wide, (len(self.spec.candidate_features) + 1, len(self.spec.labels))
             )
-            self.feature_out = nn.Dense(c.width, use_bias=False, dtype=dtype, kernel_init=init)
         self.dropout = nn.Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
-    def items(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
-        """Vectors (..., D) of items from their rows; id 0 gives zeros."""
-        return self.join(rows, ids == 0)
-
-    def queries(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
-        """Vectors (..., D) of queries from their rows; id 0 gives zeros."""
+    def join_rows(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
+        """Vectors (..., D) of items or queries from their rows; id 0 gives zeros."""
         return self.join(rows, ids == 0)
 
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
@@ -259,8 +249,8 @@ def init(model: SynerGen, key: Array) -> Params:
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""
-        items = model.items(rows("item", spec.item_matrices), one)
-        queries = model.queries(rows("query", spec.query_matrices), one)
+        items = model.join_rows(rows("item", spec.item_matrices), one)
+        queries = model.join_rows(rows("query", spec.query_matrices), one)
         events = Events(one, one, one, one)
         feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
         readers = Readers(one, one, one, one, feature)
@@ -278,9 +268,7 @@ def item_vectors(
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of item ids."""
-    matrices = catalogue.item_matrices if model.config.matrices else {}
-    rows = embed.lookup(params["tables"].get("item"), matrices, catalogue.counts, ids, dropout)
-    return model.apply(params["model"], rows, ids, method="items")
+    return _vectors(model, params, "item", catalogue.item_matrices, catalogue.counts, ids, dropout)
 
 
 def query_vectors(
@@ -291,9 +279,13 @@ def query_vectors(
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of query ids."""
-    matrices = catalogue.query_matrices if model.config.matrices else {}
-    rows = embed.lookup(params["tables"].get("query"), matrices, catalogue.query_counts, ids, dropout)
-    return model.apply(params["model"], rows, ids, method="queries")
+    return _vectors(model, params, "query", catalogue.query_matrices, catalogue.query_counts, ids, dropout)
+
+
+def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
+    matrices = matrices if model.config.matrices else {}
+    rows = embed.lookup(params["tables"].get(table), matrices, counts, ids, dropout)
+    return model.apply(params["model"], rows, ids, method="join_rows")
 
 
 def token_vectors(
