@@ -69,6 +69,8 @@ def prepare(
     encoder = encoder or ("tfidf" if name in SEARCH else "none")
     files = [matrices.File.parse(given) for given in matrix]
     settings = _settings(name, encoder, query_share, seed, files)
+    if of_trivago:
+        settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     path = logs_folder(data_dir) / name
     if raw is None and source is not None:
         raw = _given(name, source)

@@ -5,7 +5,9 @@ Each row is one step of a session. Rows are sorted by user, time, session and st
 - a clickout is an event with an item and with the list that was shown, in its order. The features of a list's items
   are "position", the logarithm of the place from 1, and "price", the logarithm of the price less its mean over the
   list, over its standard deviation in the list (0 where all prices are equal); "seen" is 1 / (1 + how many other items
-  the user has met since the item's last event), 0 for items that the user never met;
+  the user has met since the item's last event), 0 for items that the user never met; "met" is 1 in lists of which the
+  user has met an item, and "step" how many places, n, an item stands after the one of them met last, as
+  sign(n) log(1 + |n|): lists are read downwards, and what was looked at last is often followed by what stands below it;
 - other steps with an item (image, info, rating, deals, a search for the item) are events with an item, the context of
   what follows. Of consecutive steps of one session with the same action and item the first is kept: they are mostly
   pictures that are leafed through, and how many there will be is not known when the first one comes;
@@ -51,7 +53,7 @@ DESTINATION, POI = "search for destination", "search for poi"
 QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
-FEATURES = ("position", "price", "seen")
+FEATURES = ("position", "price", "seen", "met", "step")
 CODE = 64  # width of the random codes
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
 NUMBERS = ("timestamp", "step")
@@ -73,7 +75,7 @@ class Event(typing.NamedTuple):
     action: int
     query: str  # "": none
     time: int
-    shown: tuple[list[str], np.ndarray] | None  # items (n,) in the order shown, features (n, 2)
+    shown: tuple[list[str], np.ndarray] | None  # items (n,) in the order shown, features (n, F)
 
 
 def find(source: str | pathlib.Path | None) -> tuple[str, Raw]:
@@ -230,7 +232,7 @@ def _shown(clicked: str, impressions: str, prices: str, met: list[str], counts: 
 
 
 def features(price: np.ndarray, since: np.ndarray) -> np.ndarray:
-    """Position, price and recency of the items of a list, in its order: float32 (n, 3).
+    """The `FEATURES` of the items of a list, in its order: float32 (n, F).
 
     Args:
       price: (n,); since: how many other items the user has met since each item's last event, (n,), infinite for new ones.
@@ -238,7 +240,11 @@ def features(price: np.ndarray, since: np.ndarray) -> np.ndarray:
     price = np.log(price)
     spread = price.std()
     price = (price - price.mean()) / spread if spread > 1e-9 else np.zeros(len(price))
-    return np.stack([np.log(1.0 + np.arange(len(price))), price, 1 / (1 + since)], axis=1).astype(np.float32)
+    place = np.arange(len(price))
+    met = np.full(len(price), np.isfinite(since).any())
+    step = (place - np.argmin(since)) * met
+    columns = [np.log1p(place), price, 1 / (1 + since), met, np.sign(step) * np.log1p(np.abs(step))]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def codes(rows: typing.Sequence[typing.Sequence[str]]) -> np.ndarray:

@@ -116,7 +116,7 @@ class SynerGen(nn.Module):
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
         self.retrieval_head = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
         self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
-        self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1)
+        self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
         # How much the retrieval score weighs in each label's logit: in that of the first from the start.
         first = lambda key, shape: jnp.zeros(shape).at[0].set(1.0)

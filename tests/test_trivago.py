@@ -66,7 +66,7 @@ def log_of(tmp_path, rows=tuple(ROWS), folder="trips"):
 def test_a_log_worked_by_hand(tmp_path):
     log = log_of(tmp_path)
     assert log.name == "trips" and log.user_ids == ["u", "v"] and log.item_ids == ["", "9", "20", "30", "100"]
-    assert log.candidate_features == log.spec.candidate_features == ("position", "price", "seen")
+    assert log.candidate_features == log.spec.candidate_features == trivago.FEATURES
     assert log.labels == {"engage": (1, 2, 3, 4, 5, 6)}
     code = log.item_matrices["code"].astype(np.float32)
     assert not code[0].any() and np.allclose(code[1:] @ code[1:].T, np.eye(4), atol=0.5), "each item stands alone"
@@ -100,11 +100,11 @@ def test_a_log_worked_by_hand(tmp_path):
     np.testing.assert_allclose(
         # Item 20 was the last that u had met before the first list, item 9 before the second.
         u["shown_feature"],
-        [[0, -z, 1], [np.log(2), 0, 0], [np.log(3), z, 0], [0, 0, 1]],
+        [[0, -z, 1, 1, 0], [np.log(2), 0, 0, 1, np.log(2)], [np.log(3), z, 0, 1, np.log(3)], [0, 0, 1, 1, 0]],
         rtol=1e-6,
         atol=1e-6,
     )
-    np.testing.assert_allclose(log[1]["shown_feature"], [[0, 0, 0], [np.log(2), 0, 0]], rtol=1e-6)  # equal prices
+    np.testing.assert_allclose(log[1]["shown_feature"], [[0] * 5, [np.log(2), 0, 0, 0, 0]], rtol=1e-6)  # equal prices
     assert log.source["counts"] == {
         "rows": 18,
         "repeats": 2,
@@ -205,10 +205,10 @@ def test_features_belong_to_the_fingerprint_and_are_checked(tmp_path):
     plain = write(records)  # without names there are no features
     assert "shown_feature" not in plain[0] and plain.spec.candidate_features == ()
     moved = [records[0] | {"shown_feature": records[0]["shown_feature"] + 1}, records[1]]
-    others = [plain, write(moved, **names), write(records, candidate_features=("position", "cost", "seen"))]
+    others = [plain, write(moved, **names), write(records, candidate_features=("cost", *trivago.FEATURES[1:]))]
     assert len({log.fingerprint, *(other.fingerprint for other in others)}) == 4
     for wrong, reason in (
-        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 3\), not float32 of shape"),
+        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 5\), not float32 of shape"),
         (records[0]["shown_feature"] * np.float32(np.nan), "row 0: shown_feature holds a value that is not finite"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -263,8 +263,8 @@ def test_features_and_targets_in_training(tmp_path):
     for _ in range(20):
         batch = next(batches)
         ranking = batch.ranking
-        assert ranking.feature.shape == (4, 2, 5, 4) and ranking.feature.dtype == np.float32
-        known = ranking.feature[..., 3]
+        assert ranking.feature.shape == (4, 2, 5, 6) and ranking.feature.dtype == np.float32
+        known = ranking.feature[..., -1]
         assert np.array_equal(known == 1, ranking.item > 0), "only clickouts are ranked, within their lists"
         assert not ranking.feature[known == 0].any()
         first = (ranking.item > 0) & (ranking.feature[..., 0] == 0)
@@ -275,7 +275,7 @@ def test_features_and_targets_in_training(tmp_path):
             for i, values in zip(record["shown_item"].tolist(), record["shown_feature"]):
                 by_item.setdefault(i, set()).add(tuple(values.tolist()))
         for i, values in zip(ranking.item[known == 1].tolist(), ranking.feature[known == 1]):
-            assert tuple(values[:3].tolist()) in by_item[i]
+            assert tuple(values[:-1].tolist()) in by_item[i]
         ranked += int((ranking.item[..., 0] > 0).sum())
         image = log.actions.index(IMAGE)
         pictures += int(((batch.target > 0) & (batch.events.action == image)).sum())
