@@ -137,6 +137,7 @@ class Report(typing.NamedTuple):
     scann: dict[str, typing.Any] | None  # recall and throughput beside the exact search
     shown: dict[str, dict[str, metrics.Interval]]  # system -> metric within the lists that were shown; {}: none was
     lists: int  # how many lists `shown` is over
+    leads: dict[str, dict[str, metrics.Interval]]  # metric -> system -> the model's value less that of the system
 
 
 def evaluate(
@@ -154,7 +155,8 @@ def evaluate(
     Systems, over all targets: "model"; "model_reranked", its first `config.rerank` items as the ranking head orders
     them; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
     "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
-    also: "query_without_history" and "history_without_query", the model with less to go by.
+    also: "query_without_history" and "history_without_query", the model with less to go by. How far the model leads
+    each system is told target by target, which a pair of intervals does not tell.
 
     Args:
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
@@ -184,10 +186,18 @@ def evaluate(
         system: {name: (v["low"], v["high"]) for name, v in found.items() if "low" in v}
         for system, found in systems.items()
     }
+    gains = {s: metrics.retrieval_metrics(found, (10,))["ndcg@10"] for s, found in ranks.items() if (found > 0).all()}
+    leads = {"ndcg@10": _leads(gains, config, seed)}
     ranks |= _with_less(model, params, catalogue, keys, batches)
-    shown, lists = within_shown(said, catalogue, batches, config, seed)
+    shown, lists, ahead = within_shown(said, catalogue, batches, config, seed)
     by_slice = slices.table(ranks, slices.masks(batches, catalogue))
-    return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists)
+    return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists, leads | ahead)
+
+
+def _leads(values: dict[str, np.ndarray], config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
+    """Means of the model's values (n,) less each other system's, of the same targets, with paired intervals."""
+    others = {system: values["model"] - value for system, value in values.items() if system != "model"}
+    return metrics.summary(others, config.bootstrap, seed)
 
 
 def baseline_ranks(scorer: baselines.Scorer, batches: Batches) -> np.ndarray:
@@ -236,19 +246,21 @@ def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: 
 
     Returns:
       For the model, which said `said`, and for each of `baselines.LISTS`, `metrics.list_metrics` in the form of
-      `metrics.summary`; and the number of lists. Lists of the chosen item alone are left out.
+      `metrics.summary`; the number of lists; and by metric how far the model leads. Lists of the chosen item alone are
+      left out.
     """
     labels = said.labels[said.shown, :, 0]
     lists = int(np.sum((labels == 1).any(1) & (labels == 0).any(1)))
     if not lists:
-        return {}, 0
+        return {}, 0, {}
     scores = {"model": said.logits[said.shown, :, 0]}
     for name, score in baselines.LISTS.items():
         scores[name] = np.concatenate(
             [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
         )
-    measure = lambda found: metrics.summary(metrics.list_metrics(labels, found), config.bootstrap, seed)
-    return {name: measure(found) for name, found in scores.items()}, lists
+    found = {name: metrics.list_metrics(labels, score) for name, score in scores.items()}
+    ahead = {"list_mrr": _leads({name: values["list_mrr"] for name, values in found.items()}, config, seed)}
+    return {name: metrics.summary(values, config.bootstrap, seed) for name, values in found.items()}, lists, ahead
 
 
 def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, say, k: int = 10):

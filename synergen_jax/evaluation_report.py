@@ -24,6 +24,7 @@ def text(found: Report, protocol: str, config: Config, labels: tuple[str, ...]) 
     if "hr@10" in found.intervals["model"]:
         (low, high), (least, most) = found.intervals["model"]["hr@10"], found.intervals["model"]["ndcg@10"]
         parts[-1] += f"\n95% intervals of the model: HR@10 [{low:.4f}, {high:.4f}], NDCG@10 [{least:.4f}, {most:.4f}]"
+    parts.append(f"the model's lead, target by target\n{report.table(_leads(found))}")
     parts.append(f"retrieval by slice\n{report.table(_slices(found))}")
     parts.append(
         f"ranking of {config.evaluate.rank_candidates} candidates a target\n{report.table(_ranking(found, labels))}"
@@ -49,6 +50,7 @@ def as_json(found: Report) -> dict[str, typing.Any]:
         "scann": found.scann,
         "shown": found.shown,
         "lists": found.lists,
+        "leads": found.leads,
     }
 
 
@@ -70,6 +72,7 @@ def sections(
         ("Protocol", report.Html(f"<p>{html.escape(protocol)}</p>")),
         ("Retrieval", report.html_table(_retrieval(found), highlight=best)),
         ("95% bootstrap intervals", report.html_table(intervals)),
+        ("The model's lead, target by target", report.html_table(_leads(found))),
         ("Retrieval by slice", report.html_table(_slices(found))),
         ("Ranking", report.html_table(_ranking(found, labels))),
     ]
@@ -86,6 +89,14 @@ def _retrieval(found: Report) -> Rows:
     return [
         {"system": system} | {name: values[name] for name in COLUMNS if name in values}
         for system, values in found.values.items()
+    ]
+
+
+def _leads(found: Report) -> Rows:
+    return [
+        {"metric": metric, "over": system, "lead": lead}
+        for metric, leads in found.leads.items()
+        for system, lead in leads.items()
     ]
 
 

@@ -126,7 +126,8 @@ def loss(
         if config.hard_candidates:
             scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
             draw = None if key is None else jax.random.fold_in(key, 2)
-            candidates = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates, draw)
+            sampled = (candidates.item.shape[2] - 1) / jnp.maximum(jnp.sum(allowed), 1)  # uniform draws of an item
+            candidates, least = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates, draw)
             hard = item(candidates.item[:, :, candidate_items.shape[2] :])
             candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
@@ -135,6 +136,10 @@ def loss(
         hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, method="read")
         logits = apply(hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
+        if config.hard_candidates:
+            pooled = 1.0 if config.full_softmax or negative[1] is None else jnp.exp(negative[1][candidates.item])
+            drawn = jnp.where(score >= least, config.hard_candidates / FIRST * pooled, 0.0)
+            logits = logits.at[..., 0].add(-_log_oversampled(drawn, sampled))
         weight = _task_weight(candidates.query, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
         parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)
@@ -147,29 +152,46 @@ def loss(
     return sum(weight[name] * part for name, part in parts.items()), parts
 
 
+def _log_oversampled(drawn: Array, sampled: Array) -> Array:
+    """What is taken from the logits of candidates, since the first ones of retrieval come up more often than others.
+
+    The head learns log (p / q) of p, how likely an item is chosen, and q, how often it comes up as a candidate. Among
+    uniformly sampled candidates that is the order of p. Hard ones alone make a high retrieval score a bad sign: the
+    chosen item often lies behind all of them. With log q taken off before the loss, the logit is that of p over
+    uniform sampling for every item, as the log-Q correction makes it for retrieval.
+
+    Args:
+      drawn: expected hard draws of each candidate in its list, 0 behind the first ones; sampled: of uniform ones.
+    """
+    return jnp.log1p(drawn / jnp.maximum(sampled, 1e-9))
+
+
 FIRST = 100  # items, retrieved first, among which hard candidates are drawn: what ranking is given in serving
 
 
 def _with_hard(
     candidates: Candidates, scores: Array, pool: Array, had: Array, count: int, key: Array | None
-) -> Candidates:
+) -> tuple[Candidates, Array]:
     """Lists that are longer by `count` of the `FIRST` items that the model itself retrieves first at that moment.
 
     They are mined in the step itself, from the pool of the retrieval loss, so that they are never stale (Xiong et al.
-    2021 refresh theirs from time to time), and drawn at random from as many as ranking will see: of the very first ones
-    alone the head would learn that a high score is a bad sign. Left out are items of the user's window and those of the
-    list. Their label is that of a sampled candidate: 0 for the first label, unknown for the others.
+    2021 refresh theirs from time to time), and drawn at random from as many as ranking will see. Left out are items of
+    the user's window and those of the list. Their label is that of a sampled candidate: 0 for the first label, unknown for the others.
 
     Args:
       scores: of the pool at each ranked event, (B, E, P); -inf for items that must not come.
       pool: ids, (P,); had: the window's items, (B, L).
       key: of the draw; None takes the very first ones.
+
+    Returns:
+      The lists, and the least score of the items that were drawn from, (B, E, 1).
     """
     known = jnp.concatenate([had, candidates.item.reshape(had.shape[0], -1)], axis=1)
     taken = jax.vmap(lambda mine: jnp.isin(pool, mine))(known)  # (B, P)
     scores = jnp.where(taken[:, None], -jnp.inf, jax.lax.stop_gradient(scores))
     count = min(count, scores.shape[-1])
     best, place = jax.lax.top_k(scores, count if key is None else min(max(count, FIRST), scores.shape[-1]))
+    least = best[..., -1:]
     if key is not None:
         luck = jnp.where(best > -jnp.inf, jax.random.uniform(key, best.shape), -1.0)
         _, drawn = jax.lax.top_k(luck, count)
@@ -181,9 +203,6 @@ def _with_hard(
     feature = candidates.feature
     if feature is not None:
         feature = jnp.concatenate([feature, jnp.zeros((*item.shape, feature.shape[-1]), feature.dtype)], axis=2)
-    return dataclasses.replace(
-        candidates,
-        item=jnp.concatenate([candidates.item, item], axis=2),
-        label=jnp.concatenate([candidates.label, label], axis=2),
-        feature=feature,
-    )
+    item = jnp.concatenate([candidates.item, item], axis=2)
+    label = jnp.concatenate([candidates.label, label], axis=2)
+    return dataclasses.replace(candidates, item=item, label=label, feature=feature), least

@@ -102,6 +102,18 @@ def test_intervals_hold_their_means(report):
             assert low <= report[1].values[system][name] <= high, (system, name)
 
 
+def test_leads_are_differences_target_by_target(report):
+    found = report[1]
+    leads = found.leads["ndcg@10"]
+    assert {"model_reranked", "most_popular"} <= set(leads) and "model" not in leads
+    for system, lead in leads.items():
+        difference = found.values["model"]["ndcg@10"] - found.values[system]["ndcg@10"]
+        np.testing.assert_allclose(lead["mean"], difference, atol=1e-6, err_msg=system)
+        assert lead["low"] <= lead["mean"] <= lead["high"]
+    same = evaluate._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, CONFIG.evaluate, 0)
+    assert same == {"other": {"mean": 1.0, "low": 1.0, "high": 1.0}}, "paired: what both share does not spread"
+
+
 def test_approximate_search_beside_exact(report):
     pytest.importorskip("scann")
     scann, model = report[1].values["model_scann"], report[1].values["model"]

@@ -348,6 +348,8 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh_of_eight(tmp_path):
     mrr = {name: values["list_mrr"]["mean"] for name, values in found.shown.items()}
     assert mrr["shown_order"] == 1 and mrr["model"] > 0.99 and mrr["most_popular"] < 0.7
     assert found.shown["shown_order"]["list_hr@1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    lead = found.shown["model"]["list_mrr"]["mean"] - found.shown["shown_order"]["list_mrr"]["mean"]
+    assert abs(found.leads["list_mrr"]["shown_order"]["mean"] - lead) < 1e-6
     assert evaluate.validator(model, catalogue, targets)(params)["shown_mrr"] == pytest.approx(mrr["model"])
     # In serving nothing is known of a candidate's place: its features are unknown, not 0.
     recommender = Recommender(model, params, catalogue)
