@@ -211,7 +211,7 @@ class SynerGen(nn.Module):
         """
         logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
         one = (1,) * (logits.ndim - 1) + (-1,)
-        scale = 10.0 if self.config.normalise else 1.0  # cosines are small
+        scale = 20.0 if self.config.normalise else 1.0  # cosines are small; 1 / the retrieval loss's usual temperature
         logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
         if feature is None or not self.spec.candidate_features:
             return logits
