@@ -68,6 +68,7 @@ class LossConfig:
     retrieval_weight: float = 1.0
     pointwise_weight: float = 0.1
     pairwise_weight: float = 0.1
+    rank_after: int = 0  # steps before the ranking losses count
     search_weight: float = 1.0  # of readers with a query, in every part
     recommendation_weight: float = 1.0  # of readers without one
     hard_candidates: int = 0  # candidates a ranked event that the model itself retrieves at that moment
@@ -269,6 +270,7 @@ _AT_LEAST = {
     "loss.retrieval_weight": 0,
     "loss.pointwise_weight": 0,
     "loss.pairwise_weight": 0,
+    "loss.rank_after": 0,
     "loss.in_batch": 0,
     "loss.search_weight": 0,
     "loss.recommendation_weight": 0,

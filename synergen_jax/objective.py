@@ -18,10 +18,12 @@ Parts = dict[str, Array]
 """{"retrieval": ..., "pointwise": ..., "pairwise": ...}"""
 
 
-def weights(batch: TrainBatch, config: LossConfig) -> Parts:
+def weights(batch: TrainBatch, config: LossConfig, step: Array | int = 0) -> Parts:
     """What each loss of this batch is a mean over: targets, known labels, and pairs; scalars, at least 1.
 
-    Searches and recommendations count by their weights.
+    Searches and recommendations count by their weights. What a ranking loss is a mean over is infinite, and so the loss
+    zero, before step `config.rank_after`: a head that learns before the retrieval scores tell anything learns what is
+    popular, and keeps it when they tell it, too.
     """
     label = batch.ranking.label
     lists = _task_weight(batch.ranking.query, config)
@@ -35,7 +37,9 @@ def weights(batch: TrainBatch, config: LossConfig) -> Parts:
         chosen = jnp.sum(label[..., 0] == 1, axis=-1)
         counts["pointwise"] += config.hard_candidates * jnp.sum(ranked)
         counts["pairwise"] += config.hard_candidates * jnp.sum(ranked * chosen)
-    return {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+    early = jnp.where(jnp.asarray(step) < config.rank_after, jnp.inf, 1.0)
+    least = {"retrieval": 1.0, "pointwise": early, "pairwise": early}
+    return {name: jnp.maximum(count, least[name]) for name, count in counts.items()}
 
 
 def _task_weight(query: Array, config: LossConfig) -> Array:

@@ -78,7 +78,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     def step(state: TrainState, batch: TrainBatch, catalogue: Catalogue):
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         sample_key, dropout_key = jax.random.split(key)
-        total = objective.weights(batch, config.loss)
+        total = objective.weights(batch, config.loss, state.step)
         negative = objective.negatives(batch, catalogue, config.loss, sample_key)
 
         def loss(params, part, key):

@@ -65,6 +65,18 @@ def test_a_weight_of_zero_takes_its_head_out(setting, alone):
     assert moved == {"retrieval_head": True, "ranking_out": alone != "retrieval"}
 
 
+def test_ranking_counts_from_its_step_on(setting):
+    """Before it, the objective is the retrieval loss alone and the ranking head is not moved."""
+    *_, batch = setting
+    late = dataclasses.replace(CONFIG.loss, rank_after=5)
+    (value, parts), grads = value_and_grad(*setting, late)
+    np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-6)
+    assert float(parts["pointwise"]) == float(parts["pairwise"]) == 0
+    assert not np.asarray(grads["model"]["params"]["ranking_out"]["kernel"]).any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert objective.weights(batch, late, 5) == objective.weights(batch, CONFIG.loss)
+
+
 def test_a_batch_without_targets_and_labels_is_zero_not_nan(setting):
     model, params, catalogue, batch = setting
     empty = dataclasses.replace(
