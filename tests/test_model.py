@@ -317,6 +317,6 @@ def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 32)), jnp.float32)
     rank = lambda *more: np.asarray(small_model.apply(model, params, hidden, *more, method="rank"))[0]
     score, none = jnp.array([[0.5, -0.1]]), jnp.zeros((1, 2))
-    np.testing.assert_allclose(rank(score) - rank(none), [[5.0, 1.5], [-1.0, -0.3]], atol=1e-5)
+    np.testing.assert_allclose(rank(score) - rank(none), [[10.0, 3.0], [-2.0, -0.6]], atol=1e-5)
     known = jnp.array([[[3.0, 1.0], [0.0, 0.0]]])
     np.testing.assert_allclose(rank(none, known) - rank(none), [[6.5, 1.0], [0.0, 0.0]], atol=1e-5)
