@@ -22,6 +22,7 @@ from data_pipelines.prepare import prepare as prepare_log
 from synergen_jax import (
     ask_commands,
     baselines,
+    bench_commands,
     data_commands,
     evaluation_report,
     report,
@@ -218,6 +219,11 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
     return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
 
 
+def bench(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen bench`."""
+    return bench_commands.bench(arguments, settings, say)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -258,4 +264,5 @@ RUN = {
     "recommend": recommend,
     "search": search,
     "sweep": sweep,
+    "bench": bench,
 }
