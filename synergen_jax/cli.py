@@ -203,6 +203,24 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
     bench.add_argument("--profile", type=pathlib.Path, metavar="DIR", help="write a profiler's trace of one more round")
 
+    plan = command(
+        "plan",
+        "Compile the training step for many virtual devices, and tell what each would need; no log, nothing is run.",
+        "synergen plan plan_100m --devices 256 --items 100000000\n"
+        "  synergen plan ml_1m --devices 2,4,8,16 --weak --mesh.model 2",
+    )
+    plan.add_argument("config", help="a TOML file, or the name of a shipped config")
+    plan.add_argument("--devices", type=_numbers, required=True, help="how many, or several numbers, comma-separated")
+    plan.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue (default: 1,000,000)")
+    plan.add_argument("--queries", type=int, default=0, help="distinct queries of the log (default: 0)")
+    plan.add_argument("--text-width", type=int, default=0, help="width of a semantic matrix of them (default: 0, none)")
+    plan.add_argument("--memory", type=float, default=80.0, help="GiB of each device (default: 80)")
+    plan.add_argument(
+        "--weak",
+        action="store_true",
+        help="weak scaling: data.batch is that of the first number of devices, and grows with them",
+    )
+
     recommend = command(
         "recommend",
         "Recommend items to a user of the log, or to a history from a file.",
@@ -219,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-TAKE_SETTINGS = ("train", "evaluate", "quickstart", "sweep", "bench")
+TAKE_SETTINGS = ("train", "evaluate", "quickstart", "sweep", "bench", "plan")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from synergen_jax import (
     bench_commands,
     data_commands,
     evaluation_report,
+    plan_commands,
     report,
     sharding,
     sweep_commands,
@@ -224,6 +225,11 @@ def bench(arguments, settings) -> dict[str, typing.Any]:
     return bench_commands.bench(arguments, settings, say)
 
 
+def plan(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen plan`."""
+    return plan_commands.plan(arguments, settings, say)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -265,4 +271,5 @@ RUN = {
     "search": search,
     "sweep": sweep,
     "bench": bench,
+    "plan": plan,
 }

@@ -11,6 +11,8 @@ _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+|c64|c128)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?[\])}]) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_GROUPS = re.compile(r"replica_groups=(mesh\[([^\]]*)\] *\{([^}]*)\}|\[\d+,(\d+)\]|\{\{([\d,]*)\}|\{\})")
 
 
 class Instruction(typing.NamedTuple):
@@ -45,7 +47,7 @@ def instructions(text: str) -> list[Instruction]:
             computation = head[1]
         elif (part := _INSTRUCTION.match(line)) is not None:
             name, result, kind, rest = part.groups()
-            called = [c.strip("{} %") for group in _CALLED.findall(rest) for c in group.split(",")]
+            called = _called(rest)
             calls.setdefault(computation, set()).update(called)
             if kind == "while":
                 loops.update(called)
@@ -74,6 +76,58 @@ def collectives(text: str) -> list[Collective]:
             largest = max(part.shapes, key=lambda shape: _product(shape), default=())
             found.append(Collective(kind, part.bytes, largest, part.in_loop))
     return found
+
+
+def payload(text: str) -> dict[str, int]:
+    """Bytes that collectives move on each device in one call of a compiled program, by kind.
+
+    Of each the larger of what goes in and what comes out counts, as often as it runs: a loop's trips are told by XLA where it knows
+    them, and are otherwise taken as one. Collectives within one device alone move nothing.
+    """
+    found = instructions(text)
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for part in found:
+        trips = int(known[1]) if part.kind == "while" and (known := _TRIPS.search(part.line)) else 1
+        calls.setdefault(part.computation, []).extend((name, trips) for name in _called(part.line))
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    runs: dict[str, int] = {}
+
+    def visit(computation: str, times: int):
+        runs[computation] = runs.get(computation, 0) + times
+        for name, trips in calls.get(computation, ()):
+            visit(name, times * trips)
+
+    visit(entry[1] if entry else "", 1)
+    groups = {part.name: _group(part.line) for part in found}
+    total: dict[str, int] = {}
+    for part in found:
+        kind = part.kind.removesuffix("-done")
+        if kind not in KINDS or part.computation not in runs:
+            continue
+        # The second half of a collective says nothing of its group; the first one, its operand, does.
+        source = re.search(r"-done\(.*?%?([\w.\-]+)\)", part.line)
+        group = groups[source[1]] if source else groups[part.name]
+        if group != 1:
+            size = part.bytes * (max(group, 1) if kind == "reduce-scatter" else 1)
+            total[kind] = total.get(kind, 0) + size * runs[part.computation]
+    return total
+
+
+def _called(line: str) -> list[str]:
+    """Names of the computations that an instruction calls."""
+    return [name.strip("{} %") for group in _CALLED.findall(line) for name in group.split(",")]
+
+
+def _group(line: str) -> int:
+    """Devices that take part in a collective together; 0: all of them, or none is told."""
+    found = _GROUPS.search(line)
+    if found is None:
+        return 0
+    _, axes, named, size, listed = found.groups()
+    if axes is not None:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", axes))
+        return _product(tuple(int(sizes[name]) for name in re.findall(r"'([^']+)'", named)))
+    return int(size) if size is not None else listed.count(",") + 1 if listed else 0
 
 
 def _shape(dims: str) -> tuple[int, ...]:

@@ -57,3 +57,34 @@ ENTRY %main (p: bf16[4,2]) -> bf16[8,2] {
 }
 """
     assert hlo.collectives(text) == [hlo.Collective("all-gather", 32, (8, 2), False)]
+
+
+def test_payload_counts_trips_and_leaves_out_groups_of_one():
+    mesh = sharding.make_mesh(MeshConfig(4, 2))
+
+    def program(x):
+        once = jax.lax.all_gather(x, "data", tiled=True)  # (16, 3)
+        again, _ = jax.lax.scan(lambda y, _: (jax.lax.psum(y * 0.5, "model"), None), x, length=5)
+        return once.sum() + again
+
+    spec = PartitionSpec("data")
+    wrapped = jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    x = jax.ShapeDtypeStruct((16, 3), jnp.float32, sharding=NamedSharding(mesh, spec))
+    text = jax.jit(wrapped).lower(x).compile().as_text()
+    assert hlo.payload(text) == {"all-gather": 16 * 3 * 4, "all-reduce": 5 * 4 * 3 * 4}
+    assert hlo.payload(compiled(lambda x: x * 2, (16, 3))) == {}
+
+
+def test_payload_by_hand():
+    text = """
+HloModule m
+
+ENTRY %main (p: f32[4,2]) -> f32[2,2] {
+  %p = f32[4,2]{1,0} parameter(0)
+  %alone = f32[4,2]{1,0} all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add
+  %gs = (f32[4,2]{1,0}, f32[8,2]{1,0}) all-gather-start(%alone), replica_groups=[1,2]<=[2], dimensions={0}
+  %gd = f32[8,2]{1,0} all-gather-done(%gs)
+  ROOT %rs = f32[2,2]{1,0} reduce-scatter(%gd), replica_groups=mesh['a'=4,'b'=2] {'a'}, to_apply=%add
+}
+"""
+    assert hlo.payload(text) == {"all-gather": 8 * 2 * 4, "reduce-scatter": 4 * 2 * 2 * 4}
