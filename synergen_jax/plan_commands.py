@@ -54,16 +54,9 @@ def plan(arguments, settings, say) -> dict[str, typing.Any]:
     if min(arguments.devices) < 1:
         raise UserError(f"--devices must be at least 1, not {min(arguments.devices)}")
     sizes = Sizes(arguments.items, arguments.queries, arguments.text_width)
+    tasks = [(_scaled(config, arguments.devices[0], n) if arguments.weak else config, n) for n in arguments.devices]
     plans = []
-    for devices in arguments.devices:
-        mine = config
-        if arguments.weak:
-            batch, rest = divmod(config.data.batch * devices, arguments.devices[0])
-            if rest:
-                raise UserError(
-                    f"--weak: data.batch {config.data.batch} on {arguments.devices[0]} devices is no whole number on {devices}"
-                )
-            mine = configs.override(config, [f"--data.batch={batch}"])
+    for mine, devices in tasks:
         plans.append(_elsewhere(mine, sizes, devices))
         say(f"{devices} devices: compiled in {plans[-1].seconds:.0f} s")
     say(text(plans, config, sizes, arguments.memory))
@@ -74,6 +67,14 @@ def plan(arguments, settings, say) -> dict[str, typing.Any]:
             dataclasses.asdict(one) | {"total": one.total, "fits": one.total <= arguments.memory * GIB} for one in plans
         ],
     }
+
+
+def _scaled(config: Config, first: int, devices: int) -> Config:
+    """The config with as many windows a device on `devices` as it has on the first number of them."""
+    batch, rest = divmod(config.data.batch * devices, first)
+    if rest:
+        raise UserError(f"--weak: data.batch {config.data.batch} on {first} devices is no whole number on {devices}")
+    return configs.override(config, [f"--data.batch={batch}"])
 
 
 def text(plans: list[Plan], config: Config, sizes: Sizes, memory: float) -> str:

@@ -20,7 +20,7 @@ CONFIG = {
 def run(setting: Setting) -> Result:
     """Seconds a step at each size, and over those at the smallest one."""
     config = setting.config(CONFIG, TINY)
-    sizes = sorted(setting.sizes or ((100, 1000) if setting.small else SIZES))
+    sizes = sorted(setting.sizes or ((200, 2000) if setting.small else SIZES))
     sides, spaces = {}, {}
     for items in sizes:
         log = SyntheticLog(items, 4 * config.data.batch, config.data.max_history + 2)

@@ -38,7 +38,7 @@ def run(setting: Setting) -> Result:
 def _compiled(positions: int, width: int, negatives: int, temperature: float):
     """InfoNCE with its gradients of queries, positives and negatives, compiled for these sizes."""
 
-    def loss(query, positive, negative, positive_id, negative_id, weight, log_q):
+    def loss(query, positive, negative, positive_id, negative_id, weight, *log_q):
         return losses.info_nce(query, positive, positive_id, negative, negative_id, weight, log_q, temperature)
 
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)
@@ -51,7 +51,8 @@ def _compiled(positions: int, width: int, negatives: int, temperature: float):
             shape(positions, dtype=jnp.int32),
             shape(negatives, dtype=jnp.int32),
             shape(positions),
-            shape(4096),
+            shape(positions),
+            shape(negatives),
         )
         .compile()
     )

@@ -28,6 +28,7 @@ from synergen_jax.synthetic import SyntheticLog
 
 LENGTHS = {200: 8, 1000: 1}  # events: batch; 6,000 masked tokens are as many logits as one CPU likes to hold
 CANDIDATES = 4
+SMALL = {"data": {"batch": 2, "negatives": 8}, "model": {"width": 16, "depth": 1}}
 # Whatever settings are asked for: what both sides compute the same.
 SAME = (
     "--model.dropout=0",
@@ -44,9 +45,8 @@ def run(setting: Setting) -> Result:
     sizes = setting.sizes or ((8, 16) if setting.small else tuple(LENGTHS))
     rows, ratios, times = [], {}, {}
     for length in sizes:
-        config = setting.config(_config(length), {"data": {"batch": 2}, "model": {"width": 16, "depth": 1}})
-        config = configs.override(config, SAME)
-        sides = make_sides(setting, config)
+        own = setting.config(config(length), SMALL)
+        sides = make_sides(setting, own)
         trace = setting.trace and setting.trace / str(length)
         found = timing.alternate(sides, setting.rounds, trace)
         ratios[f"masked over factorised, {length} events"] = timing.ratio(found["masked"], found["factorised"])
@@ -55,11 +55,12 @@ def run(setting: Setting) -> Result:
             for name, seconds in found.items()
         ]
         times |= {f"{name}, {length} events": seconds for name, seconds in found.items()}
-    title = f"factorised against masked, 5 readers an event: {describe(config)}"
+    title = f"factorised against masked, 5 readers an event: {describe(own)}"
     return Result("readers", title, rows, ratios, times)
 
 
-def _config(length: int):
+def config(length: int) -> dict[str, dict[str, int]]:
+    """The config of windows of `length` events."""
     return {
         "data": {
             "max_history": length,
@@ -74,6 +75,7 @@ def _config(length: int):
 
 def make_sides(setting: Setting, config: Config):
     """Both steps on one batch, each from the same fresh state; a call is a step and gives its metrics."""
+    config = configs.override(config, SAME)
     log = SyntheticLog(3_706, 4 * config.data.batch, config.data.max_history + 2)
     catalogue, feed = setting.open(config, log)
     batch = _every_event_ranked(next(itertools.islice(feed(0), 1)))
@@ -140,7 +142,7 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
             item(batch.negatives),
             batch.negatives,
             (target > 0).astype(jnp.float32),
-            log_q,
+            None if log_q is None else (log_q[target], log_q[batch.negatives]),
             config.loss.temperature,
         )
     }
