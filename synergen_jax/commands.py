@@ -22,8 +22,10 @@ from data_pipelines.prepare import prepare as prepare_log
 from synergen_jax import (
     ask_commands,
     baselines,
+    bench_commands,
     data_commands,
     evaluation_report,
+    plan_commands,
     report,
     sharding,
     sweep_commands,
@@ -218,6 +220,16 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
     return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
 
 
+def bench(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen bench`."""
+    return bench_commands.bench(arguments, settings, say)
+
+
+def plan(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen plan`."""
+    return plan_commands.plan(arguments, settings, say)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -258,4 +270,6 @@ RUN = {
     "recommend": recommend,
     "search": search,
     "sweep": sweep,
+    "bench": bench,
+    "plan": plan,
 }

@@ -60,6 +60,11 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation; parameters are always float32
     remat: bool = False  # recompute a block's activations in the backward pass
 
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden features of the gated feed-forward layer: two thirds, so that it has as many parameters as an ungated one."""
+        return self.width * self.mlp_ratio * 2 // 3 // 8 * 8 or 8
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:

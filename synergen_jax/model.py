@@ -90,8 +90,7 @@ class Block(nn.Module):
             _dense(c.width, ("heads", "head_width", "embed"), dtype, "out", (-2, -1), nn.initializers.zeros)(x)
         )
         x = _norm(dtype, "mlp_norm")(h)
-        hidden = c.width * c.mlp_ratio * 2 // 3 // 8 * 8 or 8  # two thirds: as many parameters as the ungated layer
-        gate, up = (_dense(hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
+        gate, up = (_dense(c.mlp_hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
         x = _dense(c.width, ("mlp", "embed"), dtype, "down", -1, nn.initializers.zeros)(nn.silu(gate) * up)
         return h + dropout(x), k, v
 

@@ -115,12 +115,12 @@ def loss(
     if config.retrieval_weight:
         vectors = retrieve(readers).reshape(batch.target.size, -1)
         target = batch.target.reshape(-1)
+        positive = keys(targets).reshape(vectors.shape)
         weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
         if config.full_softmax:
-            parts["retrieval"] = losses.full_softmax(vectors, pool, allowed, target, weight, config.temperature)
+            parts["retrieval"] = losses.full_softmax(vectors, positive, pool, allowed, weight, config.temperature)
         else:
-            positive = keys(targets).reshape(vectors.shape)
-            log_q = negative[1]
+            log_q = None if negative[1] is None else (negative[1][target], negative[1][pool_ids])
             parts["retrieval"] = losses.info_nce(
                 vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
             )
