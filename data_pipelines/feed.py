@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import signal
 import typing
 
 import grain
@@ -180,7 +181,14 @@ def _iterable(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
     options = grain.MultiprocessingOptions(num_workers=workers)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+    rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    return rows.mp_prefetch(options, worker_init_fn=_deaf)
+
+
+def _deaf(*_) -> None:
+    """Workers outlive signals to the whole group of processes: a run that is asked to stop first finishes its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------

@@ -133,6 +133,15 @@ def put(tree: typing.Any, sharding: NamedSharding) -> typing.Any:
     return jax.tree.map(one, tree)
 
 
+def fetch(array: jax.Array) -> np.ndarray:
+    """A global array, whole on the host of every process; all of them call this."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def whole(mesh: Mesh) -> NamedSharding:
     """Kept whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
