@@ -95,19 +95,30 @@ def join(
     # Without it a lost process is told to no Python code: C++ aborts all others. With it, `_Watch` sees to them.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", preemptible)
+    how = "start all processes that were announced, where they reach the coordinator, or say --processes 1 to run alone"
+    patience = threading.Timer(timeout, _nobody_came, (f"no cluster of {name} after {timeout} s: {how}",))
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
-            **where, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=60
+            **where,
+            initialization_timeout=timeout + 60,  # at which C++ would abort
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError, OSError) as error:
         last_words.told()
-        raise UserError(
-            f"cannot join the processes of {name}: {first_line(error)[:300]}; start as many processes as were announced, "
-            f"within {timeout} s, where they reach the coordinator, or say --processes 1 for a run of its own"
-        ) from None
+        raise UserError(f"cannot join the processes of {name}: {first_line(error)[:300]}; {how}") from None
+    finally:
+        patience.cancel()
     last_words.joined(index(), count())
     if count() > 1:
         _Watch().start()
+
+
+def _nobody_came(message: str) -> typing.NoReturn:
+    print(f"synergen: error: {message}", file=sys.stderr)
+    _exit(2)
 
 
 def _given(coordinator: str, processes: int | None, process: int | None) -> dict[str, typing.Any] | None:
