@@ -136,7 +136,9 @@ def _given(coordinator: str, processes: int | None, process: int | None) -> dict
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator {coordinator}: must be HOST:PORT, where process 0 can be reached")
-    if processes < 1 or not 0 <= process < processes:
+    if processes < 1:
+        raise UserError(f"--processes {processes} must be at least 1")
+    if not 0 <= process < processes:
         raise UserError(
             f"--process {process} must lie within 0 .. {processes - 1}, that is below --processes {processes}"
         )

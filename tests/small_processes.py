@@ -2,7 +2,8 @@
 
 python small_processes.py WORD=VALUE,... synergen's arguments
 
-kill=STEP    SIGKILL of itself at this step, once a checkpoint is on disk
+kill=STEP    SIGKILL of itself at this step
+once=STEP    but not before the checkpoint of this one is on disk
 term=STEP    SIGTERM of itself at this step
 heartbeat=N  a process that is silent for so many seconds is lost
 """
@@ -26,7 +27,7 @@ def main(words, *arguments):
         at(step, folder)
         if step == asked.get("kill"):
             deadline = time.monotonic() + 60
-            while not any(path.name.isdigit() for path in pathlib.Path(folder).iterdir()):
+            while not (pathlib.Path(folder) / str(asked["once"])).is_dir():
                 assert time.monotonic() < deadline, "no checkpoint"
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
