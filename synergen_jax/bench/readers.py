@@ -37,6 +37,7 @@ SAME = (
     "--loss.hard_candidates=0",
     "--loss.rank_after=0",
     "--loss.full_softmax=false",
+    "--optimiser.accumulate=1",
 )
 
 
