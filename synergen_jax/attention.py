@@ -7,6 +7,8 @@ What the tokens of one call may see is a small pytree, and `attend` is the one f
   and itself.                                                                          (read, append)
 - `Masked(mask)`: token i sees token j where `mask[i, j]`.                             (the oracle)
 
+In packed rows `first` tells each token where its own segment begins: nothing before it is seen.
+
 Padding follows the events of a window, so no token that counts ever sees it: no padding mask is needed.
 Shapes are (B, H, L, Dh); the softmax is computed in float32 whatever the dtype of the inputs.
 """
@@ -24,17 +26,23 @@ from jaxtyping import Array, Bool, Float, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """Token i sees tokens 0 .. i of the same call."""
+    """Token i sees tokens `first[:, i]` .. i of the same call; without `first`, 0 .. i."""
+
+    first: Int[Array, "b l"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Token r sees the first `visible[:, r]` of the cached keys, and itself; no other token of the call."""
+    """Token r sees the first `visible[:, r]` of the cached keys, and itself; no other token of the call.
+
+    With `first`, it sees of them those from `first[:, r]` on.
+    """
 
     keys: Float[Array, "b h l dh"]
     values: Float[Array, "b h l dh"]
     visible: Int[Array, "b r"]
+    first: Int[Array, "b r"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +65,8 @@ def attend(
     if isinstance(over, Causal):
         length = q.shape[2]
         mask = jnp.asarray(np.tri(length, dtype=bool))[None, None]
+        if over.first is not None:
+            mask &= jnp.arange(length)[None, None, None] >= over.first[:, None, :, None]
     else:
         mask = over.mask[:, None]
     logits = jnp.where(mask, _logits(q, k), -jnp.inf)
@@ -65,7 +75,10 @@ def attend(
 
 def _attend_prefix(q, k, v, over: Prefix):
     """Softmax over [visible context keys, own key], without building that concatenation."""
-    seen = jnp.arange(over.keys.shape[2])[None, None, None, :] < over.visible[:, None, :, None]
+    place = jnp.arange(over.keys.shape[2])[None, None, None, :]
+    seen = place < over.visible[:, None, :, None]
+    if over.first is not None:
+        seen &= place >= over.first[:, None, :, None]
     context = jnp.where(seen, _logits(q, over.keys), -jnp.inf)
     own = _scale(q) * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
     # The own key is always visible, so the maximum is finite and the sum is at least one term.

@@ -29,6 +29,7 @@ class DataConfig:
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
+    pack: bool = False  # training puts several short windows into one row; B then counts rows
     rank_events: int = 4  # events a window at which candidates are ranked
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process

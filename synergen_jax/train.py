@@ -98,6 +98,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
             "norm/update": optax.tree.norm(updates),
             "norm/parameter": optax.tree.norm(params),
             "learning_rate": rate(state.step),
+            "padding": 1 - jnp.mean(batch.events.mask),  # share of the slots for events that hold none
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
