@@ -105,8 +105,10 @@ class TrainBatch:
     """One training step's input."""
 
     events: Events  # (B, L)
-    retrieval: Readers  # (B, R): item is 0 throughout
-    target: Ints  # (B, R) int32: the item that each retrieval reader should find; 0: no target, no loss
+    retrieval: (
+        Readers  # (B, L): one an event, in their order, item 0 throughout; the i-th asks by event i: visible <= i
+    )
+    target: Ints  # (B, L) int32: the item that each retrieval reader should find; 0: no target, no loss
     ranking: Candidates  # (B, E, K)
     negatives: Ints  # (N,) int32: uniform over the items 1 .. V-1, shared by the whole batch
 

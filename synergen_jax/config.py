@@ -59,6 +59,7 @@ class ModelConfig:
     context_query: bool = True  # events in the context tell the query that led to them
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
+    attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"
     remat: bool = False  # recompute a block's activations in the backward pass
 
 
@@ -251,6 +252,7 @@ _CHOICES = {
     "data.split": ("leave-one-out", "time"),
     "model.rope": ("time", "order", "split"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "run.select": ("ndcg@10", "hr@10", "shown_mrr"),
 }
 _AT_LEAST = {

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from synergen_jax import embed, rope
-from synergen_jax.attention import Causal, Masked, Prefix, attend
+from synergen_jax import attention, embed, rope
+from synergen_jax.attention import Causal, Masked, Prefix
 from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
 
@@ -89,7 +89,7 @@ class Block(nn.Module):
             for name in ("query", "key", "value")
         )
         q, k = rope.rotate(q, angle), rope.rotate(k, angle)
-        x = attend(q, k, v, over).swapaxes(1, 2)
+        x = attention.attend(q, k, v, over, attention.choose(c)).swapaxes(1, 2)
         h = h + dropout(
             _dense(c.width, ("heads", "head_width", "embed"), dtype, "out", (-2, -1), nn.initializers.zeros)(x)
         )
@@ -174,16 +174,26 @@ class SynerGen(nn.Module):
         _, keys, values = self.run(h, self.angles(events.time, order), overs, deterministic)
         return Cache(keys, values, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
 
-    def read(self, cache: Cache, readers: Readers, items: Array, queries: Array, deterministic: bool = True) -> Array:
+    def read(
+        self,
+        cache: Cache,
+        readers: Readers,
+        items: Array,
+        queries: Array,
+        deterministic: bool = True,
+        per_event: int = 0,
+    ) -> Array:
         """Answers readers over an encoded context: hidden states (B, R, D) for the heads.
 
         Args:
           cache: of the same B users.
           readers: (B, R); `visible` at most the events in the cache.
           items, queries: the readers' vectors, (B, R, D) each; an item's is zero for a retrieval reader.
+          per_event: n > 0 promises n readers an event, in the order of events, with `visible[:, r] <= r // n`: half the
+            work of attention. 0 promises nothing.
         """
         h = self.reader_tokens(readers, items, queries)
-        return self._read(cache, h, readers.time, readers.visible, readers.first, deterministic)[0]
+        return self._read(cache, h, readers.time, readers.visible, readers.first, deterministic, per_event)[0]
 
     def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
         """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.
@@ -230,8 +240,17 @@ class SynerGen(nn.Module):
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
 
-    def _read(self, cache: Cache, h: Array, time: Array, visible: Array, first: Array | None, deterministic: bool):
-        overs = [Prefix(k, v, visible, first) for k, v in zip(cache.keys, cache.values)]
+    def _read(
+        self,
+        cache: Cache,
+        h: Array,
+        time: Array,
+        visible: Array,
+        first: Array | None,
+        deterministic: bool,
+        per_event: int = 0,
+    ):
+        overs = [Prefix(k, v, visible, first, per_event) for k, v in zip(cache.keys, cache.values)]
         return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)
 
     def run(self, h: Array, angle: Array, overs: list, deterministic: bool):

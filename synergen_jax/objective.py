@@ -102,9 +102,9 @@ def loss(
     deterministic = key is None
     cache = apply(events, event_items, query(events.query), deterministic, method="encode")
 
-    def retrieve(readers: Readers) -> Array:
+    def retrieve(readers: Readers, per_event: int = 0) -> Array:
         nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
-        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, method="read")
+        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, per_event, method="read")
         return apply(hidden, method="retrieve")
 
     every = jnp.arange(catalogue.counts.shape[0])
@@ -113,7 +113,7 @@ def loss(
     pool_ids, pool = (every, keys(item(every))) if config.full_softmax else (negative[0], keys(negative_items))
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
-        vectors = retrieve(readers).reshape(batch.target.size, -1)
+        vectors = retrieve(readers, per_event=1).reshape(batch.target.size, -1)
         target = batch.target.reshape(-1)
         weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
         if config.full_softmax:

@@ -17,8 +17,8 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from synergen_jax import attention, objective, sharding
 from synergen_jax import model as models
-from synergen_jax import objective, sharding
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
@@ -41,7 +41,12 @@ class TrainState:
 
 
 def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
-    """The model of a run."""
+    """The model of a run.
+
+    Raises:
+      UserError: its attention backend cannot run here.
+    """
+    attention.check(config)
     return models.SynerGen(config.model, spec)
 
 
