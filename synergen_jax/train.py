@@ -87,7 +87,8 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         negative = objective.negatives(batch, catalogue, config.loss, sample_key)
 
         def loss(params, part, key):
-            return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+                return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
 
         grad = jax.value_and_grad(loss, has_aux=True)
         if micro == 1:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from synergen_jax import attention, attention_kernels, attention_xla
+from synergen_jax import attention, attention_kernels, attention_xla, sharding
 from synergen_jax.attention import Causal, Masked, Prefix, attend
-from synergen_jax.config import Config, DataConfig, ModelConfig
+from synergen_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
 
 B, H, L, D = 2, 2, 300, 8  # three spans of a block each
@@ -310,3 +311,17 @@ def test_a_backend_that_cannot_run_is_refused_and_says_what_to_set(device, monke
     monkeypatch.setattr(attention_kernels, "has_tokamax", lambda: False)
     with pytest.raises(UserError, match=r"synergen-jax\[tokamax\]"):
         attention.check(config("tokamax"))
+
+
+def test_under_a_mesh_each_device_runs_its_own_users_and_heads():
+    """No kernel is split by the compiler, which would gather its inputs instead."""
+    mesh = sharding.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
+    inputs = jax.device_put(arrays(13, 3, 130), NamedSharding(mesh, PartitionSpec("data", "model")))
+
+    def fused(*x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return attention_kernels.splash_causal(*x, None, interpret=True)
+
+    ours = jax.jit(fused).lower(*inputs).compile()
+    np.testing.assert_allclose(ours(*inputs), causal_oracle(*inputs, None), atol=1e-5)
+    assert "all-gather" not in ours.as_text() and "all-reduce" not in ours.as_text()
