@@ -147,7 +147,9 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
     """
     with processes.together():
         config, log = workdir.read(folder)
-        trained_on = dataclasses.replace(config, mesh=configs.MeshConfig())  # another matter than what evaluates
+        # On what it was trained is another matter than on what it is evaluated.
+        model = dataclasses.replace(config.model, attention="auto")
+        trained_on = dataclasses.replace(config, model=model, mesh=configs.MeshConfig())
         changed = configs.override(trained_on, settings)
         free = ("evaluate.", "data.filter_seen", "mesh.")
         if odd := [name for name in configs.differences(trained_on, changed) if not name.startswith(free)]:
