@@ -185,23 +185,25 @@ def _example(
     target = events.item * ((visible > 0) | (query > 0))
 
     asked = windows.action_table(log, data.target_actions)[events.action]
-    ranked = rng.permutation((target * asked).nonzero()[0])[: data.rank_events]
+    ranked = np.sort(rng.permutation((target * asked).nonzero()[0])[: data.rank_events])
     known, size = int(train_stop[user]), data.rank_candidates
     item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items)
     slots = len(ranked) if packed else data.rank_events
-    short = slots - len(ranked)
-    at = np.zeros((3, slots), np.int32)  # query, time, visible
-    at[:, : len(ranked)] = query[ranked], events.time[ranked], visible[ranked]
-    if short:
-        item = np.pad(item, [(0, short), (0, 0)])
-        label = np.pad(label, [(0, short), (0, 0), (0, 0)], constant_values=-1)
-        row = np.pad(row, [(0, short), (0, 0)], constant_values=-1)
-    feature = windows.features(record, row) if log.spec.candidate_features else None
+    lists = ranked if slots == length else np.arange(len(ranked))
+
+    def put(x: np.ndarray, nothing: int = 0) -> np.ndarray:
+        whole = np.full((slots, *x.shape[1:]), nothing, x.dtype)
+        whole[lists] = x
+        return whole
+
+    feature = windows.features(record, put(row, -1)) if log.spec.candidate_features else None
+    at = [put(x[ranked]) for x in (query, events.time, visible)]
+    ranking = Candidates(put(item), put(label, -1), *at, feature, event=put(ranked.astype(np.int32)))
     return {
         "events": events,
         "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),
         "target": target,
-        "ranking": Candidates(item, label, *at, feature),
+        "ranking": ranking,
     }
 
 

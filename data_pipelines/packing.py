@@ -126,7 +126,7 @@ def join(parts: collections.abc.Sequence[dict[str, typing.Any]], length: int, ra
     def field(part: str, name: str, width: int, fill: int = 0) -> np.ndarray:
         return row([getattr(mine[part], name) for mine in parts], width, fill)
 
-    shifted = lambda part: [mine[part].visible + begin for mine, begin in zip(parts, start)]
+    shifted = lambda part, name: [getattr(mine[part], name) + begin for mine, begin in zip(parts, start)]
     features = parts[0]["ranking"].feature is not None
     return {
         # Padding is a segment of its own.
@@ -136,7 +136,7 @@ def join(parts: collections.abc.Sequence[dict[str, typing.Any]], length: int, ra
         ),
         "retrieval": Readers(
             *(field("retrieval", name, length) for name in ("item", "query", "time")),
-            visible=row(shifted("retrieval"), length),
+            visible=row(shifted("retrieval", "visible"), length),
             first=row([first], length),
         ),
         "target": row([part["target"] for part in parts], length),
@@ -144,8 +144,9 @@ def join(parts: collections.abc.Sequence[dict[str, typing.Any]], length: int, ra
             field("ranking", "item", ranked),
             field("ranking", "label", ranked, -1),
             *(field("ranking", name, ranked) for name in ("query", "time")),
-            visible=row(shifted("ranking"), ranked),
+            visible=row(shifted("ranking", "visible"), ranked),
             feature=field("ranking", "feature", ranked) if features else None,
             first=row([list_first], ranked),
+            event=row(shifted("ranking", "event"), ranked),
         ),
     }

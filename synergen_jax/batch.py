@@ -88,6 +88,9 @@ class Candidates:
     # unknown feature differs from one that is 0. None: the log has no candidate features.
     feature: Floats | None = None
     first: Ints | None = None  # (B, E), as that of `Readers`
+    # (B, E): place in the row of the event that each list was chosen at; in training alone. There, where E = L and rows
+    # are not packed, list e is that of event e.
+    event: Ints | None = None
 
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from synergen_jax import losses
 from synergen_jax import model as models
-from synergen_jax.batch import Candidates, Catalogue, Readers, TrainBatch
+from synergen_jax.batch import Candidates, Catalogue, TrainBatch
 from synergen_jax.config import LossConfig
 from synergen_jax.embed import IdentityDropout
 
@@ -102,18 +102,16 @@ def loss(
     deterministic = key is None
     cache = apply(events, event_items, query(events.query), deterministic, method="encode")
 
-    def retrieve(readers: Readers, per_event: int = 0) -> Array:
-        nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
-        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, per_event, method="read")
-        return apply(hidden, method="retrieve")
-
+    nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
+    hidden = apply(cache, readers, nothing, query(readers.query), deterministic, 1, method="read")
+    wanted = apply(hidden, method="retrieve")  # (B, L, D)
     every = jnp.arange(catalogue.counts.shape[0])
     allowed = catalogue.counts > 0  # items that training never meets are no negatives either
     keys = lambda x: apply(x, method="keys")
     pool_ids, pool = (every, keys(item(every))) if config.full_softmax else (negative[0], keys(negative_items))
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
-        vectors = retrieve(readers, per_event=1).reshape(batch.target.size, -1)
+        vectors = wanted.reshape(batch.target.size, -1)
         target = batch.target.reshape(-1)
         positive = keys(targets).reshape(vectors.shape)
         weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
@@ -125,14 +123,8 @@ def loss(
                 vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
             )
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
-        asked = Readers(
-            jnp.zeros_like(candidates.query),
-            candidates.query,
-            candidates.time,
-            candidates.visible,
-            first=candidates.first,
-        )
-        wanted = retrieve(asked)  # (B, E, D)
+        # What a ranked event is after, its retrieval reader has asked already.
+        wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
             scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
             draw = None if key is None else jax.random.fold_in(key, 2)
@@ -145,7 +137,9 @@ def loss(
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         candidate_items = candidate_items.reshape(*tokens.item.shape, -1)
-        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, method="read")
+        in_order = candidates.first is None and candidates.query.shape == batch.target.shape  # list e is of event e
+        per_event = candidates.item.shape[2] if in_order else 0
+        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, per_event, method="read")
         logits = apply(hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:

@@ -81,6 +81,9 @@ def test_a_packed_row_is_its_windows_one_after_the_other():
         assert np.isin(ranking.first[row][real], starts).all() and real.any()
         assert (ranking.visible[row][real] >= ranking.first[row][real]).all()
         assert (ranking.label[row][~real] == -1).all()
+        at = ranking.event[row][real]
+        assert (batch.target[row][at] == ranking.item[row, :, 0][real]).all()
+        assert (batch.retrieval.visible[row][at] == ranking.visible[row][real]).all()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # processes start slowly
