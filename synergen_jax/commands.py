@@ -91,9 +91,9 @@ def fit(arguments, settings) -> dict[str, typing.Any]:
 
 
 def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
-    sharding.check_batch(
-        run.config.data.batch, run.config.optimiser.accumulate, mesh := sharding.make_mesh(run.config.mesh)
-    )
+    sharding.micro_batches(
+        run.config, mesh := sharding.make_mesh(run.config.mesh)
+    )  # refuses a batch that does not divide
     train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
     batches = feed.train_feed(*run.training, run.config, run.catalogue.counts)
     validate = evaluation.validator(run.model, run.catalogue, run.targets("validation"))

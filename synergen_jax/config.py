@@ -94,7 +94,7 @@ class OptimiserConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip: float = 1.0  # global norm of the gradient; 0 turns clipping off
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 0  # micro-batches a step; 0: as many as suit the platform (`sharding.micro_batches`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +290,7 @@ _AT_LEAST = {
     "optimiser.b1": 0,
     "optimiser.b2": 0,
     "optimiser.clip": 0,
-    "optimiser.accumulate": 1,
+    "optimiser.accumulate": 0,
     "run.steps": 1,
     "run.log_every": 1,
     "run.eval_every": 0,
@@ -349,7 +349,7 @@ def _checked(config: Config, where: str) -> Config:
         raise UserError(f"{where}: InfoNCE has no negatives: set loss.in_batch, data.negatives or loss.full_softmax")
     if data.split == "time" and not data.validation_from < data.test_from:
         raise UserError(f"{where}: data.validation_from must lie before data.test_from")
-    if data.batch % config.optimiser.accumulate:
+    if config.optimiser.accumulate and data.batch % config.optimiser.accumulate:
         raise UserError(
             f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}"
         )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from synergen_jax.batch import LogSpec
 from synergen_jax.config import ModelConfig
+from synergen_jax.dropout import below, bits
 
 Rows = dict[str, Float[Array, "..."]]
 """Looked-up rows by source: "id" is the collaborative one, every other name a semantic matrix. (..., width) each."""
@@ -50,10 +51,7 @@ class IdentityDropout(typing.NamedTuple):
 
     def keeps(self, ids: Int[Array, "..."]) -> Bool[Array, "..."]:
         """True for the ids that keep their collaborative row; a hash of id and seed, so that no table is needed."""
-        x = ids.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) ^ self.seed
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the finaliser of MurmurHash3
-            x = (x ^ (x >> shift)) * jnp.uint32(factor)
-        return (x ^ (x >> 16)) >= jnp.uint32(min(int(self.rate * 2**32), 2**32 - 1))
+        return bits(ids.astype(jnp.uint32), self.seed) >= below(self.rate)
 
 
 def lookup(

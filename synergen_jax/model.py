@@ -23,6 +23,7 @@ from synergen_jax import embed, rope
 from synergen_jax.attention import Causal, Masked, Prefix, attend
 from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
+from synergen_jax.dropout import Dropout
 
 CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
 
@@ -76,7 +77,7 @@ class Block(nn.Module):
         """Maps tokens (B, L, D) to tokens (B, L, D) and their rotated keys and values, (B, H, L, Dh) each."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        dropout = lambda x: nn.Dropout(c.dropout)(x, deterministic=deterministic)
+        dropout = lambda x: Dropout(c.dropout)(x, deterministic)
         x = _norm(dtype, "attention_norm")(h)
         heads = (c.heads, c.width // c.heads)
         q, k, v = (
@@ -130,7 +131,7 @@ class SynerGen(nn.Module):
             self.feature_wide = self.param(
                 "feature_wide", wide, (len(self.spec.candidate_features) + 1, len(self.spec.labels))
             )
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
     def join_rows(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
@@ -226,7 +227,7 @@ class SynerGen(nn.Module):
 
     def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
         """All blocks over tokens (B, L, D): final hidden states, and each layer's keys and values."""
-        h = self.dropout(h, deterministic=deterministic)
+        h = self.dropout(h, deterministic)
         keys, values = [], []
         for block, over in zip(self.blocks, overs, strict=True):
             h, k, v = block(h, angle, over, deterministic)

@@ -56,7 +56,7 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue)
       UserError: mesh, batch and model do not fit together.
     """
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data.batch, config.optimiser.accumulate, mesh)
+    sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     model = train.make_model(config, spec)
     state = train.abstract_state(config, model, mesh)
     step = train.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from synergen_jax.batch import TrainBatch
-from synergen_jax.config import MeshConfig
+from synergen_jax.config import Config, MeshConfig
 from synergen_jax.errors import UserError
 
 # logical axis -> mesh axis; None is kept whole on every device.
@@ -93,11 +93,27 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch: int, micro: int, mesh: Mesh) -> None:
-    """Refuses a global batch that does not divide over the mesh's `data` axis and the micro-batches."""
-    parts = mesh.shape["data"] * micro
-    if batch % parts:
+CPU_TOKENS = 4_096  # context tokens and readers of one micro-batch on CPUs
+
+
+def micro_batches(config: Config, mesh: Mesh) -> int:
+    """Into how many micro-batches a step cuts its batch: `optimiser.accumulate`, or what suits the platform.
+
+    On accelerators that is one. On CPUs a step is bound by memory, not by arithmetic: micro-batches of some `CPU_TOKENS`
+    tokens stay in the cache. Their number does not depend on the mesh unless the mesh is so wide that it must.
+
+    Raises:
+      UserError: the global batch does not divide over the mesh's `data` axis and the micro-batches.
+    """
+    batch, data, micro = config.data.batch, mesh.shape["data"], config.optimiser.accumulate
+    if not micro:
+        tokens = 2 * config.data.max_history + config.data.rank_events * (config.data.rank_candidates + 1)
+        fits = max(CPU_TOKENS // tokens, 1) if mesh.devices.flat[0].platform == "cpu" else batch
+        micro = next((n for n in range(1, batch + 1) if batch % (n * data) == 0 and batch // n <= max(fits, data)), 1)
+    if batch % (data * micro):
+        parts = data * micro
         raise UserError(
-            f"data.batch {batch} is not divisible by {parts} (mesh.data {mesh.shape['data']} x optimiser.accumulate "
-            f"{micro}); the next that is: {-(-batch // parts) * parts}"
+            f"data.batch {batch} is not divisible by {parts} (mesh.data {data} x optimiser.accumulate {micro}); the next "
+            f"that is: {-(-batch // parts) * parts}"
         )
+    return micro

@@ -73,7 +73,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     """
     optimiser = make_optimiser(config.optimiser, config.run.steps)
     rate = schedule(config.optimiser, config.run.steps)
-    micro = config.optimiser.accumulate
+    micro = sharding.micro_batches(config, mesh)
 
     def step(state: TrainState, batch: TrainBatch, catalogue: Catalogue):
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
@@ -160,7 +160,7 @@ def train(
       NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
     """
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.data.batch, config.optimiser.accumulate, mesh)
+    sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     model = make_model(config, spec)
     state, shardings = init_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, shardings)

@@ -160,11 +160,29 @@ def test_meshes_that_do_not_fit_the_devices(shape, message):
         sharding.make_mesh(MeshConfig(*shape))
 
 
+def of_batch(batch, accumulate, **data):
+    return configs.from_dict({"data": {"batch": batch, **data}, "optimiser": {"accumulate": accumulate}})
+
+
 def test_batches_that_do_not_divide_name_the_next_that_does():
     mesh = sharding.make_mesh(MeshConfig(4, 2))
-    sharding.check_batch(16, 2, mesh)
+    assert sharding.micro_batches(of_batch(16, 2), mesh) == 2
     with pytest.raises(UserError, match=r"data\.batch 10 is not divisible by 8 .* the next that is: 16"):
-        sharding.check_batch(10, 2, mesh)
+        sharding.micro_batches(of_batch(10, 2), mesh)
+    with pytest.raises(UserError, match=r"data\.batch 10 is not divisible by 4 .* the next that is: 12"):
+        sharding.micro_batches(of_batch(10, 0), mesh)
+
+
+@pytest.mark.parametrize(
+    "batch, history, micro", [(64, 8, 1), (128, 200, 16), (120, 200, 15), (7, 5_000, 7), (1, 200, 1)]
+)
+def test_on_cpus_micro_batches_stay_in_the_cache(batch, history, micro):
+    """Some 4,000 tokens each, whatever the mesh."""
+    config = of_batch(batch, 0, max_history=history)
+    for data in (1, 2, 4):
+        if batch % data == 0 and batch // micro >= data:
+            mesh = sharding.make_mesh(MeshConfig(data, 1), jax.devices()[:data])
+            assert sharding.micro_batches(config, mesh) == micro
 
 
 def test_tables_fit_meshes_of_other_sizes():

@@ -98,7 +98,7 @@ class Trainer:
 
     def __init__(self, config: Config, spec: LogSpec, catalogue: Catalogue):
         self.config, self.mesh = config, sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.data.batch, config.optimiser.accumulate, self.mesh)
+        sharding.micro_batches(config, self.mesh)  # refuses a batch that does not divide
         self.model = train.make_model(config, spec)
         self.state, shardings = train.init_state(config, self.model, self.mesh)
         self._step = train.make_step(config, self.model, self.mesh, shardings)
