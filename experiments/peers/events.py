@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
+import sys
 import typing
 
 import numpy as np
@@ -63,19 +64,26 @@ class Peer:
         return self.answer()
 
     def close(self) -> None:
-        """Ends it."""
-        self._process.stdin.close()
-        self._process.terminate()
-        self._process.wait()
+        """Ends it: politely, then not."""
+        try:
+            self._process.communicate("\n", timeout=30)
+        except (subprocess.TimeoutExpired, OSError):
+            self._process.kill()
+            self._process.wait()
 
 
-def can_run(python: str) -> str | None:
-    """Why an environment cannot run the peers, in one line; None: it can."""
+def refuse(message: str) -> typing.NoReturn:
+    """Ends a script over wrong input: one line, status 2, as `synergen` does."""
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check(python: str) -> None:
+    """Refuses an environment that cannot run the peers."""
     try:
         run = subprocess.run([python, "-c", "import rectools.models, torch"], capture_output=True, text=True)
     except OSError as error:
-        return f"--peer-python {python}: {error.strerror}"
+        refuse(f"--peer-python {python}: {error.strerror}")
     if run.returncode:
         last = (run.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        return f"--peer-python {python} has no RecTools ({last}): pip install -r {HERE / 'requirements.txt'} there"
-    return None
+        refuse(f"--peer-python {python} has no RecTools ({last}): pip install -r {HERE / 'requirements.txt'} there")

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import sys
 import time
 import typing
+import warnings
 
 import numpy as np
 
@@ -81,6 +83,9 @@ def make_model(arguments, callbacks=(), epochs: int = 10**6):
     import torch
     from rectools.models import HSTUModel, SASRecModel
 
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     torch.set_num_threads(arguments.threads)
     lightning.seed_everything(arguments.seed, verbose=False)
@@ -211,12 +216,8 @@ def main() -> None:
     """Runs a task."""
     arguments = parser().parse_args()
     if not arguments.events.is_file():
-        sys.exit(f"peer.py: error: --events {arguments.events}: no such file; events.py writes one")
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        print(f"peer.py: error: --events {arguments.events}: no such file; events.py writes one", file=sys.stderr)
+        raise SystemExit(2)
     {"speed": speed, "quality": quality}[arguments.task](arguments)
 
 

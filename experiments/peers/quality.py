@@ -50,8 +50,7 @@ def main() -> int:
     arguments = parser().parse_args()
     import events
 
-    if why := events.can_run(arguments.peer_python):
-        sys.exit(f"quality.py: error: {why}")
+    events.check(arguments.peer_python)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     import numpy as np

@@ -136,9 +136,8 @@ def main() -> int:
     import events
 
     if unknown := set(arguments.models.split(",")) - {"sasrec", "hstu"}:
-        sys.exit(f"speed.py: error: --models {', '.join(sorted(unknown))}: sasrec and hstu are known")
-    if why := events.can_run(arguments.peer_python):
-        sys.exit(f"speed.py: error: {why}")
+        events.refuse(f"--models {', '.join(sorted(unknown))}: sasrec and hstu are known")
+    events.check(arguments.peer_python)
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])  # before jax counts them
 
