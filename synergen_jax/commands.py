@@ -130,6 +130,7 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
 def _open(folder: pathlib.Path, settings, data_dir) -> tuple[Run, models.Params, int]:
     """A finished or unfinished run, with the parameters of its best checkpoint and their step."""
     config, log = workdir.read(folder)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))  # of this machine
     changed = configs.override(config, settings)
     odd = [
         name for name in configs.differences(config, changed) if not name.startswith(("evaluate.", "data.filter_seen"))
