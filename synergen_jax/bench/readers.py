@@ -2,7 +2,7 @@
 
 Each event has five readers, one retrieval token and four candidates to be ranked. Both sides compute the same losses
 of the same batch with the same weights. The masked side gets all of it in one pass over (1 + 5) L tokens; the
-factorised one is the step that `synergen train` takes, which asks once more at each ranked event for the candidates' scores.
+factorised one is the step that `synergen train` takes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def _every_event_ranked(batch: TrainBatch) -> TrainBatch:
     label[..., 0] = np.where(item > 0, 0, -1)
     label[..., 0, 0] = np.where(batch.target > 0, 1, -1)
     asked = batch.retrieval
-    return dataclasses.replace(batch, ranking=Candidates(item, label, asked.query, asked.time, asked.visible))
+    event = np.broadcast_to(np.arange(batch.target.shape[1], dtype=np.int32), batch.target.shape)
+    return dataclasses.replace(
+        batch, ranking=Candidates(item, label, asked.query, asked.time, asked.visible, event=event)
+    )
 
 
 def _masked_step(config: Config, model: models.SynerGen):
