@@ -15,7 +15,7 @@ from data_pipelines.prepare import locate
 from synergen_jax import config as configs
 from synergen_jax import report
 from synergen_jax.batch import Catalogue, Feed
-from synergen_jax.bench import catalogue, loss, readers, step
+from synergen_jax.bench import attention, catalogue, loss, packing, readers, step
 from synergen_jax.bench import feed as feeding
 from synergen_jax.bench.setting import Result, Setting
 from synergen_jax.config import Config
@@ -29,10 +29,12 @@ BENCHES: typing.Mapping[str, typing.Callable[[Setting], Result]] = types.Mapping
         "catalogue": catalogue.run,
         "readers": readers.run,
         "loss": loss.run,
+        "attention": attention.run,
+        "packing": packing.run,
     }
 )
 SIZED = ("catalogue", "readers", "loss")
-OPEN = ("step", "feed")  # measure whatever config on whatever log
+OPEN = ("step", "feed", "packing")  # measure whatever config on whatever log
 
 
 def bench(arguments, settings, say) -> dict[str, typing.Any]:

@@ -20,6 +20,8 @@ BENCHES = {
     "catalogue": "the step by number of items",
     "readers": "reading an encoded context against the masked Transformer",
     "loss": "memory of the loss by number of negatives",
+    "attention": "the attention backends that can run here",
+    "packing": "several short histories in a row against padding",
     "all": "all of them",
 }
 
@@ -192,9 +194,10 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("name", choices=BENCHES, help="; ".join(f"{name}: {text}" for name, text in BENCHES.items()))
     bench.add_argument(
-        "--config", help="a TOML file, or the name of a shipped config, in place of the bench's own (step, feed)"
+        "--config",
+        help="a TOML file, or the name of a shipped config, in place of the bench's own (step, feed, packing)",
     )
-    bench.add_argument("--log", help="a prepared log, in place of a synthetic one (step, feed)")
+    bench.add_argument("--log", help="a prepared log, in place of a synthetic one (step, feed, packing)")
     bench.add_argument("--rounds", type=int, default=5, help="timed rounds of each side (default: 5)")
     bench.add_argument(
         "--sizes",

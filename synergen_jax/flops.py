@@ -27,10 +27,10 @@ class Work:
     event_pairs: int
     readers: int  # retrieval tokens
     reader_pairs: int
-    requests: int  # ranked events, each asked once more for the scores of its candidates
-    request_pairs: int
+    requests: int  # ranked events
     candidates: int  # ranking tokens, without the hard ones
     candidate_pairs: int
+    list_pairs: int  # pairs of one ranking token at each ranked event
     negatives: int  # uniform ones
 
 
@@ -47,9 +47,9 @@ def full_work(config: Config) -> Work:
         readers=users * length,
         reader_pairs=users * pairs,
         requests=requests,
-        request_pairs=seen,
         candidates=requests * data.rank_candidates,
         candidate_pairs=seen * data.rank_candidates,
+        list_pairs=seen,
         negatives=data.negatives,
     )
 
@@ -57,20 +57,23 @@ def full_work(config: Config) -> Work:
 def batch_work(batch: TrainBatch) -> Work:
     """The work of a batch as it is: padding, readers without a target and empty candidates are no work."""
     real = np.asarray(batch.events.action) > 0
-    lengths = real.sum(axis=1, dtype=np.int64)
     asked = np.asarray(batch.target) > 0
     item = np.asarray(batch.ranking.item) > 0
     ranked = item.any(axis=-1)
-    seen = lambda visible, which: int((np.asarray(visible, np.int64) + 1)[which].sum())
+    first = lambda part: 0 if part.first is None else np.asarray(part.first)
+    # Keys that a token sees, itself among them; in a packed row from where its segment begins.
+    context = np.arange(1, real.shape[1] + 1) - first(batch.events) + np.zeros(real.shape, np.int64)
+    visible = lambda part: np.maximum(np.asarray(part.visible, np.int64) - first(part), 0) + 1
+    lists = visible(batch.ranking)
     return Work(
-        events=int(lengths.sum()),
-        event_pairs=int((lengths * (lengths + 1) // 2).sum()),
+        events=int(real.sum()),
+        event_pairs=int(context[real].sum()),
         readers=int(asked.sum()),
-        reader_pairs=seen(batch.retrieval.visible, asked),
+        reader_pairs=int(visible(batch.retrieval)[asked].sum()),
         requests=int(ranked.sum()),
-        request_pairs=seen(batch.ranking.visible, ranked),
         candidates=int(item.sum()),
-        candidate_pairs=int(((np.asarray(batch.ranking.visible, np.int64) + 1) * item.sum(axis=-1)).sum()),
+        candidate_pairs=int((lists * item.sum(axis=-1)).sum()),
+        list_pairs=int(lists[ranked].sum()),
         negatives=int(np.asarray(batch.negatives).size),
     )
 
@@ -91,23 +94,21 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
     """Cost of each part of a training step that does `work`."""
     m, loss = config.model, config.loss
     ranking = bool(loss.pointwise_weight or loss.pairwise_weight) and work.candidates > 0
-    requests, request_pairs = (work.requests, work.request_pairs) if ranking else (0, 0)
-    candidates, candidate_pairs = (work.candidates, work.candidate_pairs) if ranking else (0, 0)
+    requests, candidates, candidate_pairs = (
+        (work.requests, work.candidates, work.candidate_pairs) if ranking else (0, 0, 0)
+    )
     if loss.hard_candidates:
         candidates += requests * loss.hard_candidates
-        candidate_pairs += request_pairs * loss.hard_candidates
-    retrieval = work.readers if loss.retrieval_weight else 0
-    asked = retrieval + requests  # tokens of the retrieval head
+        candidate_pairs += work.list_pairs * loss.hard_candidates * ranking
     # Nothing reads the last layer's context tokens: of them the step needs keys and values alone.
-    tokens = work.events * (m.depth - 1) + (asked + candidates) * m.depth
-    pairs = work.event_pairs * (m.depth - 1)
-    pairs += ((work.reader_pairs if loss.retrieval_weight else 0) + request_pairs + candidate_pairs) * m.depth
+    tokens = work.events * (m.depth - 1) + (work.readers + candidates) * m.depth
+    pairs = work.event_pairs * (m.depth - 1) + (work.reader_pairs + candidate_pairs) * m.depth
     width = m.width
     sampled = work.negatives + loss.in_batch
     pool = spec.items if loss.full_softmax else sampled
     # Ids whose vectors are made of rows; those of the pool too, where it is the whole catalogue.
     items = work.events + work.readers + candidates + sampled + (spec.items if loss.full_softmax else 0)
-    queries = work.events + retrieval + requests + candidates
+    queries = work.events + work.readers + candidates
     item_width = sum(w for _, w in spec.item_matrices) if m.matrices else 0
     query_width = sum(w for _, w in spec.query_matrices) if m.matrices else 0
     features = (len(spec.candidate_features) + 1) if spec.candidate_features else 0
@@ -118,10 +119,10 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
         "feed-forward": Cost(2 * 3 * width * m.mlp_hidden * tokens),
         # The rows of a semantic matrix are frozen: the backward pass has the projection's gradient alone.
         "semantic projections": Cost(2 * width * (item_width * items + query_width * queries), times=2),
-        "heads": Cost(2 * (width * width * asked + (width * width + width * labels) * candidates)),
+        "heads": Cost(2 * (width * width * work.readers + (width * width + width * labels) * candidates)),
         "candidate features": Cost(2 * features * (width + labels) * candidates, times=2),
         "candidate feature vectors": Cost(2 * width * width * candidates if features else 0),
-        "retrieval loss": Cost(2 * width * retrieval * (pool + 1)),
+        "retrieval loss": Cost(2 * width * work.readers * (pool + 1) if loss.retrieval_weight else 0),
         "candidate scores": Cost(2 * width * candidates),
         "hard candidates": Cost(2 * width * requests * pool if loss.hard_candidates else 0, times=1),
     }

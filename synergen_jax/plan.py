@@ -56,8 +56,6 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue)
       UserError: mesh, batch and model do not fit together.
     """
     mesh = sharding.make_mesh(config.mesh)
-    if not config.optimiser.accumulate:  # as an accelerator would choose; the virtual devices are CPUs
-        config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, accumulate=1))
     sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     model = train.make_model(config, spec)
     state = train.abstract_state(config, model, mesh)

@@ -48,6 +48,10 @@ class Sizes(typing.NamedTuple):
 def plan(arguments, settings, say) -> dict[str, typing.Any]:
     """`synergen plan`."""
     config = configs.load(arguments.config, settings)
+    # Planned is for accelerators: what suits this CPU does not matter, and their kernels it cannot compile.
+    config = configs.override(
+        config, [f"--optimiser.accumulate={config.optimiser.accumulate or 1}", "--model.attention=xla"]
+    )
     for name, least in (("items", 1), ("queries", 0), ("text_width", 0)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(arguments, name)}")

@@ -17,10 +17,21 @@ from synergen_jax.errors import UserError, nearest
 START = 1_600_000_000  # Unix seconds of the first events
 DAY = 86_400
 
-# Events of a user: (median, spread of the log, shortest, longest) of a log-normal distribution.
-LENGTHS: dict[str, tuple[float, float, int, int]] = {
-    "movielens": (96.0, 1.0, 20, 2314),  # MovieLens-1M: a mean of 166
-    "sessions": (3.5, 1.05, 1, 173),  # trivago: half of the users have at most three events, a mean of 5.9
+
+class Lengths(typing.NamedTuple):
+    """Events of a user, log-normally distributed, and over how many seconds they spread."""
+
+    median: float
+    sigma: float  # of the logarithm
+    least: int
+    most: int
+    seconds: int
+
+
+LENGTHS: dict[str, Lengths] = {
+    "movielens": Lengths(96.0, 1.0, 20, 2314, 365 * DAY),  # MovieLens-1M: a mean of 166
+    # trivago's sessions: half of the users have at most three events, a mean of 5.9
+    "sessions": Lengths(3.5, 1.05, 1, 173, 3600),
 }
 
 
@@ -58,11 +69,11 @@ class SyntheticLog:
         self.spec = LogSpec(items + 1, len(self.actions), queries + 1, tuple(self.labels), *spread)
         rng = np.random.default_rng((seed, 0))
         if isinstance(lengths, int):
-            self.lengths = np.full(users, lengths, np.int32)
+            self.lengths, self._span = np.full(users, lengths, np.int32), 365 * DAY
         else:
-            median, sigma, least, most = LENGTHS[lengths]
-            drawn = np.exp(rng.normal(np.log(median), sigma, users))
-            self.lengths = np.clip(drawn, least, most).astype(np.int32)
+            of = LENGTHS[lengths]
+            drawn = np.exp(rng.normal(np.log(of.median), of.sigma, users))
+            self.lengths, self._span = np.clip(drawn, of.least, of.most).astype(np.int32), of.seconds
 
     @functools.cached_property
     def item_matrices(self) -> dict[str, np.ndarray]:
@@ -97,7 +108,7 @@ class SyntheticLog:
             "action": rng.integers(1, len(self.actions), n, np.int32),
             "query": query * (rng.random(n) < 1 / 3),
             "request": np.arange(1, n + 1, dtype=np.int32),
-            "time": START + np.sort(rng.integers(0, 365 * DAY, n)),
+            "time": START + rng.integers(0, 365 * DAY) + np.sort(rng.integers(0, self._span, n)),
             "shown_request": none,
             "shown_item": none,
             "shown_action": none,

@@ -73,6 +73,29 @@ def test_loss():
     assert all(one["peak MiB"] < two["peak MiB"] for one, two in itertools.pairwise(rows))
 
 
+def test_attention():
+    result = checked("attention")
+    assert [(row["tokens"], row["backend"]) for row in result.rows] == [
+        ("context", "xla"),
+        ("context", "jax.nn.dot_product_attention"),
+        ("readers", "xla"),
+    ]
+    assert "model.attention 'splash' runs on TPUs" in result.note, "what cannot run here is told"
+
+
+def test_packing():
+    result = checked("packing", UNRANKED)
+    padded, packed = result.rows
+    assert padded["padding"] > 0.4 > packed["padding"]
+    assert packed["events a row"] > 2 * padded["events a row"]
+    rates = [
+        [batches * row["events a row"] * 8 / s for s in result.times[row["rows"]]]
+        for row, batches in zip(result.rows, (4, 4))
+    ]
+    found = result.ratios["packed over padded, events a second"]
+    assert found == pytest.approx(timing.ratio(rates[1], rates[0]))
+
+
 def test_readers_compute_the_same():
     """Both steps have the same loss and the same gradient, and still have them after an update."""
     config = SETTING.config(readers.config(8), readers.SMALL)
@@ -106,8 +129,8 @@ def test_ratios_go_round_by_round():
     [
         (["nothing"], "invalid choice: 'nothing'"),
         (["step", "--sizes=3"], "--sizes is for catalogue, readers, loss, not for 'step'"),
-        (["loss", "--config=ml_1m"], "--config is for step, feed, not for 'loss'"),
-        (["readers", "--log=ml-100k"], "--log is for step, feed, not for 'readers'"),
+        (["loss", "--config=ml_1m"], "--config is for step, feed, packing, not for 'loss'"),
+        (["readers", "--log=ml-100k"], "--log is for step, feed, packing, not for 'readers'"),
         (["step", "--rounds=0"], "--rounds must be at least 1, not 0"),
         (["loss", "--small", "--model.withd=3"], "did you mean 'width'"),
     ],

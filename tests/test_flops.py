@@ -29,14 +29,14 @@ def config(**sections):
 
 def test_one_layer_by_hand():
     found = {name: cost.forward for name, cost in flops.parts(config(), SPEC, flops.full_work(config())).items()}
-    # 8 context tokens, of which the only layer is the last one: keys and values; 8 retrieval tokens, 2 requests and 6
-    # candidates go through all of it.
-    readers = 8 + 2 + 6
+    # 8 context tokens, whose only layer is the last one: keys and values; 8 retrieval tokens and 6 candidates go through
+    # all of it.
+    readers = 8 + 6
     assert found["attention projections"] == (readers * 4 + 8 * 2) * 2 * 8 * 8
     assert found["feed-forward"] == readers * 3 * 2 * 8 * 16
     # A reader at event i sees i events and itself: 1 + 2 + 3 + 4 pairs a user; a ranked event 2.5 on average.
-    assert found["attention"] == (20 + 5 + 15) * 2 * 2 * 8
-    assert found["heads"] == 10 * 2 * 8 * 8 + 6 * 2 * (8 * 8 + 8 * 2)
+    assert found["attention"] == (20 + 15) * 2 * 2 * 8
+    assert found["heads"] == 8 * 2 * 8 * 8 + 6 * 2 * (8 * 8 + 8 * 2)
     assert found["retrieval loss"] == 8 * 2 * 8 * (5 + 3 + 1)
     assert found["candidate scores"] == 6 * 2 * 8
     assert found["semantic projections"] == found["hard candidates"] == 0
@@ -46,10 +46,10 @@ def test_one_layer_by_hand():
 def test_a_second_layer_has_context_tokens():
     parts = [flops.parts(config(model={"depth": depth}), SPEC, flops.full_work(config())) for depth in (1, 2)]
     one, two = ({name: cost.forward for name, cost in found.items()} for found in parts)
-    tokens = 8 + 8 + 2 + 6
+    tokens = 8 + 8 + 6
     assert two["attention projections"] - one["attention projections"] == tokens * 4 * 2 * 8 * 8
     assert two["feed-forward"] - one["feed-forward"] == tokens * 3 * 2 * 8 * 16
-    assert two["attention"] - one["attention"] == (20 + 20 + 5 + 15) * 2 * 2 * 8  # causal: 10 pairs a user
+    assert two["attention"] - one["attention"] == (20 + 20 + 15) * 2 * 2 * 8  # causal: 10 pairs a user
     assert two["heads"] == one["heads"]
 
 
@@ -77,7 +77,7 @@ def test_a_full_batch_is_the_work_of_full_windows():
     full, found = flops.full_work(cfg), flops.batch_work(batch)
     # The first event has no target: it has nothing before it. All others are ranked, and see 2 .. 6 tokens each.
     assert found == dataclasses.replace(
-        full, readers=4 * 5, reader_pairs=4 * 20, request_pairs=4 * 20, candidate_pairs=4 * 20 * 2
+        full, readers=4 * 5, reader_pairs=4 * 20, list_pairs=4 * 20, candidate_pairs=4 * 20 * 2
     )
 
 
@@ -87,6 +87,17 @@ def test_padding_is_no_work():
     found = flops.batch_work(batch)
     assert found.events == 3 + 6
     assert found.event_pairs == 6 + 21
+
+
+def test_a_packed_row_is_the_work_of_its_windows():
+    """Two windows of one row do what they do alone: nobody sees the other's events."""
+    lengths, data = [5, 8, 9, 6], {"max_history": 16, "batch": 4, "rank_events": 2}
+    apart = flops.batch_work(batch_of(config(data=data), lengths)[2])
+    rows = batch_of(config(data=data | {"batch": 2, "pack": True}), lengths)[2]
+    packed = flops.batch_work(rows)
+    assert rows.events.action.shape[0] == 2 and packed.events == apart.events == 3 + 6 + 7 + 4
+    for name in ("event_pairs", "readers", "reader_pairs", "requests", "candidates"):
+        assert getattr(packed, name) == getattr(apart, name), name
 
 
 # XLA counts element-wise operations too, which weigh little beside products of matrices this wide, and attention over
@@ -114,8 +125,8 @@ def test_xla_counts_as_many(full_softmax):
         work,
         event_pairs=users * length * length,
         reader_pairs=work.readers * (length + 1),
-        request_pairs=work.requests * (length + 1),
         candidate_pairs=work.candidates * (length + 1),
+        list_pairs=work.requests * (length + 1),
     )
     costs = flops.parts(cfg, log.spec, square)
     for function, ours in (
