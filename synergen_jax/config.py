@@ -97,6 +97,7 @@ class OptimiserConfig:
     b2: float = 0.98
     clip: float = 1.0  # global norm of the gradient; 0 turns clipping off
     accumulate: int = 0  # micro-batches a step; 0: as many as suit the platform (`sharding.micro_batches`)
+    table: str = "auto"  # item and query rows: "dense", the whole table; "adam" (lazy) or "adagrad", the batch's rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +259,7 @@ _CHOICES = {
     "model.rope": ("time", "order", "split"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
+    "optimiser.table": ("auto", "dense", "adam", "adagrad"),
     "run.select": ("ndcg@10", "hr@10", "shown_mrr"),
 }
 _AT_LEAST = {
@@ -350,6 +352,11 @@ def _checked(config: Config, where: str) -> Config:
         raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
     if loss.retrieval_weight and not loss.full_softmax and not (loss.in_batch or data.negatives):
         raise UserError(f"{where}: InfoNCE has no negatives: set loss.in_batch, data.negatives or loss.full_softmax")
+    if loss.full_softmax and config.optimiser.table in ("adam", "adagrad"):
+        raise UserError(
+            f"{where}: optimiser.table {config.optimiser.table!r} moves the rows of a batch, and loss.full_softmax all of "
+            "them: set optimiser.table to 'auto' or 'dense'"
+        )
     if data.split == "time" and not data.validation_from < data.test_from:
         raise UserError(f"{where}: data.validation_from must lie before data.test_from")
     if config.optimiser.accumulate and data.batch % config.optimiser.accumulate:

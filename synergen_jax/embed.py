@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from synergen_jax import table
 from synergen_jax.batch import LogSpec
 from synergen_jax.config import ModelConfig
 from synergen_jax.dropout import below, bits
@@ -21,23 +22,16 @@ from synergen_jax.dropout import below, bits
 Rows = dict[str, Float[Array, "..."]]
 """Looked-up rows by source: "id" is the collaborative one, every other name a semantic matrix. (..., width) each."""
 
-ROWS_MULTIPLE = 128  # tables are padded to this many rows, so that any mesh up to this size divides them
-
-
-def table_rows(count: int) -> int:
-    """Rows of the table behind `count` ids: padded, so that a checkpoint fits every mesh."""
-    return -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE
-
 
 def init_tables(key: Array, config: ModelConfig, spec: LogSpec) -> dict[str, nn.LogicallyPartitioned]:
-    """The learned tables, {"item": (V padded, D), "query": (queries padded, D)}; one that is not wanted is left out.
+    """The learned tables, {"item": (A, 768, D), "query": (A, 768, D)}, see `table`; one that is not wanted is left out.
 
     Rows are drawn from a normal distribution of standard deviation 0.02.
     """
     wanted = {"item": config.item_ids and spec.items, "query": config.query_ids and spec.queries > 1 and spec.queries}
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("rows", "embed"))
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("lines", "rows", "embed"))
     keys = dict(zip(wanted, jax.random.split(key, len(wanted))))
-    return {name: init(keys[name], (table_rows(n), config.width)) for name, n in wanted.items() if n}
+    return {name: init(keys[name], (table.lines(n), table.COLUMNS, config.width)) for name, n in wanted.items() if n}
 
 
 class IdentityDropout(typing.NamedTuple):
@@ -55,25 +49,37 @@ class IdentityDropout(typing.NamedTuple):
 
 
 def lookup(
-    table: Float[Array, "v d"] | None,
+    learned: Float[Array, "a c d"] | None,
     matrices: dict[str, Float[Array, "v w"]],
     counts: Int[Array, "v"],
     ids: Int[Array, "..."],
     dropout: IdentityDropout | None = None,
 ) -> Rows:
-    """The rows of `ids` in the learned table and in each semantic matrix. Ids must be in range: the feed's promise.
+    """The rows of `ids` in the learned table, as it is stored, and in each semantic matrix, on one device.
 
-    An id without a training event (`counts`) has a learned row of zeros: what lies in the table was never learned. So
-    ids may also be new ones, beyond the table, that only have semantic rows.
+    Ids must be in range: the feed's promise. Beyond the learned table they may be new ones.
     """
     take = lambda array: jnp.take(array, ids, axis=0, mode="clip")
     rows = {name: take(matrix) for name, matrix in matrices.items()}
-    if table is None:
+    if learned is None:
         return rows
-    known = take(counts) > 0
+    return rows | {"id": known(table.take(learned, ids), take(counts), ids, dropout)}
+
+
+def known(
+    rows: Float[Array, "... d"],
+    counts: Int[Array, "..."],
+    ids: Int[Array, "..."],
+    dropout: IdentityDropout | None = None,
+) -> Float[Array, "... d"]:
+    """Learned rows of ids, zeros for an id without a training event (`counts`): what lies in the table was never learned.
+
+    So ids may also be new ones, beyond the table, that only have semantic rows.
+    """
+    keeps = counts > 0
     if dropout is not None:
-        known &= dropout.keeps(ids)
-    return rows | {"id": jnp.where(known[..., None], take(table), 0)}
+        keeps &= dropout.keeps(ids)
+    return jnp.where(keeps[..., None], rows, 0)
 
 
 class Join(nn.Module):

@@ -45,7 +45,7 @@ def info_nce(
       temperature: divides the scores.
     """
     hit = jnp.sum(query * positive, axis=-1) / temperature
-    bias = jnp.zeros(negative_id.shape)
+    bias = negative_id * 0.0
     if log_q is not None:
         hit, bias = hit - log_q[0], -log_q[1]
     miss = log_sum_exp(query / temperature, negative, bias, positive_id, negative_id)
@@ -59,15 +59,27 @@ def full_softmax(
     allowed: Bool[Array, "v"],
     weight: Float[Array, "p"],
     temperature: float,
+    split: bool = False,
 ) -> Scalar:
     """Cross-entropy over all allowed items: InfoNCE whose negatives are the whole catalogue. Memory: as `info_nce`.
 
     Args:
       query: (P, D); positive: vectors of their targets, (P, D); keys: vectors of all items, (V, D); allowed: False for
         items that take no part, id 0 among them; weight: (P,), 0 leaves a query out.
+      split: inside a `shard_map` whose devices have different items each, and different queries along `data`. All
+        queries visit all devices, so that items stay where they are (as in Megatron-LM's parallel cross-entropy).
     """
-    nobody = jnp.zeros(weight.shape, jnp.int32)
-    total = log_sum_exp(query / temperature, keys, jnp.zeros(allowed.shape), nobody, allowed.astype(jnp.int32))
+    every, nobody = query, jnp.zeros(query.shape[:1], jnp.int32)
+    if split:
+        every = jax.lax.pcast(jax.lax.all_gather(query, "data", tiled=True), "model", to="varying")
+        nobody = jax.lax.pcast(jnp.zeros(every.shape[:1], jnp.int32), ("data", "model"), to="varying")
+    ids = allowed.astype(jnp.int32)
+    total = log_sum_exp(every / temperature, keys, ids * 0.0, nobody, ids)
+    if split:
+        top = jax.lax.pmax(jax.lax.stop_gradient(total), ("data", "model"))
+        total = jnp.log(jax.lax.psum(jnp.exp(total - top), ("data", "model"))) + top
+        size = query.shape[0]
+        total = jax.lax.dynamic_slice_in_dim(total, jax.lax.axis_index("data") * size, size)
     hit = jnp.sum(query * positive, axis=-1) / temperature
     return jnp.sum(jnp.where(weight > 0, weight * (total - hit), 0.0))
 
@@ -84,7 +96,7 @@ def log_sum_exp(
 
     Scores exist for `TILE` x `TILE` pairs at a time, in the backward pass, too, which computes them again from what the
     forward pass keeps, one number a query (as Wijmans et al. 2024, "Cut your losses", do). What fits one tile takes one.
-    `bias` has no gradient.
+    `bias` has no gradient. Inside a `shard_map` all arguments must vary over the same axes.
     """
     return _forward(query, key, bias, query_id, key_id)[0]
 
@@ -102,7 +114,7 @@ def _forward(query, key, bias, query_id, key_id):
     def over_keys(carry, k):
         return jax.lax.map(lambda x: one(*x[:2], x[2], k), (*carry, queries)), None
 
-    none = queries[1] * 0.0  # zeros, varying over a mesh as the queries do
+    none = queries[1] * 0.0  # zeros that vary over a mesh as the queries do
     (top, total), _ = jax.lax.scan(over_keys, (none - jnp.inf, none), keys)
     found = (jnp.log(total) + jnp.where(top > -jnp.inf, top, 0.0)).reshape(-1)[: query.shape[0]]
     return found, (query, key, bias, query_id, key_id, found)
@@ -147,15 +159,24 @@ def _tiles(arrays):
     return jax.tree.map(lambda x: pad(x).reshape(count, wide, *x.shape[1:]), arrays)
 
 
-def log_expected_count(counts: Int[Array, "v"], in_batch: int | float | Scalar, uniform: int) -> Float[Array, "v"]:
-    """Log of how often each item is expected among `in_batch` positives and `uniform` uniform draws, (V,).
+def log_expected_count(
+    counts: Int[Array, "*i"],
+    events: int | Float[Array, ""],
+    items: int | Float[Array, ""],
+    in_batch: int | float | Scalar,
+    uniform: int,
+) -> Float[Array, "*i"]:
+    """Log of how often each item is expected among `in_batch` positives and `uniform` uniform draws.
 
     The mixture of mixed negative sampling (Yang et al. 2020): popular draws among the batch's positives, uniform ones
     over the items that training meets. Items that it does not meet are never drawn; they count as met once.
+
+    Args:
+      counts: training events of each item.
+      events: sum of the counts of the whole catalogue; items: how many of it have any.
     """
-    seen = jnp.maximum(counts, 1).astype(jnp.float32)
-    share = seen / jnp.maximum(jnp.sum(counts), 1)
-    return jnp.log(in_batch * share + uniform / jnp.maximum(jnp.sum(counts > 0), 1))
+    share = jnp.maximum(counts, 1).astype(jnp.float32) / jnp.maximum(events, 1)
+    return jnp.log(in_batch * share + uniform / jnp.maximum(items, 1))
 
 
 def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:

@@ -29,7 +29,7 @@ from synergen_jax.dropout import Dropout
 CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
 
 Params = dict[str, typing.Any]
-"""{"model": variables of `SynerGen`, "tables": {"item": (V, D), "query": (queries, D)}}."""
+"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, D), "query": (A, 768, D)}}; `table` says how rows lie."""
 
 
 @jax.tree_util.register_dataclass

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import typing
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from synergen_jax import losses
+from synergen_jax import embed, losses, table
 from synergen_jax import model as models
-from synergen_jax.batch import Candidates, Catalogue, TrainBatch
+from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
 from synergen_jax.embed import IdentityDropout
+from synergen_jax.table import StoredCatalogue
+from synergen_jax.update import Gradients
 
 Parts = dict[str, Array]
 """{"retrieval": ..., "pointwise": ..., "pairwise": ...}"""
+USERS, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 def weights(batch: TrainBatch, config: LossConfig, step: Array | int = 0) -> Parts:
@@ -46,104 +53,245 @@ def _task_weight(query: Array, config: LossConfig) -> Array:
     return jnp.where(query > 0, config.search_weight, config.recommendation_weight).astype(jnp.float32)
 
 
-def negatives(batch: TrainBatch, catalogue: Catalogue, config: LossConfig, key: Array) -> tuple[Array, Array | None]:
-    """The ids that serve the whole batch as negatives, and the log of each item's expected count among them.
+def negatives(mesh: Mesh, batch: TrainBatch, config: LossConfig, key: Array) -> tuple[Array, Array]:
+    """The ids that serve the whole batch as negatives, and how many of its own targets are expected among them.
 
     The batch's shared uniform negatives are joined by `config.in_batch` of its own targets, drawn with replacement
     from all its positions; a drawn position without a target leaves an empty slot, id 0.
 
     Returns:
-      ids (N + in_batch,), and log counts (V,) or None where `config.log_q` is off.
+      ids (N + in_batch,), and the number.
     """
+    if config.full_softmax:
+        return jnp.zeros((0,), jnp.int32), jnp.zeros(())
     position = jax.random.randint(key, (config.in_batch,), 0, batch.target.size)
-    ids = jnp.concatenate([batch.negatives, batch.target.reshape(-1)[position]])
-    if not config.log_q:
-        return ids, None
+
+    def draw(target, position):
+        """Each device adds those of its own users, so that the batch's targets are not gathered."""
+        place = position - jax.lax.axis_index("data") * target.size
+        own = (place >= 0) & (place < target.size)
+        return jax.lax.psum(jnp.where(own, target.reshape(-1).at[place].get(mode="clip"), 0), "data")
+
+    drawn = jax.shard_map(draw, mesh=mesh, in_specs=(USERS, WHOLE), out_specs=WHOLE)(batch.target, position)
     filled = config.in_batch * jnp.mean(batch.target > 0).clip(1 / batch.target.size)  # log 0 would make 0 x inf
-    return ids, losses.log_expected_count(catalogue.counts, filled, batch.negatives.shape[0])
+    return jnp.concatenate([batch.negatives, drawn]), filled
 
 
-def loss(
+class Found(typing.NamedTuple):
+    """What a batch needs of one table and the matrices beside it. S devices, each with at most U distinct ids."""
+
+    asked: table.Asked
+    rows: embed.Rows  # (S, U, width) each
+    counts: Array  # (S, U)
+    wide: int  # X, ids of each user
+
+
+def look_up(
+    mesh: Mesh, model: models.SynerGen, tables: dict[str, Array], catalogue: StoredCatalogue, batch: TrainBatch, shared
+) -> dict[str, Found]:
+    """The rows of all ids of a batch and of its `shared` negatives; {"item": ..., "query": ...}.
+
+    A table without learned rows and matrices is left out.
+    """
+    ids = {
+        "item": (batch.events.item, batch.target, batch.ranking.item),
+        "query": (batch.events.query, batch.retrieval.query, batch.ranking.query),
+    }
+    found = {}
+    for name, parts in ids.items():
+        rows = _sources(model, tables, catalogue, name)
+        if rows:
+            counts = getattr(catalogue, f"{name}_counts")
+            wide = jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+            asked = table.ask(mesh, counts, wide, shared if name == "item" else None)
+            got = table.fetch(mesh, asked, rows | {"": counts})
+            found[name] = Found(asked, got, got.pop(""), wide.shape[1])
+    return found
+
+
+def _sources(model, tables, catalogue: StoredCatalogue, name: str) -> embed.Rows:
+    """The stored arrays that the vectors of one kind of id are made of."""
+    matrices = getattr(catalogue, name) if model.config.matrices else {}
+    return dict(matrices) | ({"id": tables[name]} if name in tables else {})
+
+
+def value_and_grad(
+    mesh: Mesh,
     model: models.SynerGen,
     params: models.Params,
-    catalogue: Catalogue,
+    catalogue: StoredCatalogue,
+    batch: TrainBatch,
+    config: LossConfig,
+    key: Array | None,
+    step: Array | int = 0,
+    micro: int = 1,
+) -> tuple[Array, Parts, Gradients]:
+    """The objective of a batch, its unweighted parts, and the gradients of everything that is learned.
+
+    Rows are looked up once for the whole batch, and joined to vectors once; the loss takes the vectors. With `micro` > 1
+    it is added up over that many slices of the batch, one after the other.
+
+    Args:
+      key: of sampling and dropout; None for no dropout.
+      step: steps done before.
+    """
+    sample_key, dropout_key, id_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    total = weights(batch, config, step)
+    shared, filled = negatives(mesh, batch, config, sample_key)
+    found = look_up(mesh, model, params["tables"], catalogue, batch, shared)
+    dropout = None
+    if key is not None and model.config.id_dropout:
+        dropout = IdentityDropout(model.config.id_dropout, jax.random.bits(id_key))
+    join = lambda variables, rows, counts, ids: model.apply(
+        variables,
+        rows | ({"id": embed.known(rows["id"], counts, ids, dropout)} if "id" in rows else {}),
+        ids,
+        method="join_rows",
+    ).astype(jnp.float32)
+
+    def vectors(variables, learned, whole):
+        """Vectors of the distinct ids, (S, U, D), and for the full softmax of all items, (A, 768, D)."""
+        made = {
+            name: join(variables, f.rows | learned.get(name, {}), f.counts, jnp.maximum(f.asked.ids, 0))
+            for name, f in found.items()
+        }
+        if config.full_softmax:
+            counts = catalogue.item_counts
+            every = jnp.arange(counts.size).reshape(counts.shape)
+            made["every"] = join(variables, _sources(model, whole, catalogue, "item"), counts, every)
+        return made
+
+    learned = {name: {"id": f.rows["id"]} for name, f in found.items() if "id" in f.rows}
+    whole = {name: x for name, x in params["tables"].items() if name == "item" and config.full_softmax}
+    made, back = jax.vjp(vectors, params["model"], learned, whole)
+
+    def one(variables, made, batch, place, key):
+        placed = {name: f._replace(asked=dataclasses.replace(f.asked, place=place[name])) for name, f in found.items()}
+        return _loss(mesh, model, variables, made, placed, catalogue, batch, config, total, (shared, filled), key)
+
+    grad = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)
+    place = {name: f.asked.place for name, f in found.items()}
+    dropout_key = None if key is None else dropout_key
+    if micro == 1:
+        (value, parts), (variables, outer) = grad(params["model"], made, batch, place, dropout_key)
+    else:
+        grad = functools.partial(grad, params["model"], made)
+        (value, parts), (variables, outer) = _accumulate(grad, batch, place, dropout_key, micro)
+    more, rows, whole = back(outer)
+    gradients = Gradients(
+        jax.tree.map(jnp.add, variables, more),
+        whole,
+        {name: (found[name].asked, gradient["id"]) for name, gradient in rows.items()},
+    )
+    return value, parts, gradients
+
+
+def _accumulate(grad, batch: TrainBatch, place: dict[str, Array], key: Array | None, micro: int):
+    """Adds loss, parts and gradients over `micro` slices of the batch, one after the other."""
+    # Every micro-batch takes users from all over the batch, so that it stays split along `data`.
+    cut = lambda x: x.reshape(x.shape[0] // micro, micro, *x.shape[1:]).swapaxes(0, 1)
+    batch = dataclasses.replace(batch, negatives=jnp.zeros((batch.target.shape[0], 0), jnp.int32))
+    slices = jax.tree.map(cut, (batch, place))
+    fold = lambda index: None if key is None else jax.random.fold_in(key, index)
+
+    def add(total, xs):
+        (part, places), index = xs
+        return jax.tree.map(jnp.add, total, grad(part, places, fold(index))), None
+
+    first = jax.tree.map(lambda x: x[0], slices)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, *first, key))
+    return jax.lax.scan(add, zeros, (slices, jnp.arange(micro)))[0]
+
+
+def _loss(
+    mesh: Mesh,
+    model: models.SynerGen,
+    variables: typing.Any,
+    vectors: dict[str, Array],
+    found: dict[str, Found],
+    catalogue: StoredCatalogue,
     batch: TrainBatch,
     config: LossConfig,
     total: Parts,
-    negative: tuple[Array, Array | None],
+    negative: tuple[Array, Array],
     key: Array | None,
 ) -> tuple[Array, Parts]:
-    """The share of the objective that `batch` contributes to a batch of weights `total`.
+    """The share of the objective that `batch` contributes to a batch of weights `total`, and its unweighted parts.
 
     Args:
+      vectors: of the distinct ids of `found`, whose places are those of `batch`.
       batch: the batch that `total` and `negative` were made from, or a micro-batch of it.
       total: `weights` of the whole batch; each loss is a sum divided by its weight.
       negative: `negatives` of the whole batch; not used by the full softmax.
       key: of dropout; None for none.
-
-    Returns:
-      The weighted objective, and its unweighted parts.
     """
-    rngs = None if key is None else {"dropout": key}
-    apply = lambda *args, **kw: model.apply(params["model"], *args, **kw, rngs=rngs)
-    dropout = None
-    if key is not None and model.config.id_dropout:
-        dropout = IdentityDropout(model.config.id_dropout, jax.random.bits(jax.random.fold_in(key, 1)))
+    # Context, retrieval and ranking tokens of one place drop other features each.
+    rngs = lambda n: None if key is None else {"dropout": jax.random.fold_in(key, n)}
+    apply = lambda stream, *args, **kw: model.apply(variables, *args, **kw, rngs=rngs(stream))
+    dtype = jnp.dtype(model.config.dtype)
     events, readers, candidates = batch.events, batch.retrieval, batch.ranking
-    ids = [events.item, batch.target, candidates.item, negative[0]]
-    # One lookup for all: one gather forward, one scatter-add backward.
-    item = lambda ids: models.item_vectors(model, params, catalogue, ids, dropout)
-    flat = item(jnp.concatenate([i.reshape(-1) for i in ids]))
-    ends = [sum(i.size for i in ids[: n + 1]) for n in range(len(ids) - 1)]
-    event_items, targets, candidate_items, negative_items = (
-        part.reshape(*i.shape, flat.shape[-1]) for part, i in zip(jnp.split(flat, ends), ids)
-    )
-    query = lambda ids: models.query_vectors(model, params, catalogue, ids, dropout)
+    ids = (events.item, batch.target, candidates.item)
+    items, counts, negative_items, negative_counts = _spread(mesh, vectors, found, "item", negative[0].size)
+    event_items, targets, candidate_items = _cut(items, ids)
+    _, target_counts, candidate_counts = _cut(counts, ids)
+    ids = (events.query, readers.query, candidates.query)
+    if "query" in found:
+        queries = _spread(mesh, vectors, found, "query")[0]
+    else:
+        queries = jnp.zeros((len(events.query), sum(i.size // len(i) for i in ids), model.config.width), dtype)
+    event_queries, reader_queries, candidate_queries = _cut(queries.astype(dtype), ids)
     deterministic = key is None
-    cache = apply(events, event_items, query(events.query), deterministic, method="encode")
+    cache = apply(0, events, event_items.astype(dtype), event_queries, deterministic, method="encode")
 
-    nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
-    hidden = apply(cache, readers, nothing, query(readers.query), deterministic, 1, method="read")
-    wanted = apply(hidden, method="retrieve")  # (B, L, D)
-    every = jnp.arange(catalogue.counts.shape[0])
-    allowed = catalogue.counts > 0  # items that training never meets are no negatives either
-    keys = lambda x: apply(x, method="keys")
-    pool_ids, pool = (every, keys(item(every))) if config.full_softmax else (negative[0], keys(negative_items))
+    hidden = apply(1, cache, readers, jnp.zeros_like(reader_queries), reader_queries, deterministic, 1, method="read")
+    wanted = apply(1, hidden, method="retrieve")  # (B, L, D)
+    keys = lambda x: apply(0, x.astype(dtype), method="keys")
+    if config.full_softmax:
+        pool, pool_counts = vectors["every"], catalogue.item_counts
+        pool_ids = jnp.arange(pool_counts.size)
+        log_q = lambda counts: None
+    else:
+        pool, pool_counts, pool_ids = negative_items, negative_counts, negative[0]
+        uniform = pool_ids.size - config.in_batch
+        log_q = lambda counts: (
+            losses.log_expected_count(counts, catalogue.events, catalogue.met, negative[1], uniform)
+            if config.log_q
+            else None
+        )
+    pool_keys = keys(pool)
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
-        vectors = wanted.reshape(batch.target.size, -1)
-        target = batch.target.reshape(-1)
-        positive = keys(targets).reshape(vectors.shape)
-        weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
-        if config.full_softmax:
-            parts["retrieval"] = losses.full_softmax(vectors, positive, pool, allowed, weight, config.temperature)
-        else:
-            log_q = None if negative[1] is None else (negative[1][target], negative[1][pool_ids])
-            parts["retrieval"] = losses.info_nce(
-                vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
-            )
+        weight = (batch.target > 0) * _task_weight(readers.query, config)
+        mine = wanted, keys(targets), batch.target, weight, log_q(target_counts)
+        ours = pool_keys, pool_ids, pool_counts > 0, log_q(pool_counts)
+        parts["retrieval"] = _retrieval(mesh, config, mine, ours)
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
         # What a ranked event is after, its retrieval reader has asked already.
         wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
-            scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
-            draw = None if key is None else jax.random.fold_in(key, 2)
-            sampled = (candidates.item.shape[2] - 1) / jnp.maximum(jnp.sum(allowed), 1)  # uniform draws of an item
-            candidates, least = _with_hard(
+            flat = lambda x: x.reshape(-1, *x.shape[pool_counts.ndim :])
+            scores = jnp.where(flat(pool_counts) > 0, wanted @ flat(pool_keys).T, -jnp.inf)
+            draw = None if key is None else jax.random.fold_in(key, 3)
+            sampled = (candidates.item.shape[2] - 1) / jnp.maximum(catalogue.met, 1)  # uniform draws of an item
+            candidates, place, least = _with_hard(
                 candidates, scores, pool_ids, events.item, config.hard_candidates, draw, events.first
             )
-            hard = item(candidates.item[:, :, candidate_items.shape[2] :])
+            hard = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, flat(pool)[place], 0)
             candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
+            candidate_counts = jnp.concatenate([candidate_counts, flat(pool_counts)[place]], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
-        candidate_items = candidate_items.reshape(*tokens.item.shape, -1)
+        wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)
+        token_queries = jnp.broadcast_to(candidate_queries[:, :, None], candidate_items.shape)
         in_order = candidates.first is None and candidates.query.shape == batch.target.shape  # list e is of event e
         per_event = candidates.item.shape[2] if in_order else 0
-        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, per_event, method="read")
-        logits = apply(hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
+        token_vectors = wide(candidate_items), wide(token_queries)
+        hidden = apply(2, cache, tokens, *token_vectors, deterministic, per_event, method="read")
+        logits = apply(2, hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:
-            pooled = 1.0 if config.full_softmax or negative[1] is None else jnp.exp(negative[1][candidates.item])
+            log_pooled = log_q(candidate_counts)
+            pooled = 1.0 if log_pooled is None else jnp.exp(log_pooled)
             least -= 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
             drawn = jnp.where(score >= least, config.hard_candidates / FIRST * pooled, 0.0)
             logits = logits.at[..., 0].add(-_log_oversampled(drawn, sampled))
@@ -157,6 +305,46 @@ def loss(
         "pairwise": config.pairwise_weight,
     }
     return sum(weight[name] * part for name, part in parts.items()), parts
+
+
+def _spread(mesh: Mesh, vectors: dict[str, Array], found: dict[str, Found], name: str, shared: int = 0):
+    """Vectors and counts of all places of a batch, (B, X, D) and (B, X), and of the shared ids, (N, D) and (N,)."""
+    one = found[name]
+    mine, ours = table.spread(mesh, one.asked, (vectors[name], one.counts), one.wide, shared)
+    return *mine, *ours
+
+
+def _cut(wide: Array, like: typing.Sequence[Array]) -> list[Array]:
+    """What was laid side by side, (B, X, ...), in the shapes of `like`, (B, ...) each, and what is left."""
+    sizes = [part.size // part.shape[0] for part in like]
+    parts = jnp.split(wide, list(itertools.accumulate(sizes))[:-1], axis=1)
+    return [part.reshape(*i.shape, *wide.shape[2:]) for part, i in zip(parts, like, strict=True)]
+
+
+def _retrieval(mesh: Mesh, config: LossConfig, mine: tuple, ours: tuple) -> Array:
+    """The retrieval loss; every device has its own users, and computes in tiles of its own.
+
+    Args:
+      mine: retrieval vectors and their targets' keys (B, R, D), targets, weights, log-Q (B, R), or None.
+      ours: the pool's keys, ids, whether each takes part, log-Q or None; split over all devices with the full softmax.
+    """
+
+    def local(mine, ours):
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        query, positive, target, weight, log_p = jax.tree.map(flat, mine)
+        if config.full_softmax:
+            keys, _, allowed, _ = ours
+            loss = losses.full_softmax(
+                query, positive, flat(keys), flat(allowed), weight, config.temperature, split=True
+            )
+        else:
+            keys, ids, allowed, log_n = jax.lax.pcast(ours, "data", to="varying")
+            log_q = None if log_p is None else (log_p, log_n)
+            loss = losses.info_nce(query, positive, target, keys, ids, weight, log_q, config.temperature)
+        return jax.lax.psum(loss, "data")
+
+    lay = (table.SPLIT, WHOLE, table.SPLIT, WHOLE) if config.full_softmax else WHOLE
+    return jax.shard_map(local, mesh=mesh, in_specs=(USERS, lay), out_specs=WHOLE)(mine, ours)
 
 
 def _log_oversampled(drawn: Array, sampled: Array) -> Array:
@@ -184,7 +372,7 @@ def _with_hard(
     count: int,
     key: Array | None,
     first: Array | None = None,
-) -> tuple[Candidates, Array]:
+) -> tuple[Candidates, Array, Array]:
     """Lists that are longer by `count` of the `FIRST` items that the model itself retrieves first at that moment.
 
     They are mined in the step itself, from the pool of the retrieval loss, so that they are never stale (Xiong et al.
@@ -197,7 +385,8 @@ def _with_hard(
       key: of the draw; None takes the very first ones.
 
     Returns:
-      The lists, and the least score of the items that were drawn from, (B, E, 1).
+      The lists; where in the pool the items at their ends stand, (B, E, count); and the least score of the items that
+      were drawn from, (B, E, 1).
     """
     known = _known(candidates, had, first)
     taken = jax.vmap(jax.vmap(lambda mine: jnp.isin(pool, mine)))(known)  # (B, 1 or E, P)
@@ -218,7 +407,7 @@ def _with_hard(
         feature = jnp.concatenate([feature, jnp.zeros((*item.shape, feature.shape[-1]), feature.dtype)], axis=2)
     item = jnp.concatenate([candidates.item, item], axis=2)
     label = jnp.concatenate([candidates.label, label], axis=2)
-    return dataclasses.replace(candidates, item=item, label=label, feature=feature), least
+    return dataclasses.replace(candidates, item=item, label=label, feature=feature), place, least
 
 
 def _known(candidates: Candidates, had: Array, first: Array | None) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 
 import flax.linen as nn
@@ -9,14 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from synergen_jax import table
 from synergen_jax.batch import TrainBatch
 from synergen_jax.config import Config, MeshConfig
 from synergen_jax.errors import UserError
 
 # logical axis -> mesh axis; None is kept whole on every device.
-RULES: tuple[tuple[str, str | None], ...] = (
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", "data"),  # users (B)
-    ("rows", "model"),  # rows of item and query tables (V)
+    ("rows", table.AXES),  # rows of item and query tables (V), over all devices
+    ("lines", None),  # of stored tables (A)
     ("heads", "model"),  # attention heads (H)
     ("mlp", "model"),  # hidden features of the feed-forward layer
     ("embed", None),  # features of the residual stream (D)
@@ -31,7 +34,8 @@ def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = 
     Devices of one process lie side by side, so that each process has one block of the users of a batch (`block`).
 
     Raises:
-      UserError: the axes do not multiply to the number of devices, or leave a process without one.
+      UserError: the axes do not multiply to the number of devices, or leave a process without one; or tables cannot be
+        split over so many.
     """
     if devices is None:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -55,6 +59,7 @@ def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = 
             f"a mesh of {shape[0]} x {shape[1]} leaves process {min(idle)} of {len(processes)} without a device: "
             f"mesh.data and mesh.model must multiply to all {len(devices)} devices"
         )
+    table.check(wanted)
     return Mesh(np.array(devices[:wanted]).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -88,20 +93,22 @@ def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
     Raises:
       UserError: two axes of one array fall on the same mesh axis, a size does not divide, or an axis has no rule.
     """
-    table = dict(rules)
+    to_mesh = dict(rules)
     is_spec = lambda x: isinstance(x, PartitionSpec)
 
     def one(path, array, logical):
         where = f"{jax.tree_util.keystr(path)} {array.shape}"
-        if missing := [name for name in logical if name is not None and name not in table]:
+        if missing := [name for name in logical if name is not None and name not in to_mesh]:
             raise UserError(f"{where}: no sharding rule for the logical axis {missing[0]!r}")
-        spec = PartitionSpec(*(table[name] if name is not None else None for name in logical))
-        used = [axis for axis in spec if axis is not None]
+        spec = PartitionSpec(*(to_mesh[name] if name is not None else None for name in logical))
+        several = lambda axis: () if axis is None else (axis,) if isinstance(axis, str) else axis
+        used = [axis for part in spec for axis in several(part)]
         if len(set(used)) < len(used):
             raise UserError(f"{where}: the sharding rules put two of its axes, {logical}, on one mesh axis: {spec}")
         for size, axis in zip(array.shape, spec):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(f"{where}: {size} cannot be split over mesh.{axis} {mesh.shape[axis]}")
+            if size % math.prod(mesh.shape[one] for one in several(axis)):
+                over = " x ".join(f"mesh.{one} {mesh.shape[one]}" for one in several(axis))
+                raise UserError(f"{where}: {size} cannot be split over {over}")
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, nn.unbox(tree), nn.get_partition_spec(tree), is_leaf=is_spec)

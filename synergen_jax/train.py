@@ -12,19 +12,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax import attention, last_words, objective, processes, sharding
+from synergen_jax import attention, last_words, objective, processes, sharding, update
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.logs import MetricLog
-from synergen_jax.optimiser import make_optimiser, schedule
+from synergen_jax.optimiser import schedule
+from synergen_jax.table import StoredCatalogue, catalogue_shardings, place_catalogue
 
 Validate = typing.Callable[[models.Params], dict[str, float]]
 """`validate(params)` gives validation metrics; `config.run.select` is that which chooses the checkpoint."""
@@ -53,7 +53,7 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
 def _create(config: Config, model: models.SynerGen, key: Array) -> TrainState:
     """A fresh state, boxed with logical axes."""
     params = models.init(model, key)
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimiser(config.optimiser, config.run.steps).init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, update.init(config, params))
 
 
 def init_state(config: Config, model: models.SynerGen, mesh: Mesh) -> tuple[TrainState, TrainState]:
@@ -76,33 +76,20 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     A step is a pure function of state and batch: the random key is the seed's, folded with the step number. With
     `optimiser.accumulate` n > 1 the batch is cut into n micro-batches whose gradients add up to the whole batch's.
     """
-    optimiser = make_optimiser(config.optimiser, config.run.steps)
     rate = schedule(config.optimiser, config.run.steps)
     micro = sharding.micro_batches(config, mesh)
 
-    def step(state: TrainState, batch: TrainBatch, catalogue: Catalogue):
+    def step(state: TrainState, batch: TrainBatch, catalogue: StoredCatalogue):
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-        sample_key, dropout_key = jax.random.split(key)
-        total = objective.weights(batch, config.loss, state.step)
-        negative = objective.negatives(batch, catalogue, config.loss, sample_key)
-
-        def loss(params, part, key):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
-                return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
-
-        grad = jax.value_and_grad(loss, has_aux=True)
-        if micro == 1:
-            (value, parts), grads = grad(state.params, batch, dropout_key)
-        else:
-            (value, parts), grads = _accumulate(grad, state.params, batch, dropout_key, micro)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+            value, parts, gradients = objective.value_and_grad(
+                mesh, model, state.params, catalogue, batch, config.loss, key, state.step, micro
+            )
+        params, opt_state, norms = update.apply(config, mesh, state.params, state.opt_state, state.step, gradients)
         metrics = {
             "loss": value,
             **{f"loss/{name}": part for name, part in parts.items()},
-            "norm/gradient": optax.tree.norm(grads),
-            "norm/update": optax.tree.norm(updates),
-            "norm/parameter": optax.tree.norm(params),
+            **{f"norm/{name}": norm for name, norm in norms.items()},
             "learning_rate": rate(state.step),
             "padding": 1 - jnp.mean(batch.events.mask),  # share of the slots for events that hold none
         }
@@ -111,25 +98,10 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     whole = sharding.whole(mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, sharding.batch_shardings(mesh), whole),
+        in_shardings=(shardings, sharding.batch_shardings(mesh), catalogue_shardings(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
-
-
-def _accumulate(grad, params, batch: TrainBatch, key: Array, micro: int):
-    """Adds loss, parts and gradients over `micro` slices of the batch, one after the other."""
-    # Every micro-batch takes users from all over the batch, so that it stays split along `data`.
-    cut = lambda x: x.reshape(x.shape[0] // micro, micro, *x.shape[1:]).swapaxes(0, 1)
-    slices = jax.tree.map(cut, dataclasses.replace(batch, negatives=jnp.zeros((batch.target.shape[0], 0), jnp.int32)))
-
-    def one(total, xs):
-        part, index = xs
-        return jax.tree.map(jnp.add, total, grad(params, part, jax.random.fold_in(key, index))), None
-
-    first = jax.tree.map(lambda x: x[0], slices)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, key))
-    return jax.lax.scan(one, zeros, (slices, jnp.arange(micro)))[0]
 
 
 @dataclasses.dataclass
@@ -182,7 +154,7 @@ def train(
     model = make_model(config, spec)
     state, shardings = init_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, shardings)
-    catalogue = sharding.put(catalogue, sharding.whole(mesh))
+    stored = place_catalogue(catalogue, mesh)
     layout = sharding.batch_shardings(mesh)
     laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
 
@@ -217,7 +189,7 @@ def train(
                 last_words.at(step, checkpoints.folder)
                 batch = next(batches)
                 events = int(np.sum(batch.events.action > 0)) * blocks  # other blocks are drawn alike
-                state, metrics = step_fn(state, sharding.place(batch, layout), catalogue)
+                state, metrics = step_fn(state, sharding.place(batch, layout), stored)
                 if pending is not None:
                     _finite(pending, step - 1)
                 pending = metrics

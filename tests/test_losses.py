@@ -56,7 +56,7 @@ def sampled():
     negative_id[0] = 0  # an empty slot
     weight = np.array([1, 1, 0, 1, 0.5, 1, 1], np.float32)
     counts = rng.integers(0, 30, items).astype(np.int32)
-    log_q = np.asarray(losses.log_expected_count(jnp.asarray(counts), 3, 9))
+    log_q = np.asarray(losses.log_expected_count(jnp.asarray(counts), int(counts.sum()), int((counts > 0).sum()), 3, 9))
     log_q = log_q[positive_id], log_q[negative_id]
     return unit(rng, 7), table[positive_id], positive_id, table[negative_id], negative_id, weight, log_q
 
@@ -192,7 +192,7 @@ def test_what_fits_one_tile_takes_no_loop():
 
 
 def test_expected_counts_by_hand():
-    found = np.exp(losses.log_expected_count(jnp.array([0, 6, 3, 0]), 5, 9))
+    found = np.exp(losses.log_expected_count(jnp.array([0, 6, 3, 0]), 9, 2, 5, 9))
     # Shares 6 and 3 of 9, and at least one; uniform draws fall on the two items that training meets.
     np.testing.assert_allclose(found, 5 * np.array([1, 6, 3, 1]) / 9 + 9 / 2, rtol=1e-6)
 
@@ -207,7 +207,9 @@ def test_expected_counts_match_the_draws():
     )
     seen = np.bincount(drawn, minlength=5)[1:] / rounds
     np.testing.assert_allclose(
-        np.exp(losses.log_expected_count(jnp.asarray(counts), in_batch, uniform))[1:], seen, rtol=0.05
+        np.exp(losses.log_expected_count(jnp.asarray(counts), int(counts.sum()), 4, in_batch, uniform))[1:],
+        seen,
+        rtol=0.05,
     )
 
 
@@ -225,7 +227,7 @@ def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
             *map(jnp.asarray, (query, keys[target], keys, np.arange(9) > 0, np.ones(1, np.float32))), 1.0
         )
     )
-    log_q = losses.log_expected_count(jnp.asarray(counts), draws, 0)
+    log_q = losses.log_expected_count(jnp.asarray(counts), int(counts.sum()), items - 1, draws, 0)
     args = [jnp.asarray(x) for x in (query, keys[target], target, keys[ids], ids, np.ones(1, np.float32))]
     # The positive stands for itself once: its own correction is log 1.
     corrected = float(losses.info_nce(*args, (jnp.zeros(1), log_q[ids]), 1.0))

@@ -12,9 +12,10 @@ import small_model
 from small_log import random_log
 
 from data_pipelines import feed, splits
-from synergen_jax import objective
+from synergen_jax import losses, objective, sharding, table
+from synergen_jax import model as models
 from synergen_jax.batch import Candidates, Catalogue
-from synergen_jax.config import Config, DataConfig, LossConfig, ModelConfig
+from synergen_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 
 CONFIG = Config(
     data=DataConfig(max_history=10, batch=6, negatives=7, rank_events=2, rank_candidates=4),
@@ -35,15 +36,22 @@ def setting():
     return model, params, catalogue, batch
 
 
+MESH = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4))
+def _value_and_grad(model, params, catalogue, batch, config):
+    value, parts, found = objective.value_and_grad(MESH, model, params, catalogue, batch, config, None)
+    tables = {name: found.tables.get(name, jnp.zeros_like(x)) for name, x in params["tables"].items()}
+    for name, (asked, gradient) in found.rows.items():
+        delivered = table.deliver(MESH, asked, tables[name], gradient)
+        tables[name], _ = table.change(MESH, delivered, tables[name], lambda old, new: (old + new, jnp.zeros(())))
+    return (value, parts), {"model": found.model, "tables": tables}
+
+
 def value_and_grad(model, params, catalogue: Catalogue, batch, config):
     """(objective, parts), gradients."""
-    negative = objective.negatives(batch, catalogue, config, jax.random.key(0))
-
-    def loss(params):
-        return objective.loss(model, params, catalogue, batch, config, objective.weights(batch, config), negative, None)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
+    return _value_and_grad(model, params, table.place_catalogue(catalogue, MESH), batch, config)
 
 
 def test_the_objective_is_the_weighted_sum_of_its_parts(setting):
@@ -139,15 +147,37 @@ def test_padding_changes_nothing(setting):
 
 
 def test_negatives_are_the_shared_ones_and_targets_of_the_batch(setting):
-    _, _, catalogue, batch = setting
-    ids, log_q = objective.negatives(batch, catalogue, CONFIG.loss, jax.random.key(1))
-    assert ids.shape == (7 + 5,) and log_q.shape == catalogue.counts.shape
+    batch = setting[-1]
+    ids, filled = objective.negatives(MESH, batch, CONFIG.loss, jax.random.key(1))
+    assert ids.shape == (7 + 5,)
+    np.testing.assert_allclose(filled, 5 * np.mean(np.asarray(batch.target) > 0), rtol=1e-6)
     assert (ids[:7] == batch.negatives).all()
     assert set(np.asarray(ids[7:]).tolist()) <= set(np.asarray(batch.target).ravel().tolist())
-    other, _ = objective.negatives(batch, catalogue, CONFIG.loss, jax.random.key(2))
+    other, _ = objective.negatives(MESH, batch, CONFIG.loss, jax.random.key(2))
     assert (other[7:] != ids[7:]).any()
-    _, none = objective.negatives(batch, catalogue, dataclasses.replace(CONFIG.loss, log_q=False), jax.random.key(1))
-    assert none is None
+    pair = sharding.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
+    np.testing.assert_array_equal(objective.negatives(pair, batch, CONFIG.loss, jax.random.key(1))[0], ids)
+
+
+def test_the_log_q_correction_is_that_of_the_ids(setting):
+    """The step, which looks counts up with the rows, against the loss over counts of the whole catalogue."""
+    model, params, catalogue, batch = setting
+    config = dataclasses.replace(CONFIG.loss, temperature=1.0)
+    (_, parts), _ = value_and_grad(*setting, config)
+    (_, plain), _ = value_and_grad(*setting, dataclasses.replace(config, log_q=False))
+    ids, filled = objective.negatives(MESH, batch, config, jax.random.split(jax.random.key(0))[0])
+    counts = catalogue.counts
+    log_q = losses.log_expected_count(counts, jnp.sum(counts), jnp.sum(counts > 0), filled, 7)
+    vectors = lambda tokens: models.token_vectors(model, params, catalogue, tokens)
+    cache = model.apply(params["model"], batch.events, *vectors(batch.events), method="encode")
+    hidden = model.apply(params["model"], cache, batch.retrieval, *vectors(batch.retrieval), method="read")
+    query = model.apply(params["model"], hidden, method="retrieve").reshape(batch.target.size, -1)
+    keys, target = models.item_keys(model, params, catalogue), batch.target.reshape(-1)
+    keys = jnp.where(jnp.arange(len(keys))[:, None] == 0, 0.0, keys)
+    weight = (target > 0).astype(jnp.float32)
+    loss = losses.info_nce(query, keys[target], target, keys[ids], ids, weight, (log_q[target], log_q[ids]), 1.0)
+    np.testing.assert_allclose(parts["retrieval"], loss / weight.sum(), rtol=1e-5)
+    assert abs(float(plain["retrieval"]) - float(parts["retrieval"])) > 0.01
 
 
 def test_tasks_are_weighted_by_the_query_of_the_reader(setting):
@@ -181,11 +211,11 @@ def test_hard_candidates_by_hand():
     lists = Candidates(jnp.array([[[1, 2], [0, 0]]]), label, zeros, zeros, zeros)
     scores = jnp.array([[[0.9, 0.8, 0.7, 0.6, 0.5, -jnp.inf]] * 2])
     pool, had = jnp.array([1, 3, 4, 2, 5, 6]), jnp.array([[4, 0, 0]])
-    found, least = objective._with_hard(lists, scores, pool, had, 3, None)
+    found, place, least = objective._with_hard(lists, scores, pool, had, 3, None)
     # 1 and 2 are in the list, 4 was had, 6 must not come: 3 and 5 are left, and one place is empty.
     assert found.item.tolist() == [[[1, 2, 3, 5, 0], [0, 0, 0, 0, 0]]]
     assert found.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
-    assert least.shape == (1, 2, 1)
+    assert least.shape == (1, 2, 1) and place[0, 0, :2].tolist() == [1, 4]
     assert (found.label[0, 0, 2:, 1] == -1).all() and (found.label[0, 1] == -1).all()
 
 
@@ -195,7 +225,7 @@ def test_hard_candidates_are_drawn_from_the_first_hundred():
     lists = Candidates(jnp.full((1, 50, 1), 300), jnp.ones((1, 50, 1, 1), jnp.int8), zeros, zeros, zeros)
     scores = jnp.broadcast_to(-jnp.arange(1.0, 301.0), (1, 50, 300))
     key, had = jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
-    drawn, least = objective._with_hard(lists, scores, jnp.arange(1, 301), had, 20, key)
+    drawn, _, least = objective._with_hard(lists, scores, jnp.arange(1, 301), had, 20, key)
     assert (least == -100).all()
     rows = np.asarray(drawn.item[0, :, 1:])
     assert set(rows.ravel().tolist()) == set(range(1, 101))
@@ -236,4 +266,4 @@ def test_items_that_training_never_meets_take_no_part(setting):
     matrices = {name: matrix.at[cold].set(7) for name, matrix in catalogue.item_matrices.items()}
     (other, _), _ = value_and_grad(model, params, dataclasses.replace(catalogue, item_matrices=matrices), batch, config)
     assert float(value) == float(other)
-    assert not np.asarray(grads["tables"]["item"][cold]).any()
+    assert not np.asarray(grads["tables"]["item"][0, cold]).any()

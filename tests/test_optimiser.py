@@ -73,17 +73,42 @@ def test_only_kernels_decay(params):
 
 
 def test_clipping():
-    """Adam forgets the scale of a constant gradient, so the moments tell whether it was clipped."""
-    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}
-    gradient = jax.tree.map(lambda x: 10.0 * x, params)  # norm 40
     for clip, norm in ((1.0, 1.0), (8.0, 8.0), (100.0, 40.0), (0.0, 40.0)):
-        config = OptimiserConfig(clip=clip, warmup=0)
-        made = optimiser.make_optimiser(config, 10)
-        _, state = made.update(gradient, made.init(params), params)
-        adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
-        seen = jax.tree.map(lambda m: m / (1 - config.b1), adam.mu)  # noqa: B023
-        assert float(optax.tree.norm(seen)) == pytest.approx(norm, rel=1e-5)
-        np.testing.assert_allclose(seen["bias"], 10.0 * norm / 40, rtol=1e-5)
+        assert float(40 * optimiser.clipped(OptimiserConfig(clip=clip), jnp.float32(40))) == pytest.approx(norm)
+    assert float(optimiser.clipped(CONFIG, jnp.zeros(()))) == 1
+
+
+def test_lazy_adam_of_a_row_in_every_step_is_adam():
+    config = OptimiserConfig(learning_rate=0.1, warmup=0)
+    lazy, adam = optimiser.row_optimiser(config, "adam", 9), optimiser.make_optimiser(config, 9)
+    rng = np.random.default_rng(0)
+    row, state = jnp.ones((2, 3)), {name: jnp.zeros((2, 3)) for name in lazy.state}
+    params = {"table": row}
+    other = adam.init(params)
+    for step in range(4):
+        gradient = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+        updates, state = lazy.update(gradient, state, jnp.int32(step))
+        row += updates
+        updates, other = adam.update({"table": gradient}, other, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(row, params["table"], atol=1e-6)
+
+
+def test_row_wise_adagrad_by_hand():
+    config = OptimiserConfig(learning_rate=0.1, warmup=0, final=1.0)
+    found = optimiser.row_optimiser(config, "adagrad", 9)
+    assert found.state == {"sum": 0}, "one number a row"
+    gradient = jnp.array([[3.0, 1.0], [0.0, 0.0]])
+    updates, state = found.update(gradient, {"sum": jnp.array([11.0, 0.0])}, jnp.int32(3))
+    np.testing.assert_allclose(state["sum"], [16.0, 0.0])  # 11 + (9 + 1) / 2
+    np.testing.assert_allclose(updates, [[-0.1 * 3 / 4, -0.1 * 1 / 4], [0, 0]], rtol=1e-6)
+
+
+def test_which_tables_are_updated_as_a_whole():
+    auto = OptimiserConfig()
+    assert optimiser.table_kind(auto, 3706 * 64) == "dense" != optimiser.table_kind(auto, 10**6 * 64)
+    assert optimiser.table_kind(auto, 10**6 * 64, whole=True) == "dense"
+    assert optimiser.table_kind(OptimiserConfig(table="adagrad"), 10) == "adagrad"
 
 
 def test_a_step_worked_by_hand():

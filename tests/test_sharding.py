@@ -12,7 +12,7 @@ from small_log import random_log
 
 from data_pipelines import feed, splits
 from synergen_jax import config as configs
-from synergen_jax import sharding, train
+from synergen_jax import sharding, table, train
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def run(mesh=(1, 1), steps=3, **changes):
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, devices)
     step = train.make_step(config, model, devices, shardings)
-    catalogue = jax.device_put(feed.catalogue(log, split), sharding.whole(devices))
+    catalogue = table.place_catalogue(feed.catalogue(log, split), devices)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(steps):
         batch = sharding.place(next(batches), sharding.batch_shardings(devices))
@@ -66,20 +66,17 @@ def test_a_step_does_not_depend_on_the_mesh(one, mesh):
 
 
 def parameters_are_sharded(state):
-    """Rows of tables, heads and feed-forward features lie in halves, and so do Adam's moments of them."""
-    table = state.params["tables"]["item"]
-    rows = table.shape[0]
-    assert {shard.data.shape for shard in table.addressable_shards} == {(rows // 2, 16)}
+    """Heads and feed-forward features lie in halves, rows of tables in eighths, and so do Adam's moments of them."""
+    items = state.params["tables"]["item"]
+    eighth = (1, table.COLUMNS // 8, 16)
+    assert {shard.data.shape for shard in items.addressable_shards} == {eighth}
     block = state.params["model"]["params"]["block_0"]
     assert {shard.data.shape[1] for shard in block["query"]["kernel"].addressable_shards} == {2}  # of four heads
     gate = block["gate"]["kernel"]
     assert {shard.data.shape[1] for shard in gate.addressable_shards} == {gate.shape[1] // 2}
-    halves = [
-        leaf
-        for leaf in jax.tree.leaves(state.opt_state)
-        if leaf.shape == table.shape and leaf.addressable_shards[0].data.shape == (rows // 2, 16)
-    ]
-    assert len(halves) == 4  # mu and nu, of items and of queries, whose tables are padded to one size
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == items.shape]
+    assert len(moments) == 4  # mu and nu, of items and of queries
+    assert all(leaf.addressable_shards[0].data.shape == eighth for leaf in moments)
     norm = block["attention_norm"]["scale"]
     assert all(shard.data.shape == norm.shape for shard in norm.addressable_shards)
 
@@ -110,7 +107,7 @@ def test_the_old_state_is_donated():
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
     batch = sharding.place(next(feed.train_feed(log, split, config)(0)), sharding.batch_shardings(mesh))
-    step(state, batch, jax.device_put(feed.catalogue(log, split), sharding.whole(mesh)))
+    step(state, batch, table.place_catalogue(feed.catalogue(log, split), mesh))
     assert state.params["tables"]["item"].is_deleted()
 
 
@@ -186,11 +183,11 @@ def test_on_cpus_micro_batches_stay_in_the_cache(batch, history, micro):
 
 
 def test_tables_fit_meshes_of_other_sizes():
-    """Rows are padded to 128, so that one checkpoint fits many meshes."""
+    """What is stored has one shape on every mesh."""
     config = configs.from_dict(WORDS)
-    for items in (3, 129):
+    for items in (3, 769):
         spec = dataclasses.replace(random_log(users=3).spec, items=items)
-        for shape in ((8, 1), (1, 4)):
+        for shape in ((6, 1), (1, 4)):
             mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
             state = train.abstract_state(config, train.make_model(config, spec), mesh)
-            assert state.params["tables"]["item"].shape[0] % 128 == 0
+            assert state.params["tables"]["item"].shape == (1 + (items > 768), 768, 16)
