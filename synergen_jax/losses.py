@@ -161,8 +161,8 @@ def _tiles(arrays):
 
 def log_expected_count(
     counts: Int[Array, "*i"],
-    events: int | Float[Array, ""],
-    items: int | Float[Array, ""],
+    events: int | Int[Array, ""] | Float[Array, ""],
+    items: int | Int[Array, ""] | Float[Array, ""],
     in_batch: int | float | Scalar,
     uniform: int,
 ) -> Float[Array, "*i"]:

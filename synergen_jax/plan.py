@@ -16,7 +16,7 @@ import typing
 
 import jax
 
-from synergen_jax import flops, hlo, sharding, train
+from synergen_jax import flops, hlo, sharding, table, train
 from synergen_jax.batch import Catalogue, LogSpec, TrainBatch
 from synergen_jax.config import Config
 
@@ -61,7 +61,7 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue)
     state = train.abstract_state(config, model, mesh)
     step = train.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))
     batch = placed(batch, sharding.batch_shardings(mesh))
-    catalogue = placed(catalogue, sharding.whole(mesh))
+    catalogue = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()
     compiled = step.lower(state, batch, catalogue).compile()
     seconds = time.perf_counter() - start

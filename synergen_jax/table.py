@@ -115,6 +115,15 @@ def place_catalogue(catalogue: Catalogue, mesh: Mesh) -> StoredCatalogue:
     )
 
 
+def abstract_catalogue(catalogue: Catalogue, mesh: Mesh) -> StoredCatalogue:
+    """Shapes, dtypes and shardings of what `place_catalogue` gives, of a catalogue of which only the shapes matter."""
+    split, whole = NamedSharding(mesh, SPLIT), NamedSharding(mesh, PartitionSpec())
+    one = lambda x: jax.ShapeDtypeStruct((lines(x.shape[0]), COLUMNS, *x.shape[1:]), x.dtype, sharding=split)
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    arrays = catalogue.item_matrices, catalogue.counts, catalogue.query_matrices, catalogue.query_counts
+    return StoredCatalogue(*jax.tree.map(one, arrays), number, number)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Asked:

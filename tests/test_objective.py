@@ -165,7 +165,7 @@ def test_the_log_q_correction_is_that_of_the_ids(setting):
     config = dataclasses.replace(CONFIG.loss, temperature=1.0)
     (_, parts), _ = value_and_grad(*setting, config)
     (_, plain), _ = value_and_grad(*setting, dataclasses.replace(config, log_q=False))
-    ids, filled = objective.negatives(MESH, batch, config, jax.random.split(jax.random.key(0))[0])
+    ids, filled = objective.negatives(MESH, batch, config, jax.random.split(jax.random.key(0), 3)[0])
     counts = catalogue.counts
     log_q = losses.log_expected_count(counts, jnp.sum(counts), jnp.sum(counts > 0), filled, 7)
     vectors = lambda tokens: models.token_vectors(model, params, catalogue, tokens)

@@ -38,6 +38,7 @@ SAME = (
     "--loss.rank_after=0",
     "--loss.full_softmax=false",
     "--optimiser.accumulate=1",
+    "--optimiser.table=dense",
 )
 
 
@@ -82,11 +83,13 @@ def make_sides(setting: Setting, config: Config):
     batch = _every_event_ranked(next(itertools.islice(feed(0), 1)))
     factorised, masked = Trainer(config, log.spec, catalogue), Trainer(config, log.spec, catalogue)
     placed = factorised.place(batch)
-    step = _masked_step(config, masked.model)
-    state = [masked.state.params, masked.state.opt_state]
+    optimiser = make_optimiser(config.optimiser, config.run.steps)
+    step = _masked_step(config, masked.model, optimiser)
+    state = [masked.state.params, optimiser.init(masked.state.params)]
+    catalogue = jax.device_put(catalogue)
 
     def run_masked():
-        *state[:], metrics = step(*state, placed, masked.catalogue)
+        *state[:], metrics = step(*state, placed, catalogue)
         return metrics
 
     return {"factorised": lambda: factorised(placed), "masked": run_masked}
@@ -108,9 +111,8 @@ def _every_event_ranked(batch: TrainBatch) -> TrainBatch:
     )
 
 
-def _masked_step(config: Config, model: models.SynerGen):
+def _masked_step(config: Config, model: models.SynerGen, optimiser: optax.GradientTransformation):
     """A training step of the interleaved Transformer: `step(params, opt_state, batch, catalogue)`."""
-    optimiser = make_optimiser(config.optimiser, config.run.steps)
 
     def step(params, opt_state, batch: TrainBatch, catalogue: Catalogue):
         total = objective.weights(batch, config.loss)
@@ -122,7 +124,7 @@ def _masked_step(config: Config, model: models.SynerGen):
 
 
 def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config: Config, total):
-    """What `objective.loss` computes, from one pass over context and all readers."""
+    """What `objective.value_and_grad` computes, from one pass over context and all readers."""
     apply = lambda *args, method: model.apply(params["model"], *args, method=method)
     lists, tokens = batch.ranking, batch.ranking.readers()
     join = lambda a, b: jnp.concatenate([a, b], axis=1)
@@ -137,7 +139,11 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
     wanted = apply(hidden[:, : asked.item.shape[1]], method="retrieve")
     item = lambda ids: apply(models.item_vectors(model, params, catalogue, ids), method="keys")
     target = batch.target.reshape(-1)
-    log_q = objective.negatives(batch, catalogue, config.loss, jax.random.key(0))[1]
+    counts = catalogue.counts
+    drawn = batch.negatives.size
+    log_q = (
+        losses.log_expected_count(counts, jnp.sum(counts), jnp.sum(counts > 0), 0, drawn) if config.loss.log_q else None
+    )
     parts = {
         "retrieval": losses.info_nce(
             wanted.reshape(target.size, -1),

@@ -10,7 +10,7 @@ import typing
 import jax
 
 from synergen_jax import config as configs
-from synergen_jax import sharding, train
+from synergen_jax import sharding, table, train
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.bench.timing import Spread, Times
 from synergen_jax.config import Config
@@ -102,7 +102,7 @@ class Trainer:
         self.model = train.make_model(config, spec)
         self.state, shardings = train.init_state(config, self.model, self.mesh)
         self._step = train.make_step(config, self.model, self.mesh, shardings)
-        self.catalogue = jax.device_put(catalogue, sharding.whole(self.mesh))
+        self.catalogue = table.place_catalogue(catalogue, self.mesh)
 
     def place(self, batch: TrainBatch) -> TrainBatch:
         """A host batch on the mesh."""
