@@ -24,6 +24,7 @@ from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 
 EXAMPLE, BATCH, LIST = range(3)  # streams of random numbers
+EPOCHS = 2**24  # more than any run sees: the length of Grain's own endless stream is no integer in batches of one
 
 
 def catalogue(log, split: Split) -> Catalogue:
@@ -80,7 +81,7 @@ def train_feed(
     windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
     items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
     make = functools.partial(_example, log, items, windows.label_table(log), split.train_stop, config)
-    examples = grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat().map_with_index(make)
+    examples = grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat(EPOCHS).map_with_index(make)
     blocks = examples.batch(data.batch // processes, batch_fn=_collate)[process::processes]
     batches = blocks.map_with_index(functools.partial(_with_negatives, items, data.negatives, data.seed))
 
