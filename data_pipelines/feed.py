@@ -17,13 +17,13 @@ import grain
 import jax
 import numpy as np
 
-from data_pipelines import windows
+from data_pipelines import packing, windows
 from data_pipelines.splits import Split, first_of_request
 from synergen_jax.batch import Candidates, Catalogue, EvalBatch, Events, Feed, Readers, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 
-EXAMPLE, BATCH, LIST = range(3)  # streams of random numbers
+EXAMPLE, BATCH, LIST, PACK = range(4)  # streams of random numbers
 EPOCHS = 2**24  # more than any run sees: the length of Grain's own endless stream is no integer in batches of one
 
 
@@ -62,6 +62,9 @@ def train_feed(
     An epoch visits every window once, in an order of its own. Negatives and sampled candidates are items that training
     meets. The global batch of a step is the same whatever the number of processes.
 
+    With `data.pack` an example is a row of several windows (`packing.py`); an epoch has the same number of rows as any
+    other, and puts other windows together.
+
     Args:
       counts: training events of each item, as in `catalogue(log, split)`, which is asked where they are not given.
       process, processes: give the `process`-th of `processes` equal blocks of each global batch, and read no more than
@@ -81,7 +84,13 @@ def train_feed(
     windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
     items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
     make = functools.partial(_example, log, items, windows.label_table(log), split.train_stop, config)
-    examples = grain.MapDataset.source(_Rows(where)).shuffle(seed=data.seed).repeat(EPOCHS).map_with_index(make)
+    source = _Rows(where)
+    if data.pack:
+        sizes = where[:, 2] - where[:, 1], ranked_events(log, where, config)
+        plan = packing.make_plan(*sizes, data.max_history, data.rank_candidates + config.loss.hard_candidates)
+        source = _Rows(np.arange(plan.rows))
+        make = functools.partial(_packed, make, where, plan, config)
+    examples = grain.MapDataset.source(source).shuffle(seed=data.seed).repeat(EPOCHS).map_with_index(make)
     blocks = examples.batch(data.batch // processes, batch_fn=_collate)[process::processes]
     batches = blocks.map_with_index(functools.partial(_with_negatives, items, data.negatives, data.seed))
 
@@ -128,38 +137,73 @@ class _Rows:
         return f"_Rows({len(self)})"
 
 
+def ranked_events(log, where: np.ndarray, config: Config) -> np.ndarray:
+    """At how many events of each window candidates are ranked, at most: what a packed row needs room for. (W,) int32"""
+    found = np.zeros(len(where), np.int32)
+    if not config.data.rank_events:
+        return found
+    asked = windows.action_table(log, config.data.target_actions)
+    for window, (user, start, stop) in enumerate(where.tolist()):
+        record = log[user]
+        item, action, query = (record[name][start:stop] for name in ("item", "action", "query"))
+        known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0)
+        found[window] = min(np.count_nonzero((item > 0) & asked[action] & known), config.data.rank_events)
+    return found
+
+
+def _packed(make, where: np.ndarray, plan: packing.Plan, config: Config, index: int, row: int) -> dict[str, typing.Any]:
+    """The arrays of one packed row; `index` is its place in the endless stream, which tells the epoch."""
+    data = config.data
+    mine = where[plan.windows((data.seed, PACK, index // plan.rows), row)]
+    parts = [make((index, number), place, packed=True) for number, place in enumerate(mine)]
+    return packing.join(parts, data.max_history, plan.ranked)
+
+
 def _example(
-    log, items: np.ndarray, table: np.ndarray, train_stop: np.ndarray, config: Config, index: int, place: np.ndarray
+    log,
+    items: np.ndarray,
+    table: np.ndarray,
+    train_stop: np.ndarray,
+    config: Config,
+    index: int | tuple[int, ...],
+    place: np.ndarray,
+    packed: bool = False,
 ) -> dict[str, typing.Any]:
-    """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream."""
+    """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream.
+
+    Padded to `data.max_history` events and `data.rank_events` ranked ones; `packed` leaves the padding to the row.
+    """
     data = config.data
     user, start, stop = place.tolist()
-    record, length = log[user], data.max_history
+    record, length = log[user], stop - start if packed else data.max_history
     events = windows.window(record, start, stop, length)
     visible = np.zeros(length, np.int32)
     visible[: stop - start] = first_of_request(record["request"][start:stop])
-    rng = np.random.default_rng((data.seed, EXAMPLE, index))
+    rng = np.random.default_rng((data.seed, EXAMPLE, *np.atleast_1d(index).tolist()))
     query = events.query * (rng.random(length) >= data.drop_query) if data.drop_query else events.query
     # Nothing is known to a reader that sees no event and has no query.
     target = events.item * ((visible > 0) | (query > 0))
 
     asked = windows.action_table(log, data.target_actions)[events.action]
-    ranked = rng.permutation((target * asked).nonzero()[0])[: data.rank_events]
+    ranked = np.sort(rng.permutation((target * asked).nonzero()[0])[: data.rank_events])
     known, size = int(train_stop[user]), data.rank_candidates
     item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items)
-    short = data.rank_events - len(ranked)
-    at = np.zeros((3, data.rank_events), np.int32)  # query, time, visible
-    at[:, : len(ranked)] = query[ranked], events.time[ranked], visible[ranked]
-    if short:
-        item = np.pad(item, [(0, short), (0, 0)])
-        label = np.pad(label, [(0, short), (0, 0), (0, 0)], constant_values=-1)
-        row = np.pad(row, [(0, short), (0, 0)], constant_values=-1)
-    feature = windows.features(record, row) if log.spec.candidate_features else None
+    slots = len(ranked) if packed else data.rank_events
+    lists = ranked if slots == length else np.arange(len(ranked))
+
+    def put(x: np.ndarray, nothing: int = 0) -> np.ndarray:
+        whole = np.full((slots, *x.shape[1:]), nothing, x.dtype)
+        whole[lists] = x
+        return whole
+
+    feature = windows.features(record, put(row, -1)) if log.spec.candidate_features else None
+    at = [put(x[ranked]) for x in (query, events.time, visible)]
+    ranking = Candidates(put(item), put(label, -1), *at, feature, event=put(ranked.astype(np.int32)))
     return {
         "events": events,
         "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),
         "target": target,
-        "ranking": Candidates(item, label, *at, feature),
+        "ranking": ranking,
     }
 
 

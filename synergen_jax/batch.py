@@ -7,7 +7,7 @@ Axis letters, the same everywhere:
 | B | users (windows of users) |
 | L | events of a window |
 | R | readers a user |
-| E | ranked events a user |
+| E | ranked events a user; of a packed row: of all its users |
 | K | candidates a ranked event |
 | F | candidate features of a log; with them F + 1 columns are stored, the last 1 where the features are known |
 | N | negatives |
@@ -18,6 +18,9 @@ Axis letters, the same everywhere:
 
 Id 0 is "none" or padding for items, actions and queries alike. Windows are left-aligned: padding follows the
 events. Times are int32 seconds since the user's first event. All arrays are numpy on the host, jax on the device.
+
+A packed row holds several windows, one after the other: its *segments*. One integer a token keeps them apart, `first`:
+where in the row the token's own segment begins. `visible` stays a place in the row. What is not packed has no `first`.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class Events:
     action: Ints  # 0: padding; every real event has an action
     query: Ints  # 0: no query
     time: Ints  # seconds since the user's first event
+    first: Ints | None = None  # (B, L): the event sees events first .. its own place; None: one segment, from 0 on
 
     @property
     def mask(self):
@@ -59,7 +63,8 @@ class Readers:
     """What is asked: retrieval tokens (item 0) and ranking tokens (item is the candidate). Each id int32 (B, R).
 
     `visible` is the number of leading context events that the reader may see. That one integer stands for the
-    reader's row of the mask: reader r of user b attends to events `0 .. visible[b, r] - 1` and to itself.
+    reader's row of the mask: reader r of user b attends to events `0 .. visible[b, r] - 1` and to itself. In a packed
+    row they begin at `first[b, r]`; where `visible` is not above it, the reader sees itself alone.
     """
 
     item: Ints
@@ -67,6 +72,7 @@ class Readers:
     time: Ints  # when it is asked, on the clock of the events
     visible: Ints
     feature: Floats | None = None  # (B, R, F + 1), see `Candidates`; None: nothing is known of any
+    first: Ints | None = None  # (B, R); None: 0
 
 
 @_pytree
@@ -81,6 +87,10 @@ class Candidates:
     # (B, E, K, F + 1) float32: a candidate's features and a 1, or zeros throughout where they are not known, so that an
     # unknown feature differs from one that is 0. None: the log has no candidate features.
     feature: Floats | None = None
+    first: Ints | None = None  # (B, E), as that of `Readers`
+    # (B, E): place in the row of the event that each list was chosen at; in training alone. There, where E = L and rows
+    # are not packed, list e is that of event e.
+    event: Ints | None = None
 
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""
@@ -89,7 +99,8 @@ class Candidates:
         flat = lambda x: x.reshape(users, events * size)
         wide = lambda x: flat(xp.broadcast_to(x[..., None], self.item.shape))
         feature = None if self.feature is None else self.feature.reshape(users, events * size, self.feature.shape[-1])
-        return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible), feature)
+        first = None if self.first is None else wide(self.first)
+        return Readers(flat(self.item), wide(self.query), wide(self.time), wide(self.visible), feature, first)
 
 
 @_pytree
@@ -97,8 +108,10 @@ class TrainBatch:
     """One training step's input."""
 
     events: Events  # (B, L)
-    retrieval: Readers  # (B, R): item is 0 throughout
-    target: Ints  # (B, R) int32: the item that each retrieval reader should find; 0: no target, no loss
+    retrieval: (
+        Readers  # (B, L): one an event, in their order, item 0 throughout; the i-th asks by event i: visible <= i
+    )
+    target: Ints  # (B, L) int32: the item that each retrieval reader should find; 0: no target, no loss
     ranking: Candidates  # (B, E, K)
     negatives: Ints  # (N,) int32: uniform over the items 1 .. V-1, shared by the whole batch
 

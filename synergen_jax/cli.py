@@ -14,6 +14,17 @@ from synergen_jax.errors import Stopped, UserError
 
 FORMAT = argparse.RawDescriptionHelpFormatter
 
+BENCHES = {
+    "step": "a training step, its FLOPs and MFU, beside the feed's rate",
+    "feed": "the feed beside the step",
+    "catalogue": "the step by number of items",
+    "readers": "reading an encoded context against the masked Transformer",
+    "loss": "memory of the loss by number of negatives",
+    "attention": "the attention backends that can run here",
+    "packing": "several short histories in a row against padding",
+    "all": "all of them",
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`s: one line, as for any wrong input."""
@@ -175,6 +186,46 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--only", type=lambda text: text.split(","), default=[], help="these variants, comma-separated")
     sweep.add_argument("--split", choices=("validation", "test"), default="validation")
 
+    bench = command(
+        "bench",
+        "Measure on made-up data, alternating what is compared: a table, and ratios. Settings as --section.key VALUE.",
+        "synergen bench readers --json\n  synergen bench catalogue --sizes 10000,1000000\n"
+        "  synergen bench step --config ml_1m --model.dtype bfloat16 --profile traces",
+    )
+    bench.add_argument("name", choices=BENCHES, help="; ".join(f"{name}: {text}" for name, text in BENCHES.items()))
+    bench.add_argument(
+        "--config",
+        help="a TOML file, or the name of a shipped config, in place of the bench's own (step, feed, packing)",
+    )
+    bench.add_argument("--log", help="a prepared log, in place of a synthetic one (step, feed, packing)")
+    bench.add_argument("--rounds", type=int, default=5, help="timed rounds of each side (default: 5)")
+    bench.add_argument(
+        "--sizes",
+        type=_numbers,
+        default=(),
+        help="comma-separated: items of catalogue, events of readers, times the negatives of loss",
+    )
+    bench.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
+    bench.add_argument("--profile", type=pathlib.Path, metavar="DIR", help="write a profiler's trace of one more round")
+
+    plan = command(
+        "plan",
+        "Compile the training step for many virtual devices, and tell what each would need; no log, nothing is run.",
+        "synergen plan plan_100m --devices 256 --items 100000000\n"
+        "  synergen plan ml_1m --devices 2,4,8,16 --weak --mesh.model 2",
+    )
+    plan.add_argument("config", help="a TOML file, or the name of a shipped config")
+    plan.add_argument("--devices", type=_numbers, required=True, help="how many, or several numbers, comma-separated")
+    plan.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue (default: 1,000,000)")
+    plan.add_argument("--queries", type=int, default=0, help="distinct queries of the log (default: 0)")
+    plan.add_argument("--text-width", type=int, default=0, help="width of a semantic matrix of them (default: 0, none)")
+    plan.add_argument("--memory", type=float, default=80.0, help="GiB of each device (default: 80)")
+    plan.add_argument(
+        "--weak",
+        action="store_true",
+        help="weak scaling: data.batch is that of the first number of devices, and grows with them",
+    )
+
     recommend = command(
         "recommend",
         "Recommend items to a user of the log, or to a history from a file.",
@@ -189,6 +240,9 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--query", required=True, help="what is searched for, in words")
     _question(search, required=False)
     return top
+
+
+TAKE_SETTINGS = ("train", "evaluate", "quickstart", "sweep", "bench", "plan")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -244,7 +298,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
 def _run(argv: typing.Sequence[str] | None) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
-        if rest and arguments.command not in ("train", "evaluate", "quickstart", "sweep"):
+        if rest and arguments.command not in TAKE_SETTINGS:
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
         if arguments.command in ("train", "evaluate"):
             cluster = arguments.coordinator, arguments.processes, arguments.process

@@ -23,8 +23,10 @@ from data_pipelines.prepare import prepare as prepare_log
 from synergen_jax import (
     ask_commands,
     baselines,
+    bench_commands,
     data_commands,
     evaluation_report,
+    plan_commands,
     processes,
     report,
     sharding,
@@ -144,7 +146,9 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
     """
     with processes.together():
         config, log = workdir.read(folder)
-        trained_on = dataclasses.replace(config, mesh=configs.MeshConfig())  # another matter than what evaluates
+        # On what it was trained is another matter than on what it is evaluated.
+        model = dataclasses.replace(config.model, attention="auto")
+        trained_on = dataclasses.replace(config, model=model, mesh=configs.MeshConfig())
         changed = configs.override(trained_on, settings)
         free = ("evaluate.", "data.filter_seen", "mesh.")
         if odd := [name for name in configs.differences(trained_on, changed) if not name.startswith(free)]:
@@ -249,6 +253,16 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
     return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
 
 
+def bench(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen bench`."""
+    return bench_commands.bench(arguments, settings, say)
+
+
+def plan(arguments, settings) -> dict[str, typing.Any]:
+    """`synergen plan`."""
+    return plan_commands.plan(arguments, settings, say)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -289,4 +303,6 @@ RUN = {
     "recommend": recommend,
     "search": search,
     "sweep": sweep,
+    "bench": bench,
+    "plan": plan,
 }

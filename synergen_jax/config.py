@@ -29,6 +29,7 @@ class DataConfig:
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
+    pack: bool = False  # training puts several short windows into one row; B then counts rows
     rank_events: int = 4  # events a window at which candidates are ranked
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process
@@ -58,7 +59,13 @@ class ModelConfig:
     context_query: bool = True  # events in the context tell the query that led to them
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
+    attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"
     remat: bool = False  # recompute a block's activations in the backward pass
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden features of the gated feed-forward layer: two thirds, so that it has as many parameters as an ungated one."""
+        return self.width * self.mlp_ratio * 2 // 3 // 8 * 8 or 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +257,7 @@ _CHOICES = {
     "data.split": ("leave-one-out", "time"),
     "model.rope": ("time", "order", "split"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "run.select": ("ndcg@10", "hr@10", "shown_mrr"),
 }
 _AT_LEAST = {

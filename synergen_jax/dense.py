@@ -10,6 +10,12 @@ that both ask at event 2 (`visible = 2`), the three kinds of row are
     c2      [  1  1  1  0  0 ]
     r       [  1  1  0  1  0 ]   retrieval: the events before its own, and itself
     k       [  1  1  0  0  1 ]   ranking: likewise, never the event's own token, never another reader
+
+Packed with another user's event, d0 (`first` = 0 0 0 3), and a reader s of that user (`first` = 3, `visible` = 4):
+
+              c0 c1 c2 d0  r  s
+    d0      [  0  0  0  1  0  0 ]
+    s       [  0  0  0  1  0  1 ]
 """
 
 from __future__ import annotations
@@ -19,14 +25,24 @@ from jaxtyping import Array, Bool, Int
 
 from synergen_jax.attention import Masked
 from synergen_jax.batch import Events, Readers
-from synergen_jax.model import SynerGen
+from synergen_jax.model import SynerGen, within
 
 
-def mask(length: int, visible: Int[Array, "b r"]) -> Bool[Array, "b n n"]:
+def mask(
+    length: int,
+    visible: Int[Array, "b r"],
+    first: Int[Array, "b l"] | None = None,
+    reader_first: Int[Array, "b r"] | None = None,
+) -> Bool[Array, "b n n"]:
     """The mask over `length` context tokens followed by R readers, (B, L + R, L + R); True is "may see"."""
     users, readers = visible.shape
+    place = jnp.arange(length)[None, None, :]
     context = jnp.tri(length, dtype=bool)[None].repeat(users, axis=0)
-    asks = jnp.arange(length)[None, None, :] < visible[:, :, None]
+    asks = place < visible[:, :, None]
+    if first is not None:
+        context &= place >= first[:, :, None]
+    if reader_first is not None:
+        asks &= place >= reader_first[:, :, None]
     itself = jnp.eye(readers, dtype=bool)[None].repeat(users, axis=0)
     nothing = jnp.zeros((users, length, readers), bool)
     return jnp.concatenate([jnp.concatenate([context, nothing], 2), jnp.concatenate([asks, itself], 2)], 1)
@@ -47,8 +63,8 @@ def forward(
         [model.context_tokens(events, event_items, event_queries), model.reader_tokens(readers, items, queries)], axis=1
     )
     order = jnp.broadcast_to(jnp.arange(length), events.time.shape)
-    angle = model.angles(
-        jnp.concatenate([events.time, readers.time], axis=1), jnp.concatenate([order, readers.visible], axis=1)
-    )
-    h, _, _ = model.run(h, angle, [Masked(mask(length, readers.visible))] * model.config.depth, True)
+    order = jnp.concatenate([within(order, events.first), within(readers.visible, readers.first)], axis=1)
+    angle = model.angles(jnp.concatenate([events.time, readers.time], axis=1), order)
+    seen = Masked(mask(length, readers.visible, events.first, readers.first))
+    h, _, _ = model.run(h, angle, [seen] * model.config.depth, True)
     return h[:, :length], h[:, length:]

@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 Scalar = Float[Array, ""]
 
 
+TILE = 1024  # queries, and items, whose scores exist at one time
+
+
 def info_nce(
     query: Float[Array, "p d"],
     positive: Float[Array, "p d"],
@@ -20,7 +23,7 @@ def info_nce(
     negative: Float[Array, "n d"],
     negative_id: Int[Array, "n"],
     weight: Float[Array, "p"],
-    log_q: Float[Array, "v"] | None,
+    log_q: tuple[Float[Array, "p"], Float[Array, "n"]] | None,
     temperature: float,
 ) -> Scalar:
     r"""InfoNCE against sampled negatives that all queries share, corrected by their sampling probability.
@@ -30,47 +33,118 @@ def info_nce(
 
     A negative that is the query's own positive (an accidental hit) is left out. Without the correction in-batch
     negatives, which come up as often as they are popular, push popular items down (van den Oord et al. 2018 for the
-    loss; Bengio and Senecal 2008, Yi et al. 2019 for the correction).
+    loss; Bengio and Senecal 2008, Yi et al. 2019 for the correction). Memory does not grow with P x N.
 
     Args:
       query: retrieval vectors, (P, D).
       positive: vectors of their targets, (P, D); `positive_id` their ids.
       negative: vectors of the sampled items, (N, D); `negative_id` their ids, 0 marking an empty slot.
       weight: of each query, (P,); 0 leaves it out.
-      log_q: log of the expected count of each item among the negatives, (V,); None for no correction.
+      log_q: logs of the expected count, among the negatives, of the positives (P,) and of the negatives (N,); None for
+        no correction.
       temperature: divides the scores.
     """
     hit = jnp.sum(query * positive, axis=-1) / temperature
-    miss = query @ negative.T / temperature
+    bias = jnp.zeros(negative_id.shape)
     if log_q is not None:
-        hit -= log_q[positive_id]
-        miss -= log_q[negative_id][None]
-    allowed = (negative_id[None] != positive_id[:, None]) & (negative_id > 0)[None]
-    miss = jnp.where(allowed, miss, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.maximum(hit, jnp.max(miss, axis=-1, initial=-jnp.inf)))
-    total = jnp.exp(hit - top) + jnp.sum(jnp.exp(miss - top[:, None]), axis=-1)
-    return jnp.sum(weight * (jnp.log(total) + top - hit))
+        hit, bias = hit - log_q[0], -log_q[1]
+    miss = log_sum_exp(query / temperature, negative, bias, positive_id, negative_id)
+    return jnp.sum(weight * (jnp.logaddexp(hit, miss) - hit))
 
 
 def full_softmax(
     query: Float[Array, "p d"],
+    positive: Float[Array, "p d"],
     keys: Float[Array, "v d"],
     allowed: Bool[Array, "v"],
-    target: Int[Array, "p"],
     weight: Float[Array, "p"],
     temperature: float,
 ) -> Scalar:
-    """Cross-entropy over all allowed items: InfoNCE whose negatives are the whole catalogue.
+    """Cross-entropy over all allowed items: InfoNCE whose negatives are the whole catalogue. Memory: as `info_nce`.
 
     Args:
-      query: (P, D); keys: vectors of all items, (V, D); allowed: False for items that take no part, id 0 among them;
-        target: (P,) ids; weight: (P,).
+      query: (P, D); positive: vectors of their targets, (P, D); keys: vectors of all items, (V, D); allowed: False for
+        items that take no part, id 0 among them; weight: (P,), 0 leaves a query out.
     """
-    scores = query @ keys.T / temperature
-    scores = jnp.where(allowed[None], scores, -jnp.inf)
-    hit = jnp.sum(query * keys[target], axis=-1) / temperature
-    # A query of weight 0 may have target 0, whose loss must not be inf - inf.
-    return jnp.sum(jnp.where(weight > 0, weight * (jax.nn.logsumexp(scores, axis=-1) - hit), 0.0))
+    nobody = jnp.zeros(weight.shape, jnp.int32)
+    total = log_sum_exp(query / temperature, keys, jnp.zeros(allowed.shape), nobody, allowed.astype(jnp.int32))
+    hit = jnp.sum(query * positive, axis=-1) / temperature
+    return jnp.sum(jnp.where(weight > 0, weight * (total - hit), 0.0))
+
+
+@jax.custom_vjp
+def log_sum_exp(
+    query: Float[Array, "p d"],
+    key: Float[Array, "n d"],
+    bias: Float[Array, "n"],
+    query_id: Int[Array, "p"],
+    key_id: Int[Array, "n"],
+) -> Float[Array, "p"]:
+    """log Σ_n exp(<query_p, key_n> + bias_n) over keys whose id is neither 0 nor the query's own; -inf if there is none.
+
+    Scores exist for `TILE` x `TILE` pairs at a time, in the backward pass, too, which computes them again from what the
+    forward pass keeps, one number a query (as Wijmans et al. 2024, "Cut your losses", do). What fits one tile takes one.
+    `bias` has no gradient.
+    """
+    return _forward(query, key, bias, query_id, key_id)[0]
+
+
+def _forward(query, key, bias, query_id, key_id):
+    queries, keys = _tiles((query, query_id)), _tiles((key, bias, key_id))
+
+    def one(top, total, q, k):
+        score = _scores(q, k)
+        new = jnp.maximum(top, jnp.max(score, axis=-1))
+        finite = jnp.where(new > -jnp.inf, new, 0.0)
+        total = total * jnp.exp(top - finite) + jnp.sum(jnp.exp(score - finite[:, None]), axis=-1)
+        return new, total
+
+    def over_keys(carry, k):
+        return jax.lax.map(lambda x: one(*x[:2], x[2], k), (*carry, queries)), None
+
+    none = queries[1] * 0.0  # zeros, varying over a mesh as the queries do
+    (top, total), _ = jax.lax.scan(over_keys, (none - jnp.inf, none), keys)
+    found = (jnp.log(total) + jnp.where(top > -jnp.inf, top, 0.0)).reshape(-1)[: query.shape[0]]
+    return found, (query, key, bias, query_id, key_id, found)
+
+
+def _backward(kept, gradient):
+    query, key, bias, query_id, key_id, found = kept
+    # A query without any key has found -inf: nothing is allowed below, so that 0 serves.
+    queries = _tiles((query, query_id, jnp.where(found > -jnp.inf, found, 0.0), gradient))
+    keys = _tiles((key, bias, key_id))
+
+    def one(d_key, x, k):
+        q, ids, total, outer = x
+        share = jnp.exp(_scores((q, ids), k) - total[:, None]) * outer[:, None]
+        return d_key + share.T @ q, share @ k[0]
+
+    def over_keys(d_query, k):
+        d_key, part = jax.lax.scan(lambda d_key, x: one(d_key, x, k), k[0] * 0.0, queries)
+        return d_query + part, d_key
+
+    d_query, d_key = jax.lax.scan(over_keys, queries[0] * 0.0, keys)
+    whole = lambda x, like: x.reshape(-1, x.shape[-1])[: like.shape[0]]
+    return whole(d_query, query), whole(d_key, key), None, None, None
+
+
+log_sum_exp.defvjp(_forward, _backward)
+
+
+def _scores(query, key):
+    """(p, n) of a tile, -inf where a pair takes no part."""
+    (q, query_id), (k, bias, key_id) = query, key
+    allowed = (key_id[None] != query_id[:, None]) & (key_id > 0)[None]
+    return jnp.where(allowed, q @ k.T + bias[None], -jnp.inf)
+
+
+def _tiles(arrays):
+    """Arrays (n, ...) as (tiles, at most TILE, ...), padded with zeros; an id of 0 takes no part."""
+    size = arrays[0].shape[0]
+    count = max(-(-size // TILE), 1)
+    wide = -(-size // count)
+    pad = lambda x: jnp.pad(x, [(0, count * wide - size)] + [(0, 0)] * (x.ndim - 1)) if count * wide > size else x
+    return jax.tree.map(lambda x: pad(x).reshape(count, wide, *x.shape[1:]), arrays)
 
 
 def log_expected_count(counts: Int[Array, "v"], in_batch: int | float | Scalar, uniform: int) -> Float[Array, "v"]:

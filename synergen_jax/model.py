@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from synergen_jax import embed, rope
-from synergen_jax.attention import Causal, Masked, Prefix, attend
+from synergen_jax import attention, embed, rope
+from synergen_jax.attention import Causal, Masked, Prefix
 from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
 from synergen_jax.dropout import Dropout
@@ -45,6 +45,11 @@ class Cache:
     def capacity(self) -> int:
         """Events that the cache has room for."""
         return self.keys[0].shape[2]
+
+
+def within(place: Int[Array, "b l"], first: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
+    """Places within their own segments, which are a token's order, from places in the row."""
+    return place if first is None else place - first
 
 
 def _dense(shape, axes, dtype, name=None, in_axis=0, init=None):
@@ -86,13 +91,12 @@ class Block(nn.Module):
             for name in ("query", "key", "value")
         )
         q, k = rope.rotate(q, angle), rope.rotate(k, angle)
-        x = attend(q, k, v, over).swapaxes(1, 2)
+        x = attention.attend(q, k, v, over, attention.choose(c)).swapaxes(1, 2)
         h = h + dropout(
             _dense(c.width, ("heads", "head_width", "embed"), dtype, "out", (-2, -1), nn.initializers.zeros)(x)
         )
         x = _norm(dtype, "mlp_norm")(h)
-        hidden = c.width * c.mlp_ratio * 2 // 3 // 8 * 8 or 8  # two thirds: as many parameters as the ungated layer
-        gate, up = (_dense(hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
+        gate, up = (_dense(c.mlp_hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
         x = _dense(c.width, ("mlp", "embed"), dtype, "down", -1, nn.initializers.zeros)(nn.silu(gate) * up)
         return h + dropout(x), k, v
 
@@ -166,25 +170,39 @@ class SynerGen(nn.Module):
           deterministic: False applies dropout, which needs `rngs={"dropout": key}`.
         """
         h = self.context_tokens(events, items, queries)
-        order = jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape)
-        _, keys, values = self.run(h, self.angles(events.time, order), [Causal()] * self.config.depth, deterministic)
+        order = within(jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape), events.first)
+        overs = [Causal(events.first)] * self.config.depth
+        _, keys, values = self.run(h, self.angles(events.time, order), overs, deterministic)
         return Cache(keys, values, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
 
-    def read(self, cache: Cache, readers: Readers, items: Array, queries: Array, deterministic: bool = True) -> Array:
+    def read(
+        self,
+        cache: Cache,
+        readers: Readers,
+        items: Array,
+        queries: Array,
+        deterministic: bool = True,
+        per_event: int = 0,
+    ) -> Array:
         """Answers readers over an encoded context: hidden states (B, R, D) for the heads.
 
         Args:
           cache: of the same B users.
           readers: (B, R); `visible` at most the events in the cache.
           items, queries: the readers' vectors, (B, R, D) each; an item's is zero for a retrieval reader.
+          per_event: n > 0 promises n readers an event, in the order of events, with `visible[:, r] <= r // n`: half the
+            work of attention. 0 promises nothing.
         """
         h = self.reader_tokens(readers, items, queries)
-        return self._read(cache, h, readers.time, readers.visible, deterministic)[0]
+        return self._read(cache, h, readers.time, readers.visible, readers.first, deterministic, per_event)[0]
 
     def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
-        """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is."""
+        """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.
+
+        The cache is of rows that are not packed.
+        """
         h = self.context_tokens(event, items, queries)
-        _, keys, values = self._read(cache, h, event.time, cache.length[:, None], True)
+        _, keys, values = self._read(cache, h, event.time, cache.length[:, None], None, True)
         slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)[:, None, :, None]
         put = lambda old, new: jnp.where(slot, new, old)
         grown = jnp.minimum(cache.length + 1, cache.capacity)
@@ -223,9 +241,18 @@ class SynerGen(nn.Module):
         x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
 
-    def _read(self, cache: Cache, h: Array, time: Array, visible: Array, deterministic: bool):
-        overs = [Prefix(k, v, visible) for k, v in zip(cache.keys, cache.values)]
-        return self.run(h, self.angles(time, visible), overs, deterministic)
+    def _read(
+        self,
+        cache: Cache,
+        h: Array,
+        time: Array,
+        visible: Array,
+        first: Array | None,
+        deterministic: bool,
+        per_event: int = 0,
+    ):
+        overs = [Prefix(k, v, visible, first, per_event) for k, v in zip(cache.keys, cache.values)]
+        return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)
 
     def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
         """All blocks over tokens (B, L, D): final hidden states, and each layer's keys and values."""

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from synergen_jax import losses
 from synergen_jax import model as models
-from synergen_jax.batch import Candidates, Catalogue, Readers, TrainBatch
+from synergen_jax.batch import Candidates, Catalogue, TrainBatch
 from synergen_jax.config import LossConfig
 from synergen_jax.embed import IdentityDropout
 
@@ -102,46 +102,49 @@ def loss(
     deterministic = key is None
     cache = apply(events, event_items, query(events.query), deterministic, method="encode")
 
-    def retrieve(readers: Readers) -> Array:
-        nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
-        hidden = apply(cache, readers, nothing, query(readers.query), deterministic, method="read")
-        return apply(hidden, method="retrieve")
-
+    nothing = jnp.zeros((*readers.item.shape, flat.shape[-1]), flat.dtype)
+    hidden = apply(cache, readers, nothing, query(readers.query), deterministic, 1, method="read")
+    wanted = apply(hidden, method="retrieve")  # (B, L, D)
     every = jnp.arange(catalogue.counts.shape[0])
     allowed = catalogue.counts > 0  # items that training never meets are no negatives either
     keys = lambda x: apply(x, method="keys")
     pool_ids, pool = (every, keys(item(every))) if config.full_softmax else (negative[0], keys(negative_items))
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
-        vectors = retrieve(readers).reshape(batch.target.size, -1)
+        vectors = wanted.reshape(batch.target.size, -1)
         target = batch.target.reshape(-1)
+        positive = keys(targets).reshape(vectors.shape)
         weight = (target > 0) * _task_weight(readers.query.reshape(-1), config)
         if config.full_softmax:
-            parts["retrieval"] = losses.full_softmax(vectors, pool, allowed, target, weight, config.temperature)
+            parts["retrieval"] = losses.full_softmax(vectors, positive, pool, allowed, weight, config.temperature)
         else:
-            positive = keys(targets).reshape(vectors.shape)
-            log_q = negative[1]
+            log_q = None if negative[1] is None else (negative[1][target], negative[1][pool_ids])
             parts["retrieval"] = losses.info_nce(
                 vectors, positive, target, pool, pool_ids, weight, log_q, config.temperature
             )
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
-        asked = Readers(jnp.zeros_like(candidates.query), candidates.query, candidates.time, candidates.visible)
-        wanted = retrieve(asked)  # (B, E, D)
+        # What a ranked event is after, its retrieval reader has asked already.
+        wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
             scores = jnp.where(allowed[pool_ids], wanted @ pool.T, -jnp.inf)
             draw = None if key is None else jax.random.fold_in(key, 2)
             sampled = (candidates.item.shape[2] - 1) / jnp.maximum(jnp.sum(allowed), 1)  # uniform draws of an item
-            candidates, least = _with_hard(candidates, scores, pool_ids, events.item, config.hard_candidates, draw)
+            candidates, least = _with_hard(
+                candidates, scores, pool_ids, events.item, config.hard_candidates, draw, events.first
+            )
             hard = item(candidates.item[:, :, candidate_items.shape[2] :])
             candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         candidate_items = candidate_items.reshape(*tokens.item.shape, -1)
-        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, method="read")
+        in_order = candidates.first is None and candidates.query.shape == batch.target.shape  # list e is of event e
+        per_event = candidates.item.shape[2] if in_order else 0
+        hidden = apply(cache, tokens, candidate_items, query(tokens.query), deterministic, per_event, method="read")
         logits = apply(hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:
             pooled = 1.0 if config.full_softmax or negative[1] is None else jnp.exp(negative[1][candidates.item])
+            least -= 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
             drawn = jnp.where(score >= least, config.hard_candidates / FIRST * pooled, 0.0)
             logits = logits.at[..., 0].add(-_log_oversampled(drawn, sampled))
         weight = _task_weight(candidates.query, config)
@@ -174,7 +177,13 @@ FIRST = 100  # items, retrieved first, among which hard candidates are drawn: wh
 
 
 def _with_hard(
-    candidates: Candidates, scores: Array, pool: Array, had: Array, count: int, key: Array | None
+    candidates: Candidates,
+    scores: Array,
+    pool: Array,
+    had: Array,
+    count: int,
+    key: Array | None,
+    first: Array | None = None,
 ) -> tuple[Candidates, Array]:
     """Lists that are longer by `count` of the `FIRST` items that the model itself retrieves first at that moment.
 
@@ -184,15 +193,15 @@ def _with_hard(
 
     Args:
       scores: of the pool at each ranked event, (B, E, P); -inf for items that must not come.
-      pool: ids, (P,); had: the window's items, (B, L).
+      pool: ids, (P,); had: the window's items, (B, L); first: where the segment of each begins, (B, L), in packed rows.
       key: of the draw; None takes the very first ones.
 
     Returns:
       The lists, and the least score of the items that were drawn from, (B, E, 1).
     """
-    known = jnp.concatenate([had, candidates.item.reshape(had.shape[0], -1)], axis=1)
-    taken = jax.vmap(lambda mine: jnp.isin(pool, mine))(known)  # (B, P)
-    scores = jnp.where(taken[:, None], -jnp.inf, jax.lax.stop_gradient(scores))
+    known = _known(candidates, had, first)
+    taken = jax.vmap(jax.vmap(lambda mine: jnp.isin(pool, mine)))(known)  # (B, 1 or E, P)
+    scores = jnp.where(taken, -jnp.inf, jax.lax.stop_gradient(scores))
     count = min(count, scores.shape[-1])
     best, place = jax.lax.top_k(scores, count if key is None else min(max(count, FIRST), scores.shape[-1]))
     least = best[..., -1:]
@@ -210,3 +219,17 @@ def _with_hard(
     item = jnp.concatenate([candidates.item, item], axis=2)
     label = jnp.concatenate([candidates.label, label], axis=2)
     return dataclasses.replace(candidates, item=item, label=label, feature=feature), least
+
+
+def _known(candidates: Candidates, had: Array, first: Array | None) -> Array:
+    """Items of each ranked event's own window and of the lists in it, 0 where there is none.
+
+    Returns:
+      (B, 1, L + E * K): one answer for all events of a row; (B, E, L + E * K) of packed rows.
+    """
+    users, _, size = candidates.item.shape
+    known = jnp.concatenate([had, candidates.item.reshape(users, -1)], axis=1)[:, None]
+    if first is None:
+        return known
+    first = jnp.concatenate([first, jnp.repeat(candidates.first, size, axis=1)], axis=1)
+    return jnp.where(first[:, None] == candidates.first[:, :, None], known, 0)

@@ -306,7 +306,8 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             # SIGTERM of a process in a cluster is jax's: it spreads the word.
             for number in (signal.SIGINT,) if count() > 1 else (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._asked)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+                    self._before[number] = signal.signal(number, self._asked)
         return self
 
     def __exit__(self, *_):

@@ -17,7 +17,7 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax import last_words, objective, processes, sharding
+from synergen_jax import attention, last_words, objective, processes, sharding
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
@@ -41,7 +41,12 @@ class TrainState:
 
 
 def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
-    """The model of a run."""
+    """The model of a run.
+
+    Raises:
+      UserError: its attention backend cannot run here.
+    """
+    attention.check(config)
     return models.SynerGen(config.model, spec)
 
 
@@ -82,7 +87,8 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         negative = objective.negatives(batch, catalogue, config.loss, sample_key)
 
         def loss(params, part, key):
-            return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+                return objective.loss(model, params, catalogue, part, config.loss, total, negative, key)
 
         grad = jax.value_and_grad(loss, has_aux=True)
         if micro == 1:
@@ -98,6 +104,7 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
             "norm/update": optax.tree.norm(updates),
             "norm/parameter": optax.tree.norm(params),
             "learning_rate": rate(state.step),
+            "padding": 1 - jnp.mean(batch.events.mask),  # share of the slots for events that hold none
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -22,7 +22,16 @@ from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 
 # Settings that a resumed run may change: they alter where and how often, never what is computed.
-FREE = ("mesh.", "evaluate.", "data.workers", "run.log_every", "run.checkpoint_every", "run.keep", "run.patience")
+FREE = (
+    "mesh.",
+    "evaluate.",
+    "data.workers",
+    "model.attention",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.keep",
+    "run.patience",
+)
 
 
 def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str) -> None:

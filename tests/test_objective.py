@@ -1,5 +1,6 @@
 """How the losses of a batch are put together."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -96,6 +97,29 @@ def test_no_ranked_events_leaves_the_ranking_losses_out(setting):
     (value, parts), _ = value_and_grad(model, params, catalogue, dataclasses.replace(batch, ranking=cut), CONFIG.loss)
     assert float(parts["pointwise"]) == float(parts["pairwise"]) == 0
     np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-6)
+
+
+def test_lists_of_all_events_in_their_order_are_read_as_any_others(setting):
+    """One empty list more, and nothing is promised of their order any longer."""
+    model, params, catalogue, _ = setting
+    config = dataclasses.replace(
+        CONFIG, data=dataclasses.replace(CONFIG.data, max_history=200, rank_events=200, batch=2)
+    )
+    log = random_log(users=4, longest=190)
+    with contextlib.closing(feed.train_feed(log, splits.split(log, config.data), config)(0)) as batches:
+        batch = jax.tree.map(jnp.asarray, next(batches))
+    ranking = batch.ranking
+    real = np.asarray(ranking.item[:, :, 0] > 0)
+    assert real.sum() > 100
+    np.testing.assert_array_equal(ranking.event[real], np.nonzero(real)[1])
+    np.testing.assert_array_equal(ranking.item[:, :, 0][real], batch.target[real])
+    more = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)), ranking)
+    more = dataclasses.replace(more, label=more.label.at[:, -1].set(-1))
+    (value, _), ours = value_and_grad(model, params, catalogue, batch, CONFIG.loss)
+    other = dataclasses.replace(batch, ranking=more)
+    (found, _), theirs = value_and_grad(model, params, catalogue, other, CONFIG.loss)
+    np.testing.assert_allclose(value, found, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
 
 
 def test_padding_changes_nothing(setting):

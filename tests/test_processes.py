@@ -154,13 +154,28 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
 # --- being asked to stop ----------------------------------------------------------------------------------------
 
 
-def test_the_second_interrupt_stops_at_once():
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT, also where the tests run in the background and it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_interrupt_stops_at_once(interruptible):
     with processes.Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.after(1) == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)
+
+
+def test_an_interrupt_that_is_ignored_stays_so(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with processes.Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.after(1) == 0
 
 
 # --- last words -------------------------------------------------------------------------------------------------

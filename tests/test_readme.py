@@ -76,7 +76,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
 @pytest.mark.parametrize("command", SYNERGEN, ids=" ".join)
 def test_the_commands_parse(command):
     arguments, rest = cli.parser().parse_known_args(command)
-    if arguments.command in ("train", "quickstart"):
+    if arguments.command in ("train", "quickstart", "plan"):
         configs.load(getattr(arguments, "config", "quickstart"), rest)
     else:
         assert not rest
@@ -91,6 +91,8 @@ def test_every_kind_of_command_is_shown():
         "recommend",
         "search",
         "sweep",
+        "bench",
+        "plan",
     }
 
 

@@ -56,6 +56,15 @@ def test_what_a_run_writes(whole):
     assert kept(workdir) == [15, 20]
 
 
+def test_packed_training_learns_too_and_pads_less(whole, tmp_path):
+    run = Run(data={"pack": True, "max_history": 16, "batch": 4}, run={"steps": 40})
+    run.train(tmp_path, fixed(0.5))
+    assert losses(tmp_path)[40] < 0.7 * losses(tmp_path)[1]
+    padding = lambda folder: [line["padding"] for line in lines(folder) if "padding" in line]
+    assert len(padding(tmp_path)) == 40 and 0 < np.mean(padding(tmp_path)) < 0.25
+    assert np.mean(padding(whole[2])) > 0.3, "of the same users, each in a row of half that length"
+
+
 def test_it_learns_what_follows_what(tmp_path):
     """Every next item follows from the last one: nearly all are found, and the heads tell chosen items from others."""
     run = Run(

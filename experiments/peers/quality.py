@@ -1,0 +1,111 @@
+"""Quality: RecTools' SASRec or HSTU, trained in their own code on our split of our log, scored by our metrics.
+
+  python quality.py --log ml-1m --model sasrec --peer-python PEERS/bin/python --json sasrec.json
+
+Leave-one-out as in `synergen train`: the last event of a user is the test target, the one before it the validation target.
+Training stops once validation NDCG@10 has not got better for `--patience` validations; the best epoch is scored. Every
+item is ranked, those that the user had are left out, ties count against the model. RecTools' own metrics of the same
+lists stand beside ours: they must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    one = argparse.ArgumentParser(
+        "quality.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    one.add_argument("--log", default="ml-1m", help="a prepared log, or its folder")
+    one.add_argument("--peer-python", default=sys.executable, help="the Python of an environment with RecTools")
+    one.add_argument("--model", choices=("sasrec", "hstu"), required=True)
+    one.add_argument("--loss", choices=("softmax", "sampled_softmax", "BCE", "gBCE"), default="softmax")
+    one.add_argument("--negatives", type=int, default=256, help="a position, unless the loss is softmax")
+    one.add_argument("--width", type=int, default=64)
+    one.add_argument("--depth", type=int, default=2)
+    one.add_argument("--heads", type=int, default=2)
+    one.add_argument("--length", type=int, default=200)
+    one.add_argument("--batch", type=int, default=128)
+    one.add_argument("--dropout", type=float, default=0.2)
+    one.add_argument("--learning-rate", type=float, default=1e-3)
+    one.add_argument("--temperature", type=float, default=1.0, help="divides the logits")
+    one.add_argument("--epochs", type=int, default=100, help="at most")
+    one.add_argument("--evaluate-every", type=int, default=1, help="epochs")
+    one.add_argument("--patience", type=int, default=10, help="validations")
+    one.add_argument("--threads", type=int, default=2)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
+    return one
+
+
+def main() -> int:
+    """Trains, scores, prints a table and a line of JSON."""
+    arguments = parser().parse_args()
+    import events
+
+    events.check(arguments.peer_python)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+    import numpy as np
+
+    from data_pipelines import splits
+    from data_pipelines.event_log import EventLog
+    from data_pipelines.prepare import locate
+    from synergen_jax import metrics, report
+    from synergen_jax.config import DataConfig
+
+    log = EventLog.load(locate(arguments.log, None))
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("log", "peer_python", "json")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        events.write(log, splits.split(log, DataConfig()), folder / "events.npz")
+        peer = events.Peer(
+            arguments.peer_python, "quality", folder / "events.npz", out=folder / "scores.npy", **settings
+        )
+        last = {}
+        while (answer := peer.answer()) is not None:
+            last = answer
+            if "epoch" in answer:
+                print(
+                    f"epoch {answer['epoch']}: validation NDCG@10 {answer['validation_ndcg_10']:.4f}, "
+                    f"{answer['seconds']:.0f} s",
+                    flush=True,
+                )
+        scores = np.load(folder / "scores.npy")
+        with np.load(folder / "events.npz") as found:
+            target = found["test_item"].astype(np.int32)
+    # What a user had has no score: it is left out already, as is what their model never met.
+    ranks = np.concatenate(
+        [
+            np.asarray(
+                metrics.ranks(
+                    scores[i : i + 1024], target[i : i + 1024], np.zeros((len(scores[i : i + 1024]), 1), np.int32)
+                )
+            )
+            for i in range(0, len(target), 1024)
+        ]
+    )
+    ours = metrics.summary(metrics.retrieval_metrics(ranks))
+    names = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (10, 50, 200)]
+    rows = [
+        {"metrics": "ours"} | {name: ours[name] for name in names},
+        {"metrics": "RecTools'"} | {name: last["rectools"][name] for name in names},
+    ]
+    print(f"RecTools {arguments.model} on {log.name}, {len(target):,} targets, epoch {last['best_epoch']}")
+    print(report.table(rows))
+    result = {"settings": settings, "log": log.name, "targets": len(target), "metrics": ours} | last
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
