@@ -110,12 +110,11 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     say(
         f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, workdir {folder}"
     )
-    catalogue = sharding.put(run.catalogue, sharding.whole(mesh))
-    validate = evaluation.validator(run.model, catalogue, targets, mesh)
+    validate = evaluation.validator(run.model, run.catalogue, targets, mesh)
     result = train.train(
         run.config,
         run.log.spec,
-        catalogue,
+        run.catalogue,
         batches,
         folder,
         validate,

@@ -66,6 +66,11 @@ def _spread(batches: Batches, mesh: Mesh | None):
     return mine, lambda batch: sharding.place(batch, users)
 
 
+def _on(mesh: Mesh | None, catalogue: Catalogue) -> Catalogue:
+    """A catalogue once on all devices, not anew with every call."""
+    return catalogue if mesh is None else sharding.put(catalogue, sharding.whole(mesh))
+
+
 def _whole(found, mesh: Mesh | None):
     """In `jit`: results of all users on every device, so that every process knows them all."""
     return found if mesh is None else jax.lax.with_sharding_constraint(found, sharding.whole(mesh))
@@ -162,9 +167,10 @@ def validator(model: models.SynerGen, catalogue: Catalogue, batches: Batches, me
     Args:
       mesh: as in `answers`; the metrics are then the same on all processes.
     """
+    placed = _on(mesh, catalogue)
 
     def validate(params) -> dict[str, float]:
-        said = answers(model, params, catalogue, models.item_keys(model, params, catalogue), batches, mesh=mesh)
+        said = answers(model, params, placed, models.item_keys(model, params, placed), batches, mesh=mesh)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
         for column, label in enumerate(model.spec.labels):
@@ -220,10 +226,10 @@ def evaluate(
     Returns:
       None on other processes than the first.
     """
-    on_mesh = catalogue if mesh is None else sharding.put(catalogue, sharding.whole(mesh))
-    keys = models.item_keys(model, params, on_mesh)
-    said = answers(model, params, on_mesh, keys, batches, "evaluate", config.rerank, mesh)
-    less = _with_less(model, params, on_mesh, keys, batches, mesh)
+    placed = _on(mesh, catalogue)
+    keys = models.item_keys(model, params, placed)
+    said = answers(model, params, placed, keys, batches, "evaluate", config.rerank, mesh)
+    less = _with_less(model, params, placed, keys, batches, mesh)
     keys = sharding.fetch(keys)
     if not processes.first():
         return None

@@ -33,12 +33,12 @@ _numbers = itertools.count()
 
 def count() -> int:
     """How many processes there are."""
-    return jax.process_count() if (jax := _joined()) else 1
+    return state.num_processes if (state := _joined()) else 1
 
 
 def index() -> int:
     """Which one this is, from 0."""
-    return jax.process_index() if (jax := _joined()) else 0
+    return state.process_id if (state := _joined()) else 0
 
 
 def first() -> bool:
@@ -47,15 +47,15 @@ def first() -> bool:
 
 
 def _joined() -> typing.Any:
-    jax = sys.modules.get("jax")
-    return jax if jax and jax.distributed.is_initialized() else None
+    """jax's state of the cluster, which tells who is who before any device is touched; None on a single machine.
 
-
-def _client() -> typing.Any:
-    """jax's coordination service: keys and values, barriers, who is alive. It has no public name."""
+    Its `client` is the coordination service: keys and values, barriers, who is alive. Neither has a public name.
+    """
+    if "jax" not in sys.modules:
+        return None
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state if distributed.global_state.client else None
 
 
 # --- joining --------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class _Watch(threading.Thread):
         everyone = list(range(count()))
         while not self.over.wait(2):
             try:
-                alive = _client().get_live_nodes(everyone)  # once all have asked, or are lost
+                alive = _joined().client.get_live_nodes(everyone)  # once all have asked, or are lost
             except Exception:  # process 0 is lost: jax's C++ side aborts at this very moment, or the run is over
                 continue
             lost = [str(process) for process in everyone if process not in alive]
@@ -230,19 +230,18 @@ def _exit(status: int) -> typing.NoReturn:
 
 def leave(status: int) -> None:
     """Ends the cluster in an orderly way; every process calls it last. One that is alone in its error just ends."""
-    if not _joined():
+    if not (state := _joined()):
         return
-    client = _client()
     try:
         # After success some wait for process 0 and its reports; after an error that all share nobody waits long.
-        client.wait_at_barrier("synergen/end", _DAY if not status else 20_000)
+        state.client.wait_at_barrier("synergen/end", _DAY if not status else 20_000)
     except Exception:
         _exit(status)
     last_words.told()
     _Watch.over.set()
     if first():
-        client.get_live_nodes(list(range(count())))  # the others have gone: only now may the coordinator go
-    _joined().distributed.shutdown()
+        state.client.get_live_nodes(list(range(count())))  # the others have gone: only now may the coordinator go
+    state.shutdown()
 
 
 # --- agreeing -------------------------------------------------------------------------------------------------
@@ -252,7 +251,7 @@ def everyone(text: str) -> list[str]:
     """What each process says, in their order. All must ask, and any may take its time."""
     if count() == 1:
         return [text]
-    client, key = _client(), f"synergen/say/{next(_numbers)}"
+    client, key = _joined().client, f"synergen/say/{next(_numbers)}"
     client.key_value_set(f"{key}/{index():06}", text)
     client.wait_at_barrier(f"{key}/said", _DAY)
     return [value for _, value in sorted(client.key_value_dir_get(key))]
@@ -318,7 +317,7 @@ class Stop:
     def _asked(self, number: int, _) -> None:
         if number == signal.SIGINT:
             signal.signal(number, self._before[number])  # the second one interrupts at once
-            os.write(2, b"\nstopping after this step; once more stops at once\n")
+            os.write(2, b"\nsaving, then stopping; once more stops at once\n")
             if count() > 1:
                 os.kill(os.getpid(), signal.SIGTERM)
         self._signal = number

@@ -186,10 +186,10 @@ def test_any_number_of_workers_gives_the_same_stream(workers, more):
     same(take(log, configure(**more), 7, 2), take(log, configure(workers=workers, **more), 7, 2))
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_blocks_of_the_processes_make_up_the_global_batch(processes):
+@pytest.mark.parametrize(("processes", "pack"), [(2, False), (4, False), (8, False), (2, True)])
+def test_blocks_of_the_processes_make_up_the_global_batch(processes, pack):
     """Across epochs and from any step on: the loss curve must not depend on the number of processes."""
-    log, config = random_log(), configure(negatives=5, batch=8)
+    log, config = random_log(), configure(negatives=5, batch=8, pack=pack)
     for step in (0, 3):
         whole = take(log, config, 4, step)
         blocks = [take(log, config, 4, step, process=p, processes=processes) for p in range(processes)]
