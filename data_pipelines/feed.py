@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import signal
 import typing
 
 import grain
@@ -58,14 +59,16 @@ def train_feed(
 ) -> Feed:
     """`feed(step)` yields the batches of steps `step, step + 1, ...`, endlessly; batches run across epochs.
 
-    An epoch visits every window once, in an order of its own. Each of several processes takes every `processes`-th
-    example of the global batch. Negatives and sampled candidates are items that training meets.
+    An epoch visits every window once, in an order of its own. Negatives and sampled candidates are items that training
+    meets. The global batch of a step is the same whatever the number of processes.
 
     With `data.pack` an example is a row of several windows (`packing.py`); an epoch has the same number of rows as any
     other, and puts other windows together.
 
     Args:
       counts: training events of each item, as in `catalogue(log, split)`, which is asked where they are not given.
+      process, processes: give the `process`-th of `processes` equal blocks of each global batch, and read no more than
+        that; shared negatives are the same in every block.
 
     Raises:
       UserError: no window has a target, the batch does not divide over the processes, or the seed is no uint32.
@@ -87,12 +90,9 @@ def train_feed(
         plan = packing.make_plan(*sizes, data.max_history, data.rank_candidates + config.loss.hard_candidates)
         source = _Rows(np.arange(plan.rows))
         make = functools.partial(_packed, make, where, plan, config)
-    examples = (
-        grain.MapDataset.source(source).shuffle(seed=data.seed).repeat(EPOCHS).map_with_index(make)[process::processes]
-    )
-    batches = examples.batch(data.batch // processes, batch_fn=_collate).map_with_index(
-        functools.partial(_with_negatives, items, data.negatives, data.seed)
-    )
+    examples = grain.MapDataset.source(source).shuffle(seed=data.seed).repeat(EPOCHS).map_with_index(make)
+    blocks = examples.batch(data.batch // processes, batch_fn=_collate)[process::processes]
+    batches = blocks.map_with_index(functools.partial(_with_negatives, items, data.negatives, data.seed))
 
     def feed(step: int) -> collections.abc.Generator[TrainBatch, None, None]:
         iterator = iter(_iterable(batches[step:], data.workers))
@@ -226,7 +226,14 @@ def _iterable(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
     options = grain.MultiprocessingOptions(num_workers=workers)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+    rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    return rows.mp_prefetch(options, worker_init_fn=_deaf)
+
+
+def _deaf(*_) -> None:
+    """Workers outlive signals to the whole group of processes: a run that is asked to stop first finishes its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------
@@ -240,33 +247,44 @@ class EvaluationFeed:
     config: Config
     places: np.ndarray  # (targets, 2): user, event
     repeated: int  # events that are no targets, since the user already had the item
+    size: int  # users of a batch, all blocks together
+    block: int = 0  # which of `blocks` equal blocks of each batch is given
+    blocks: int = 1
 
     @property
     def targets(self) -> int:
         """Number of targets."""
         return len(self.places)
 
+    def shared(self, parts: int, block: int, blocks: int) -> EvaluationFeed:
+        """The same batches, of a multiple of `parts` users, of which only the `block`-th of `blocks` blocks is read."""
+        return dataclasses.replace(self, size=-(-self.size // parts) * parts, block=block, blocks=blocks)
+
     def __len__(self) -> int:
-        return -(-len(self.places) // self.config.evaluate.batch)
+        return -(-len(self.places) // self.size)
 
     def __iter__(self) -> collections.abc.Iterator[EvalBatch]:
         dataset = grain.MapDataset.range(len(self)).map(self._batch)
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def _batch(self, index: int) -> EvalBatch:
-        size = self.config.evaluate.batch
-        places = self.places[index * size : (index + 1) * size]
-        rows = [_target(self.log, self.config, user, event) for user, event in places.tolist()]
+        size = self.size // self.blocks
+        first = index * self.size + self.block * size
+        places = self.places[first : first + size]
+        # The last batch may have no target for a block, which then is all padding, of the shape of any other row.
+        rows = [
+            _target(self.log, self.config, *place) for place in (places if len(places) else self.places[:1]).tolist()
+        ]
         # One shape for all batches, so that an evaluation is compiled once.
         most = min(int(self.places[:, 1].max()), self.log.spec.items) if self.config.data.filter_seen else 0
         width = 1 << (max(16, most) - 1).bit_length()
         for row in rows:
             row["seen"] = np.pad(row["seen"], (0, width - len(row["seen"])))
-        batch = _collate(rows)
-        pad = size - len(rows)
-        batch = jax.tree.map(lambda x: np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), batch)
-        batch["user"][len(rows) :] = -1
-        batch["ranking"].label[len(rows) :] = -1
+        real = len(places)
+        fill = lambda x: np.pad(x[:real], [(0, size - real)] + [(0, 0)] * (x.ndim - 1))
+        batch = jax.tree.map(fill, _collate(rows))
+        batch["user"][real:] = -1
+        batch["ranking"].label[real:] = -1
         return EvalBatch(**batch)
 
 
@@ -293,7 +311,7 @@ def evaluation_feed(log, split: Split, part: str, config: Config) -> EvaluationF
                 places.append((user, event))
     if not places:
         raise UserError(f"{log.name}: no {part} target is left ({repeated} were had before; see data.filter_seen)")
-    return EvaluationFeed(log, config, np.array(places, np.int32), repeated)
+    return EvaluationFeed(log, config, np.array(places, np.int32), repeated, config.evaluate.batch)
 
 
 def _target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:

@@ -3,12 +3,16 @@
 Orbax commits a checkpoint by a rename after all its files are written, so that one cut off half-way is never taken for
 whole. A checkpoint that cannot be read is passed over, aloud, in favour of an older one. Which step is the best is
 written in each checkpoint's own `info`: Orbax's metrics would have to be whole in every one of them.
+
+Of several processes all save together, on a filesystem that they share, and each reads its own shards. They read without
+Orbax's barriers, at which all would wait for the one that finds a file damaged, and agree after each step that they try.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import contextlib
+import functools
 import gc
 import logging
 import pathlib
@@ -20,7 +24,8 @@ import warnings
 import jax
 import orbax.checkpoint as ocp
 
-from synergen_jax.errors import UserError
+from synergen_jax import processes
+from synergen_jax.errors import Stopped, UserError
 
 
 class _LatestAndBest:
@@ -45,21 +50,27 @@ class Checkpoints:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{folder}: is no folder of checkpoints")
         self._kept = _LatestAndBest(keep)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._kept,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                create=not read_only,
-            ),
-            item_names=("state", "info"),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._kept,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
+        open_ = functools.partial(ocp.CheckpointManager, self.folder, item_names=("state", "info"))
+        self._manager = self._reader = open_(options=options)
+        if processes.count() > 1:
+            me = processes.index()
+            alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+            self._reader = open_(
+                options=ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+            )
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, _, error: BaseException | None, __):
+        if processes.count() > 1 and error is not None and not isinstance(error, Stopped):
+            return  # the others need not be here: the last write would wait for them
         self._manager.close()
 
     def save(self, step: int, state: typing.Any, info: dict[str, typing.Any], best: int) -> None:
@@ -108,13 +119,16 @@ class Checkpoints:
         steps, damaged = self.steps()[::-1], []
 
         def read(step: int, **items):
+            found, wrong = None, ""
             try:
-                return self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore(), **items))
+                found = self._reader.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore(), **items))
             except Exception as error:  # a damaged file surfaces as almost any exception
+                wrong = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            if wrong := next(filter(None, processes.everyone(wrong)), ""):  # what one cannot read, none takes
                 damaged.append(step)
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                where = self.folder / str(step)
-                self._say(f"warning: checkpoint {where} cannot be read and is passed over: {lines[0][:200]}")
+                self._say(f"warning: checkpoint {self.folder / str(step)} cannot be read and is passed over: {wrong}")
+                return None
+            return found
 
         with _quiet():
             if best and (newest := next(filter(None, map(read, steps)), None)):
@@ -132,10 +146,11 @@ class Checkpoints:
         return found["state"], found["info"]
 
     def _set_aside(self, steps: collections.abc.Sequence[int]) -> None:
-        for step in steps:
-            aside = self.folder / f"{step}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
+        with processes.together():
+            for step in steps if processes.first() else ():
+                aside = self.folder / f"{step}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
         self._manager.reload()
 
 

@@ -9,8 +9,8 @@ import pathlib
 import sys
 import typing
 
-from synergen_jax import __version__
-from synergen_jax.errors import UserError
+from synergen_jax import __version__, processes
+from synergen_jax.errors import Stopped, UserError
 
 FORMAT = argparse.RawDescriptionHelpFormatter
 
@@ -164,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", type=pathlib.Path, required=True, help="folder of the run: checkpoints, metrics, config"
     )
+    _cluster(train)
 
     evaluate = command(
         "evaluate",
@@ -171,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
         "synergen evaluate runs/ml-100k --split test --json",
     )
     evaluate.add_argument("workdir", type=pathlib.Path)
+    _cluster(evaluate)
     evaluate.add_argument("--split", choices=("validation", "test"), default="test")
 
     sweep = command(
@@ -247,6 +249,18 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
+def _cluster(command: argparse.ArgumentParser) -> None:
+    """Arguments that say which of several processes this is (docs/launch.md)."""
+    command.add_argument(
+        "--coordinator",
+        default="",
+        metavar="HOST:PORT",
+        help="where process 0 of several listens (SLURM, Open MPI, Kubernetes with jax[k8s] and TPU tell it themselves)",
+    )
+    command.add_argument("--processes", type=int, metavar="N", help="how many; 1: a run of its own in any cluster")
+    command.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
 def _question(command: argparse.ArgumentParser, required: bool) -> None:
     """Arguments that say for whom items are wanted, which ones, and how many."""
     command.add_argument("workdir", type=pathlib.Path)
@@ -266,22 +280,37 @@ def _question(command: argparse.ArgumentParser, required: bool) -> None:
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
-    """Runs a command; the process's exit status is what it returns: 0, or 2 for wrong input, 1 for a failed run."""
+    """Runs a command; the process's exit status is what it returns.
+
+    0; 1 for a failed run; 2 for wrong input; 130 where a person interrupted it, 143 where SIGTERM did.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        status = _run(argv)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        processes.failed(error)
+    processes.leave(status)
+    return status
+
+
+def _run(argv: typing.Sequence[str] | None) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
         if rest and arguments.command not in TAKE_SETTINGS:
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
+        if arguments.command in ("train", "evaluate"):
+            cluster = arguments.coordinator, arguments.processes, arguments.process
+            processes.join(*cluster, preemptible=arguments.command == "train")
         from synergen_jax import commands  # after the parser: --help needs no jax
-        from synergen_jax.train import NotFiniteError
 
-        try:
-            result = commands.RUN[arguments.command](arguments, rest)
-        except NotFiniteError as error:
-            print(f"synergen: the run has stopped: {error}", file=sys.stderr)
-            return 1
-        if arguments.json:
+        result = commands.RUN[arguments.command](arguments, rest)
+        if arguments.json and processes.first():
             print(json.dumps(result))
+    except Stopped as error:
+        print(f"synergen: the run has stopped: {error}", file=sys.stderr)
+        return error.status
     except (UserError, OSError) as error:
         print(f"synergen: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ import typing
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines import feed, splits
 from data_pipelines.event_log import EventLog
@@ -26,6 +27,7 @@ from synergen_jax import (
     data_commands,
     evaluation_report,
     plan_commands,
+    processes,
     report,
     sharding,
     sweep_commands,
@@ -43,8 +45,9 @@ from synergen_jax.logs import FILE as METRICS
 
 
 def say(text: str = "") -> None:
-    """Prints at once, also into a pipe."""
-    print(text, flush=True)
+    """Prints at once, also into a pipe; of several processes the first alone does."""
+    if processes.first():
+        print(text, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +88,41 @@ def data(arguments, _) -> dict[str, typing.Any]:
 
 def fit(arguments, settings) -> dict[str, typing.Any]:
     """`synergen train`."""
-    config = configs.load(arguments.config, settings)
-    log = EventLog.load(locate(config.data.log, arguments.data_dir))
+    with processes.together():
+        config = configs.load(arguments.config, settings)
+        log = EventLog.load(locate(config.data.log, arguments.data_dir))
+    processes.same("config", repr(config))
+    processes.same("log", log.fingerprint)
     return _fit(Run(config, log), arguments.workdir)
 
 
 def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
-    sharding.micro_batches(
-        run.config, mesh := sharding.make_mesh(run.config.mesh)
-    )  # refuses a batch that does not divide
-    train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
-    batches = feed.train_feed(*run.training, run.config, run.catalogue.counts)
-    validate = evaluation.validator(run.model, run.catalogue, run.targets("validation"))
-    workdir.start(folder, run.config, run.log.path, run.log.fingerprint)  # once nothing is left to be refused
-    workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts)
-    say(f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}, workdir {folder}")
+    with processes.together():
+        mesh = sharding.make_mesh(run.config.mesh)
+        sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
+        train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
+        batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *sharding.block(mesh))
+        targets = run.targets("validation")
+        if processes.first():  # once nothing is left to be refused
+            workdir.start(folder, run.config, run.log.path, run.log.fingerprint)
+            workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts)
+    several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    say(
+        f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, workdir {folder}"
+    )
+    catalogue = sharding.put(run.catalogue, sharding.whole(mesh))
+    validate = evaluation.validator(run.model, catalogue, targets, mesh)
     result = train.train(
         run.config,
         run.log.spec,
-        run.catalogue,
+        catalogue,
         batches,
         folder,
         validate,
         say,
         run.log.fingerprint,
     )
-    if result.events_per_second:
+    if result.events_per_second and processes.first():
         report.plot_curves(folder / METRICS, folder / "curves.png")
         why = "no better validation" if result.stopped == "patience" else "all steps done"
         say(
@@ -127,46 +139,57 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     }
 
 
-def _open(folder: pathlib.Path, settings, data_dir) -> tuple[Run, models.Params, int]:
-    """A finished or unfinished run, with the parameters of its best checkpoint and their step."""
-    config, log = workdir.read(folder)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))  # of this machine
-    changed = configs.override(config, settings)
-    odd = [
-        name for name in configs.differences(config, changed) if not name.startswith(("evaluate.", "data.filter_seen"))
-    ]
-    if odd:
-        raise UserError(f"{odd[0]} is fixed by training; settings of an evaluation are evaluate.* and data.filter_seen")
-    path = pathlib.Path(log["path"])
-    log_found = EventLog.load(path if path.exists() else locate(config.data.log, data_dir))
-    if log_found.fingerprint != log["fingerprint"]:
-        raise UserError(f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again")
-    run = Run(changed, log_found, folder)
-    mesh = sharding.make_mesh(configs.MeshConfig(1, 1), jax.devices()[:1])
+def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tuple[Run, models.Params, int, Mesh]:
+    """A finished or unfinished run, with the parameters of its best checkpoint, their step, and where they lie.
+
+    Args:
+      spread: over all devices of all processes, by the settings mesh.* or else each with all parameters; else on one.
+    """
+    with processes.together():
+        config, log = workdir.read(folder)
+        # On what it was trained is another matter than on what it is evaluated.
+        model = dataclasses.replace(config.model, attention="auto")
+        trained_on = dataclasses.replace(config, model=model, mesh=configs.MeshConfig())
+        changed = configs.override(trained_on, settings)
+        free = ("evaluate.", "data.filter_seen", "mesh.")
+        if odd := [name for name in configs.differences(trained_on, changed) if not name.startswith(free)]:
+            raise UserError(
+                f"{odd[0]} is fixed by training; settings of an evaluation are evaluate.*, mesh.* and data.filter_seen"
+            )
+        path = pathlib.Path(log["path"])
+        log_found = EventLog.load(path if path.exists() else locate(config.data.log, data_dir))
+        if log_found.fingerprint != log["fingerprint"]:
+            raise UserError(
+                f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again"
+            )
+        run = Run(dataclasses.replace(changed, mesh=config.mesh), log_found, folder)
+        mesh = sharding.make_mesh(changed.mesh, None if spread else jax.devices()[:1])
+    processes.same("config", repr(changed))
     with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=say, read_only=True) as checkpoints:
         found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
-    return run, found[0].params, int(found[0].step)
+    return run, found[0].params, int(found[0].step), mesh
 
 
 def evaluate(arguments, settings) -> dict[str, typing.Any]:
     """`synergen evaluate`."""
-    run, params, step = _open(arguments.workdir, settings, arguments.data_dir)
-    return _evaluate(run, params, step, arguments.workdir, arguments.split)
+    run, params, step, mesh = _open(arguments.workdir, settings, arguments.data_dir, spread=True)
+    return _evaluate(run, params, step, mesh, arguments.workdir, arguments.split)
 
 
-def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, part: str) -> dict[str, typing.Any]:
+def _evaluate(
+    run: Run, params: models.Params, step: int, mesh: Mesh, folder: pathlib.Path, part: str
+) -> dict[str, typing.Any]:
     config = run.config
-    targets = run.targets(part)
-    others = {"most_recent": baselines.fixed(feed.recent_counts(*run.training))}
-    if config.data.cold_items:
-        others["random"] = baselines.random(run.log.spec.items, config.data.seed)
-    if len(run.log.queries) > 1:
-        others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
+    with processes.together():
+        targets = run.targets(part)
+    others = _baselines(run) if processes.first() else {}
     found = evaluation.evaluate(
-        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others
+        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others, mesh
     )
+    if found is None:  # process 0 goes on
+        return {}
     protocol = (
         f"{run.log.name}, {part} split ({config.data.split}), {found.targets:,} targets, full ranking over "
         f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, ties count "
@@ -191,15 +214,25 @@ def _evaluate(run: Run, params: models.Params, step: int, folder: pathlib.Path, 
     return result
 
 
+def _baselines(run: Run) -> dict[str, baselines.Scorer]:
+    config = run.config
+    others = {"most_recent": baselines.fixed(feed.recent_counts(*run.training))}
+    if config.data.cold_items:
+        others["random"] = baselines.random(run.log.spec.items, config.data.seed)
+    if len(run.log.queries) > 1:
+        others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
+    return others
+
+
 def recommend(arguments, _) -> dict[str, typing.Any]:
     """`synergen recommend`."""
-    run, params, _ = _open(arguments.workdir, [], arguments.data_dir)
+    run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
     return ask_commands.ask(run, params, arguments)
 
 
 def search(arguments, _) -> dict[str, typing.Any]:
     """`synergen search`."""
-    run, params, _ = _open(arguments.workdir, [], arguments.data_dir)
+    run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
     return ask_commands.ask(run, params, arguments, arguments.query)
 
 
@@ -210,8 +243,8 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
         return _fit(Run(config, EventLog.load(locate(config.data.log, arguments.data_dir))), folder)
 
     def evaluate_one(folder: pathlib.Path, part: str):
-        run, params, step = _open(folder, [], arguments.data_dir)
-        return _evaluate(run, params, step, folder, part)
+        run, params, step, mesh = _open(folder, [], arguments.data_dir, spread=True)
+        return _evaluate(run, params, step, mesh, folder, part)
 
     family = sweep_commands.load(arguments.family, settings)
     if unknown := [name for name in arguments.only if name not in family.variants]:
@@ -249,8 +282,8 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
     step(2, "train (some two minutes on two cores; interrupt it and run again: it goes on)")
     trained = _fit(run, arguments.workdir)
     step(3, "evaluate on the test split")
-    run, params, best = _open(arguments.workdir, [], arguments.data_dir)
-    evaluated = _evaluate(run, params, best, arguments.workdir, "test")
+    run, params, best, mesh = _open(arguments.workdir, [], arguments.data_dir)
+    evaluated = _evaluate(run, params, best, mesh, arguments.workdir, "test")
     user = log.user_ids[int(np.argmin(np.abs(log.lengths - np.median(log.lengths))))]
     step(4, f"recommend to user {user}, one of middling activity")
     answer = ask_commands.answer(run, params, log[log.find_user(user)], f"user {user}", 10)

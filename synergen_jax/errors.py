@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong", and parts of messages."""
+"""Exceptions that mean "the input is wrong" or "the run has stopped", not "the program is wrong"; parts of messages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ class UserError(ValueError):
     The command line prints the message alone and exits with status 2; a caller of the library sees an ordinary
     `ValueError`.
     """
+
+
+class Stopped(Exception):
+    """A run has stopped before its end, on all of its processes alike; the message says why, and how to go on."""
+
+    status = 1  # of the command
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

@@ -19,15 +19,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from synergen_jax import baselines, index, metrics, slices
+from synergen_jax import baselines, index, metrics, processes, sharding, slices
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch, Readers
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
 
-Batches = collections.abc.Iterable[EvalBatch]
+
+class Batches(typing.Protocol):
+    """The targets of an evaluation; iterated any number of times."""
+
+    def __iter__(self) -> collections.abc.Iterator[EvalBatch]: ...
+
+    def shared(self, parts: int, block: int, blocks: int) -> typing.Self:
+        """The same batches, of a multiple of `parts` users, of which only the `block`-th of `blocks` blocks is read."""
+        ...
 
 
 class Answers(typing.NamedTuple):
@@ -48,8 +57,37 @@ def _cached(model: models.SynerGen, params, catalogue: Catalogue, batch: EvalBat
     return lambda readers: model.apply(params["model"], cache, readers, *vectors(readers), method="read")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rerank"))
-def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, rerank: int):
+def _spread(batches: Batches, mesh: Mesh | None):
+    """Batches, and what puts one on the devices: with a mesh its users along `data`, each process reading its own."""
+    if mesh is None:
+        return batches, lambda batch: batch
+    users = NamedSharding(mesh, PartitionSpec("data"))
+    mine = batches.shared(mesh.shape["data"], *sharding.block(mesh))
+    return mine, lambda batch: sharding.place(batch, users)
+
+
+def _whole(found, mesh: Mesh | None):
+    """In `jit`: results of all users on every device, so that every process knows them all."""
+    return found if mesh is None else jax.lax.with_sharding_constraint(found, sharding.whole(mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "rerank", "mesh"))
+def _answer(
+    model: models.SynerGen,
+    params,
+    catalogue: Catalogue,
+    keys: Array,
+    batch: EvalBatch,
+    rerank: int,
+    mesh: Mesh | None = None,
+):
+    """What `Answers` holds of each user of a batch, and which of them are real, (B,)."""
+    ranks, query, logits, again = _ask(model, params, catalogue, keys, batch, rerank)
+    said = Answers(ranks, query, batch.ranking.label[:, 0], logits, batch.shown, again)
+    return _whole((said, batch.user >= 0), mesh)
+
+
+def _ask(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, rerank: int):
     """Ranks (B,), retrieval vectors (B, D), ranking logits (B, K, A) and reranked ranks (B,) of one batch."""
     apply = functools.partial(model.apply, params["model"])
     read = _cached(model, params, catalogue, batch)
@@ -73,11 +111,19 @@ def _answer(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, b
     return ranks, query, logits, jnp.where(own.any(axis=1), place, ranks)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _ranks(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch):
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def _ranks(
+    model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, mesh: Mesh | None = None
+):
     read = _cached(model, params, catalogue, batch)
     query = model.apply(params["model"], read(batch.reader), method="retrieve")[:, 0]
-    return metrics.ranks(query @ keys.T, batch.target, batch.seen)
+    return _whole(metrics.ranks(query @ keys.T, batch.target, batch.seen), mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _searches(batch: EvalBatch, mesh: Mesh | None):
+    """Which users of a batch are real, and which of them search, (B,) each."""
+    return _whole((batch.user >= 0, batch.reader.query[:, 0] > 0), mesh)
 
 
 def answers(
@@ -88,30 +134,37 @@ def answers(
     batches: Batches,
     progress: str = "",
     rerank: int = 0,
+    mesh: Mesh | None = None,
 ) -> Answers:
     """Runs a model over all targets; padded rows are left out. `keys` are `models.item_keys` of the same parameters.
 
     Args:
       rerank: how many items, retrieved first, the ranking head orders; 0: none.
+      mesh: on which the parameters lie: the users of a batch are shared out over its `data` axis and its processes, all
+        of which call this, and all get the answers about all targets.
 
     Raises:
       ValueError: a score is NaN.
     """
     found = []
     rerank = min(rerank, keys.shape[0] - 1)
-    for batch in tqdm.tqdm(batches, desc=progress, unit="batch", disable=None if progress else True, leave=False):
-        real = batch.user >= 0
-        ranks, query, logits, again = jax.device_get(_answer(model, params, catalogue, keys, batch, rerank))
-        label = batch.ranking.label[real, 0]
-        found.append(Answers(ranks[real], query[real], label, logits[real], batch.shown[real], again[real]))
+    mine, place = _spread(batches, mesh)
+    hidden = None if progress and processes.first() else True  # None: shown in a terminal
+    for batch in tqdm.tqdm(mine, desc=progress, unit="batch", disable=hidden, leave=False):
+        said, real = jax.device_get(_answer(model, params, catalogue, keys, place(batch), rerank, mesh))
+        found.append(Answers(*(part[real] for part in said)))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def validator(model: models.SynerGen, catalogue: Catalogue, batches: Batches):
-    """`validate(params)`: metrics that a training run logs, and of which NDCG@10 selects its checkpoint."""
+def validator(model: models.SynerGen, catalogue: Catalogue, batches: Batches, mesh: Mesh | None = None):
+    """`validate(params)`: metrics that a training run logs, and of which NDCG@10 selects its checkpoint.
+
+    Args:
+      mesh: as in `answers`; the metrics are then the same on all processes.
+    """
 
     def validate(params) -> dict[str, float]:
-        said = answers(model, params, catalogue, models.item_keys(model, params, catalogue), batches)
+        said = answers(model, params, catalogue, models.item_keys(model, params, catalogue), batches, mesh=mesh)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
         for column, label in enumerate(model.spec.labels):
@@ -149,7 +202,8 @@ def evaluate(
     say: collections.abc.Callable[[str], None] = print,
     seed: int = 0,
     others: collections.abc.Mapping[str, baselines.Scorer] = types.MappingProxyType({}),
-) -> Report:
+    mesh: Mesh | None = None,
+) -> Report | None:
     """The whole protocol on one split.
 
     Systems, over all targets: "model"; "model_reranked", its first `config.rerank` items as the ranking head orders
@@ -161,9 +215,18 @@ def evaluate(
     Args:
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
         say of a batch. One that says nothing of some targets is reported by slice alone.
+      mesh: as in `answers`. The model is asked on all processes; all else is left to process 0.
+
+    Returns:
+      None on other processes than the first.
     """
-    keys = models.item_keys(model, params, catalogue)
-    said = answers(model, params, catalogue, keys, batches, "evaluate", config.rerank)
+    on_mesh = catalogue if mesh is None else sharding.put(catalogue, sharding.whole(mesh))
+    keys = models.item_keys(model, params, on_mesh)
+    said = answers(model, params, on_mesh, keys, batches, "evaluate", config.rerank, mesh)
+    less = _with_less(model, params, on_mesh, keys, batches, mesh)
+    keys = sharding.fetch(keys)
+    if not processes.first():
+        return None
     others = {"most_popular": baselines.fixed(catalogue.counts), **others}
     ranks = {"model": said.ranks}
     systems = {"model": _measured(model, said, config, seed)}
@@ -178,7 +241,7 @@ def evaluate(
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if config.scann:
-        scann, found = approximate(np.asarray(keys), batches, said.vectors, say)
+        scann, found = approximate(keys, batches, said.vectors, say)
         if found is not None:
             systems["model_scann"] = metrics.summary(found, config.bootstrap, seed)
     values = {system: {name: v["mean"] for name, v in found.items()} for system, found in systems.items()}
@@ -188,7 +251,7 @@ def evaluate(
     }
     gains = {s: metrics.retrieval_metrics(found, (10,))["ndcg@10"] for s, found in ranks.items() if (found > 0).all()}
     leads = {"ndcg@10": _leads(gains, config, seed)}
-    ranks |= _with_less(model, params, catalogue, keys, batches)
+    ranks |= less
     shown, lists, ahead = within_shown(said, catalogue, batches, config, seed)
     by_slice = slices.table(ranks, slices.masks(batches, catalogue))
     return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists, leads | ahead)
@@ -216,18 +279,21 @@ def baseline_ranks(scorer: baselines.Scorer, batches: Batches) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _with_less(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batches: Batches):
+def _with_less(
+    model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batches: Batches, mesh: Mesh | None = None
+):
     """Ranks of searches, 0 for other targets, by the model without the history and without the query."""
     forms = {"query_without_history": {"visible": 0}, "history_without_query": {"query": 0}}
     found: dict[str, list[np.ndarray]] = {name: [] for name in forms}
-    for batch in batches:
-        real, search = batch.user >= 0, batch.reader.query[:, 0] > 0
+    mine, place = _spread(batches, mesh)
+    for batch in mine:
+        real, search = jax.device_get(_searches(place(batch), mesh))
         for name, change in forms.items():
             ranks = np.zeros(len(real), np.int32)
             if (real & search).any():
                 blank = {field: np.full_like(getattr(batch.reader, field), value) for field, value in change.items()}
                 less = dataclasses.replace(batch, reader=dataclasses.replace(batch.reader, **blank))
-                ranks = np.asarray(_ranks(model, params, catalogue, keys, less)) * search
+                ranks = np.asarray(_ranks(model, params, catalogue, keys, place(less), mesh)) * search
             found[name].append(ranks[real])
     ranks = {name: np.concatenate(parts) for name, parts in found.items()}
     return {name: values for name, values in ranks.items() if values.any()}

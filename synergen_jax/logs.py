@@ -11,10 +11,14 @@ FILE = "metrics.jsonl"
 class MetricLog:
     """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard events in `workdir/tensorboard`.
 
-    A run that resumes at `step` first drops the lines after it: they belong to steps that are computed again.
+    A run that resumes at `step` first drops the lines after it: they belong to steps that are computed again. Without a
+    workdir nothing is written: one process of several writes for all.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int = 0):
+    def __init__(self, workdir: pathlib.Path | None, step: int = 0):
+        self._file = None
+        if workdir is None:
+            return
         from tensorboardX import SummaryWriter
 
         path = workdir / FILE
@@ -34,6 +38,8 @@ class MetricLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes one line, and flushes it."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step} | metrics) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -43,5 +49,6 @@ class MetricLog:
         return self
 
     def __exit__(self, *_):
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()

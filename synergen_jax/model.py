@@ -17,6 +17,7 @@ import typing
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from synergen_jax import attention, embed, rope
@@ -334,5 +335,5 @@ def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int 
         vectors = item_vectors(model, params, catalogue, ids)
         return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
 
-    ids = jnp.arange(catalogue.counts.shape[0])
+    ids = np.arange(catalogue.counts.shape[0], dtype=np.int32)  # of the host: the same on every process
     return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

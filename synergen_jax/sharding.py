@@ -26,12 +26,16 @@ RULES: tuple[tuple[str, str | None], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data` and `model`.
+    """A mesh with the axes `data` and `model`, over the devices of all processes by default.
+
+    Devices of one process lie side by side, so that each process has one block of the users of a batch (`block`).
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or leave a process without one.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = list(devices)
     shape = [config.data, config.model]
     if any(n != -1 and n < 1 for n in shape) or shape.count(-1) > 1:
         raise UserError(f"mesh.data {config.data} and mesh.model {config.model}: each at least 1, or one of them -1")
@@ -45,7 +49,37 @@ def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = 
     wanted = shape[0] * shape[1]
     if wanted > len(devices):
         raise UserError(f"a mesh of {shape[0]} x {shape[1]} needs {wanted} devices and there are {len(devices)}")
+    processes = {device.process_index for device in devices}
+    if idle := processes - {device.process_index for device in devices[:wanted]}:
+        raise UserError(
+            f"a mesh of {shape[0]} x {shape[1]} leaves process {min(idle)} of {len(processes)} without a device: "
+            f"mesh.data and mesh.model must multiply to all {len(devices)} devices"
+        )
     return Mesh(np.array(devices[:wanted]).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def block(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which of how many equal blocks of the users of a batch lies on the devices of a process: (index, blocks).
+
+    Processes that hold the same users, since `model` runs over several of them, have the same block.
+
+    Args:
+      process: this one by default.
+
+    Raises:
+      UserError: a process has some users of another one's, and others of its own.
+    """
+    process = jax.process_index() if process is None else process
+    rows = np.array([[device.process_index for device in row] for row in mesh.devices])
+    blocks = {tuple(np.flatnonzero((rows == p).any(axis=1)).tolist()) for p in np.unique(rows)}
+    mine = tuple(np.flatnonzero((rows == process).any(axis=1)).tolist())
+    data = mesh.shape["data"]
+    if sum(map(len, blocks)) != data or len(set(map(len, blocks))) > 1:
+        raise UserError(
+            f"mesh.model {mesh.shape['model']} does not fit {data * mesh.shape['model']} devices on "
+            f"{len(np.unique(rows))} processes: it must divide the devices of one process, or be a multiple of them"
+        )
+    return mine[0] // len(mine), data // len(mine)
 
 
 def tree_shardings(tree: typing.Any, mesh: Mesh, rules=RULES) -> typing.Any:
@@ -83,9 +117,29 @@ def batch_shardings(mesh: Mesh) -> TrainBatch:
 
 
 def place(batch: typing.Any, shardings: typing.Any) -> typing.Any:
-    """This process's part of a host batch as global arrays on the mesh; `shardings` may be a prefix of its tree."""
+    """This process's `block` of a host batch as global arrays on the mesh; `shardings` may be a prefix of its tree."""
     one = jax.make_array_from_process_local_data
     return jax.tree.map(lambda s, part: jax.tree.map(lambda x: one(s, x), part), shardings, batch)
+
+
+def put(tree: typing.Any, sharding: NamedSharding) -> typing.Any:
+    """Arrays that every process has whole, as global arrays of that sharding.
+
+    `jax.device_put` would do, but compares them between all processes first, which takes as many copies.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    one = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x)[part])
+    return jax.tree.map(one, tree)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A global array, whole on the host of every process; all of them call this."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def whole(mesh: Mesh) -> NamedSharding:

@@ -17,12 +17,12 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax import attention, objective, sharding
+from synergen_jax import attention, last_words, objective, processes, sharding
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError
+from synergen_jax.errors import Stopped, UserError
 from synergen_jax.logs import MetricLog
 from synergen_jax.optimiser import make_optimiser, schedule
 
@@ -144,8 +144,16 @@ class Result:
     events_per_second: float
 
 
-class NotFiniteError(FloatingPointError):
+class NotFiniteError(Stopped, FloatingPointError):
     """The loss became NaN or infinite."""
+
+
+class PreemptedError(Stopped):
+    """The run was asked to stop, and has written a checkpoint."""
+
+    def __init__(self, step: int, status: int):
+        super().__init__(f"asked to stop at step {step}, whose checkpoint is written: the same command goes on from it")
+        self.status = status
 
 
 def train(
@@ -160,19 +168,23 @@ def train(
 ) -> Result:
     """Trains to `config.run.steps`, or until validation stops getting better; goes on where `workdir` left off.
 
-    Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters.
+    Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters. Of several processes
+    all call it; `feed` gives each its `sharding.block` of every batch, and process 0 writes.
 
     Raises:
       UserError: the mesh, the batch and the model do not fit together, or `workdir` belongs to other data.
       NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
+      PreemptedError: SIGTERM or SIGINT came; the step that ran is finished, and its checkpoint is on disk.
     """
     mesh = sharding.make_mesh(config.mesh)
     sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
+    _, blocks = sharding.block(mesh)
     model = make_model(config, spec)
     state, shardings = init_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, shardings)
-    catalogue = jax.device_put(catalogue, sharding.whole(mesh))
+    catalogue = sharding.put(catalogue, sharding.whole(mesh))
     layout = sharding.batch_shardings(mesh)
+    laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
 
     with Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints:
         progress, position = Progress(), 0
@@ -182,21 +194,29 @@ def train(
                 raise UserError(f"the checkpoints in {workdir} were trained on another log: give another --workdir")
             progress, position = Progress(**saved["progress"]), saved["next_batch"]
             say(f"resumed from step {int(state.step)} of {workdir}")
+            if (before := {name: saved.get(name, now) for name, now in laid_out.items()}) != laid_out:
+                say(
+                    f"it was written by {_laid_out(before)}, and goes on with {_laid_out(laid_out)}: the parameters are "
+                    f"the same to the bit, the feed begins anew at batch {position}, and sums may round otherwise"
+                )
         start = int(state.step)
         if start >= config.run.steps or progress.stopped:
             say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}")
             return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
 
+        hidden = None if processes.first() else True  # None: shown in a terminal
         with (
-            MetricLog(workdir, start) as log,
+            processes.Stop() as stop,
+            MetricLog(workdir if processes.first() else None, start) as log,
             contextlib.closing(feed(position)) as batches,
-            tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=None, smoothing=0.05) as bar,
+            tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=hidden, smoothing=0.05) as bar,
         ):
             meter = _Meter()
             pending = None  # metrics of the step before: fetched after the next one is on its way
             for step in range(start + 1, config.run.steps + 1):
+                last_words.at(step, checkpoints.folder)
                 batch = next(batches)
-                events = int(np.sum(batch.events.action > 0))
+                events = int(np.sum(batch.events.action > 0)) * blocks  # other blocks are drawn alike
                 state, metrics = step_fn(state, sharding.place(batch, layout), catalogue)
                 if pending is not None:
                     _finite(pending, step - 1)
@@ -205,7 +225,8 @@ def train(
                 bar.update()
                 last = step == config.run.steps
                 validates = last or (config.run.eval_every and step % config.run.eval_every == 0)
-                saves = last or validates or step % config.run.checkpoint_every == 0
+                stopping = 0 if last else stop.after(step)
+                saves = last or validates or stopping or step % config.run.checkpoint_every == 0
                 if step % config.run.log_every == 0 or saves:
                     values = _finite(pending, step)
                     log.write(step, values | {"events_per_second": meter.rate()})
@@ -223,12 +244,20 @@ def train(
                         progress = dataclasses.replace(progress, stopped="patience")
                 if saves:
                     where = {"next_batch": position + step - start, "fingerprint": fingerprint}
-                    info = {"progress": dataclasses.asdict(progress)} | where
+                    info = {"progress": dataclasses.asdict(progress)} | where | laid_out
                     with meter.paused():
                         checkpoints.save(step, state, info, progress.best_step)
                 if progress.stopped:
                     break
+                if stopping:
+                    checkpoints.wait()
+                    raise PreemptedError(step, stopping)
         return Result(state, step, progress.best_step, progress.best, progress.stopped or "steps", meter.overall())
+
+
+def _laid_out(how: dict[str, typing.Any]) -> str:
+    data, model = how["mesh"]
+    return f"{how['processes']} process{'es' * (how['processes'] > 1)} on a mesh of data {data} x model {model}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,11 @@
 """Checkpoints: what is kept, what a damaged one does, another mesh, and a donated state."""
 
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +125,27 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: is no folder of checkpoints"):
         Checkpoints(tmp_path / "file")
+
+
+def test_a_save_that_is_cut_off_is_never_taken_for_whole(tmp_path):
+    """A process is killed when all files of step 2 are written, and only the rename is left."""
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
+    program = (
+        "import os, pathlib, signal, sys; from test_checkpoint import save_all; rename = os.rename\n"
+        "def cut(old, new, **more):\n"
+        "    if pathlib.Path(new).name == '2': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rename(old, new, **more)\n"
+        "os.rename = cut; save_all(pathlib.Path(sys.argv[1]), [1, 2])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (half,) = (path for path in tmp_path.iterdir() if path.name.startswith("2."))
+    assert any(file.is_file() for file in half.rglob("*"))
+    said = []
+    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        assert checkpoints.steps() == [1] and value(checkpoints.restore(state(0))) == (1, 1)
+        checkpoints.save(2, state(2), {"next_batch": 2}, 2)
+        checkpoints.wait()
+        assert value(checkpoints.restore(state(0))) == (2, 2)
+    assert not said and not half.exists()

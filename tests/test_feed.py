@@ -186,15 +186,53 @@ def test_any_number_of_workers_gives_the_same_stream(workers, more):
     same(take(log, configure(**more), 7, 2), take(log, configure(workers=workers, **more), 7, 2))
 
 
-def test_processes_share_out_the_global_batch():
-    log, config = random_log(), configure(negatives=5)
-    whole = take(log, config, 3)
-    for process in range(2):
-        for mine, batch in zip(take(log, config, 3, process=process, processes=2), whole):
-            part = lambda x, process=process: x[process::2]
-            same(mine.events, jax.tree.map(part, batch.events))
-            same(mine.ranking, jax.tree.map(part, batch.ranking))
-            same(mine.negatives, batch.negatives)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_blocks_of_the_processes_make_up_the_global_batch(processes):
+    """Across epochs and from any step on: the loss curve must not depend on the number of processes."""
+    log, config = random_log(), configure(negatives=5, batch=8)
+    for step in (0, 3):
+        whole = take(log, config, 4, step)
+        blocks = [take(log, config, 4, step, process=p, processes=processes) for p in range(processes)]
+        for batch, *parts in zip(whole, *blocks, strict=True):
+            for name in ("events", "retrieval", "target", "ranking"):
+                joined = jax.tree.map(lambda *x: np.concatenate(x), *(getattr(part, name) for part in parts))
+                same(joined, getattr(batch, name))
+            for part in parts:
+                same(part.negatives, batch.negatives)
+
+
+def test_a_process_reads_its_own_examples_alone():
+    """With what is read ahead it reads less than two global batches hold; each batch is a fourth of one."""
+    log, read = random_log(users=400, longest=8, least=4), []
+
+    class Watched(SmallLog):
+        def __getitem__(self, user):
+            read.append(user)
+            return super().__getitem__(user)
+
+    config = configure(batch=80)
+    make = feed.train_feed(
+        Watched(log.records, log.spec.items), only_training(log), config, np.ones(log.spec.items), 1, 4
+    )
+    read.clear()
+    with contextlib.closing(make(0)) as batches:
+        assert len(next(batches).target) == 20
+    assert 20 <= len(read) < 160
+
+
+def test_evaluation_blocks_make_up_each_batch():
+    """All blocks have equally many batches of one shape; the last batch is padded to a multiple of the parts."""
+    log, config = random_log(users=21), configure({"batch": 5, "rank_candidates": 4})
+    targets = feed.evaluation_feed(log, splits.split(log, config.data), "test", config)
+    whole = list(targets.shared(4, 0, 1))
+    assert all(len(batch.user) == 8 for batch in whole) and len(whole) * 8 - targets.targets >= 3
+    blocks = [list(targets.shared(4, block, 4)) for block in range(4)]
+    assert {len(mine) for mine in blocks} == {len(whole)}
+    assert any((mine[-1].user < 0).all() for mine in blocks)
+    for batch, *parts in zip(whole, *blocks, strict=True):
+        same(jax.tree.map(lambda *x: np.concatenate(x), *parts), batch)
+    real = lambda batches: np.concatenate([batch.user[batch.user >= 0] for batch in batches])
+    np.testing.assert_array_equal(real(whole), real(targets))
 
 
 def test_what_cannot_be_fed_is_refused():

@@ -120,6 +120,45 @@ def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
     assert losses(tmp_path) == losses(workdir)
 
 
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_bit(whole, tmp_path):
+    """SIGTERM while batch 8 is fetched: step 8 is finished and saved, between two checkpoints and validations."""
+    _, result, workdir = whole
+    stopped = Run()
+
+    def signalled(step):
+        for at, batch in enumerate(stopped.feed(step), start=step + 1):
+            if at == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(train.PreemptedError, match="asked to stop at step 8, whose checkpoint is written") as error:
+        stopped.train(tmp_path, fixed(0.5), feed=signalled)
+    assert error.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert kept(tmp_path) == [5, 8]
+    again = Run()
+    resumed = again.train(tmp_path, fixed(0.5))
+    assert "resumed from step 8" in again.said[0]
+    assert_equal(resumed.state, result.state)
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_a_run_goes_on_on_another_mesh_and_says_so(whole, tmp_path):
+    *_, workdir = whole
+    with pytest.raises(KeyboardInterrupt):
+        Run().train(tmp_path, Interrupted())
+    again = Run(mesh={"data": 4, "model": 2})
+    again.train(tmp_path, fixed(0.5))
+    assert "resumed from step 10" in again.said[0]
+    assert (
+        "1 process on a mesh of data 1 x model 1, and goes on with 1 process on a mesh of data 4 x model 2"
+        in (again.said[1])
+    )
+    got, wanted = losses(tmp_path), losses(workdir)
+    assert got.keys() == wanted.keys()
+    np.testing.assert_allclose([got[step] for step in wanted], list(wanted.values()), atol=1e-4)
+
+
 def test_a_finished_run_has_nothing_to_do(whole):
     _, result, workdir = whole
     again = Run()
