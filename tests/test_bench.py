@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import records
 from synergen_jax import bench_commands, cli
+from synergen_jax import config as configs
 from synergen_jax.bench import readers, timing
 from synergen_jax.bench.setting import Setting
 from synergen_jax.bench.timing import Spread
@@ -98,7 +99,7 @@ def test_packing():
 
 def test_readers_compute_the_same():
     """Both steps have the same loss and the same gradient, and still have them after an update."""
-    config = SETTING.config(readers.config(8), readers.SMALL)
+    config = configs.override(SETTING.config(readers.config(8), readers.SMALL), readers.SAME)
     factorised, masked = readers.make_sides(SETTING, config).values()
     for _ in range(2):
         ours, theirs = factorised(), masked()

@@ -59,6 +59,13 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def test_benchmarks_know_no_data_pipeline():
+    """They are given what opens a log."""
+    for path in sorted((ROOT / "synergen_jax" / "bench").glob("*.py")):
+        odd = [n for n in imported(path) if n.partition(".")[0] == "data_pipelines" or n.endswith("commands")]
+        assert not odd, f"{path}: {odd}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_library_knows_no_data_pipeline(name):
     names = list(imported(ROOT / "synergen_jax" / f"{name}.py"))

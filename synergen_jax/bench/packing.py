@@ -13,7 +13,7 @@ from synergen_jax.bench.setting import TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
 from synergen_jax.synthetic import SyntheticLog
 
-# As experiments/trivago.toml: short sessions, long lists.
+# As experiments/trivago.toml: short sessions, long lists, items that go by their random codes.
 CONFIG = {
     "data": {
         "split": "time",
@@ -23,7 +23,7 @@ CONFIG = {
         "rank_events": 8,
         "rank_candidates": 25,
     },
-    "model": {"width": 64, "depth": 2, "heads": 2},
+    "model": {"width": 64, "depth": 2, "heads": 2, "dropout": 0.3, "item_ids": False},
     "loss": {"in_batch": 512},
 }
 BATCHES = 4
@@ -32,7 +32,8 @@ BATCHES = 4
 def run(setting: Setting) -> Result:
     """Events a second of both, and the ratio."""
     config = setting.config(CONFIG, TINY)
-    log = setting.log or SyntheticLog(*((200, 400) if setting.small else (100_000, 6_593)), "sessions")
+    size = (200, 400) if setting.small else (107_589, 6_593)  # items and users
+    log = setting.log or SyntheticLog(*size, "sessions", matrices=(("code", 64),))
     sides, events, rows = {}, {}, []
     for name, pack in (("padded", "false"), ("packed", "true")):
         mine = configs.override(config, [f"--data.pack={pack}"])

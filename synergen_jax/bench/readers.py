@@ -47,7 +47,7 @@ def run(setting: Setting) -> Result:
     sizes = setting.sizes or ((8, 16) if setting.small else tuple(LENGTHS))
     rows, ratios, times = [], {}, {}
     for length in sizes:
-        own = setting.config(config(length), SMALL)
+        own = configs.override(setting.config(config(length), SMALL), SAME)
         sides = make_sides(setting, own)
         trace = setting.trace and setting.trace / str(length)
         found = timing.alternate(sides, setting.rounds, trace)
@@ -77,7 +77,6 @@ def config(length: int) -> dict[str, dict[str, int]]:
 
 def make_sides(setting: Setting, config: Config):
     """Both steps on one batch, each from the same fresh state; a call is a step and gives its metrics."""
-    config = configs.override(config, SAME)
     log = SyntheticLog(3_706, 4 * config.data.batch, config.data.max_history + 2)
     catalogue, feed = setting.open(config, log)
     batch = _every_event_ranked(next(itertools.islice(feed(0), 1)))
