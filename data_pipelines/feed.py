@@ -10,7 +10,10 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import multiprocessing
+import os
 import signal
+import threading
 import typing
 
 import grain
@@ -227,13 +230,23 @@ def _iterable(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
         flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl's own `app.run` parses
     options = grain.MultiprocessingOptions(num_workers=workers)
     rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    return rows.mp_prefetch(options, worker_init_fn=_deaf)
+    return rows.mp_prefetch(options, worker_init_fn=_with_the_program)
 
 
-def _deaf(*_) -> None:
-    """Workers outlive signals to the whole group of processes: a run that is asked to stop first finishes its step."""
+def _with_the_program(*_) -> None:
+    """In a worker: it ends with the program, however that ends, and not before it.
+
+    Signals to the whole group of processes are the program's, which first finishes its step. One that is killed cannot
+    tell its workers, and Grain's do not look.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+    def outlive() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=outlive, daemon=True).start()
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -319,6 +320,21 @@ def test_workers_end_with_the_iterator_and_with_the_program(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["running 1", "left 0", ""]
     assert "leaked" not in done.stderr
+
+
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+    killed = "print(multiprocessing.active_children()[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    program = PROGRAM.format(paths=[p for p in sys.path if p]).replace("del batches", f"import os, signal; {killed}")
+    (tmp_path / "program.py").write_text(program)
+    # No pipe: the worker would hold its other end.
+    with (tmp_path / "said").open("w") as said:
+        subprocess.run([sys.executable, tmp_path / "program.py"], stdout=said, stderr=said, timeout=60)
+    worker = int((tmp_path / "said").read_text().splitlines()[1])
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(worker, 0)
+            time.sleep(0.05)
 
 
 # --- negatives and candidates ---------------------------------------------------------------------------------
