@@ -102,7 +102,7 @@ class Trainer:
         self.model = train.make_model(config, spec)
         self.state, shardings = train.init_state(config, self.model, self.mesh)
         self._step = train.make_step(config, self.model, self.mesh, shardings)
-        self.catalogue = jax.device_put(catalogue, sharding.whole(self.mesh))
+        self.catalogue = sharding.put(catalogue, sharding.whole(self.mesh))
 
     def place(self, batch: TrainBatch) -> TrainBatch:
         """A host batch on the mesh."""
