@@ -24,6 +24,7 @@ from synergen_jax.config import (
 )
 from synergen_jax.errors import UserError
 from synergen_jax.recommender import Recommender
+from synergen_jax.table import place_catalogue
 
 CLICK, IMAGE, INFO = "clickout item", "interaction item image", "interaction item info"
 COLUMNS = ("user_id", "session_id", "timestamp", "step", "action_type", "reference", "city")
@@ -335,7 +336,7 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh_of_eight(tmp_path):
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
-    catalogue = jax.device_put(feed.catalogue(log, split), sharding.whole(mesh))
+    catalogue = place_catalogue(feed.catalogue(log, split), mesh)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(60):
         state, _ = step(state, sharding.place(next(batches), sharding.batch_shardings(mesh)), catalogue)
