@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 Scalar = Float[Array, ""]
 
 
-TILE = 1024  # queries, and items, whose scores exist at one time
+TILE = (2048, 512)  # queries, and items, whose scores exist at one time
 
 
 def info_nce(
@@ -94,7 +94,7 @@ def log_sum_exp(
 ) -> Float[Array, "p"]:
     """log Σ_n exp(<query_p, key_n> + bias_n) over keys whose id is neither 0 nor the query's own; -inf if there is none.
 
-    Scores exist for `TILE` x `TILE` pairs at a time, in the backward pass, too, which computes them again from what the
+    Scores exist for a `TILE` of pairs at a time, in the backward pass, too, which computes them again from what the
     forward pass keeps, one number a query (as Wijmans et al. 2024, "Cut your losses", do). What fits one tile takes one.
     `bias` has no gradient. Inside a `shard_map` all arguments must vary over the same axes.
     """
@@ -102,7 +102,7 @@ def log_sum_exp(
 
 
 def _forward(query, key, bias, query_id, key_id):
-    queries, keys = _tiles((query, query_id)), _tiles((key, bias, key_id))
+    queries, keys = _tiles(TILE[0], query, query_id), _tiles(TILE[1], key, bias, key_id)
 
     def one(top, total, q, k):
         score = _scores(q, k)
@@ -123,8 +123,8 @@ def _forward(query, key, bias, query_id, key_id):
 def _backward(kept, gradient):
     query, key, bias, query_id, key_id, found = kept
     # A query without any key has found -inf: nothing is allowed below, so that 0 serves.
-    queries = _tiles((query, query_id, jnp.where(found > -jnp.inf, found, 0.0), gradient))
-    keys = _tiles((key, bias, key_id))
+    queries = _tiles(TILE[0], query, query_id, jnp.where(found > -jnp.inf, found, 0.0), gradient)
+    keys = _tiles(TILE[1], key, bias, key_id)
 
     def one(d_key, x, k):
         q, ids, total, outer = x
@@ -150,10 +150,10 @@ def _scores(query, key):
     return jnp.where(allowed, q @ k.T + bias[None], -jnp.inf)
 
 
-def _tiles(arrays):
-    """Arrays (n, ...) as (tiles, at most TILE, ...), padded with zeros; an id of 0 takes no part."""
+def _tiles(most, *arrays):
+    """Arrays (n, ...) as (tiles, at most `most`, ...), padded with zeros; an id of 0 takes no part."""
     size = arrays[0].shape[0]
-    count = max(-(-size // TILE), 1)
+    count = max(-(-size // most), 1)
     wide = -(-size // count)
     pad = lambda x: jnp.pad(x, [(0, count * wide - size)] + [(0, 0)] * (x.ndim - 1)) if count * wide > size else x
     return jax.tree.map(lambda x: pad(x).reshape(count, wide, *x.shape[1:]), arrays)

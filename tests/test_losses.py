@@ -141,8 +141,8 @@ def test_sampling_the_whole_catalogue_is_the_full_softmax():
 
 @pytest.fixture
 def tiled(monkeypatch):
-    """Tiles of 4, so that small problems take several, the last of them padded."""
-    monkeypatch.setattr(losses, "TILE", 4)
+    """Tiles of 4 x 3, so that small problems take several, the last of them padded."""
+    monkeypatch.setattr(losses, "TILE", (4, 3))
 
 
 @pytest.mark.parametrize("corrected", [True, False])

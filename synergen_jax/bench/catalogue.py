@@ -14,6 +14,7 @@ CONFIG = {
     "data": {"max_history": 100, "batch": 32, "negatives": 512, "rank_events": 4, "rank_candidates": 8},
     "model": {"width": 64, "depth": 2, "heads": 2},
     "loss": {"in_batch": 256},
+    "optimiser": {"table": "adam"},  # small tables would be updated as a whole
 }
 
 
