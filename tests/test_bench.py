@@ -60,6 +60,7 @@ def test_feed():
     assert [row["what"] for row in result.rows] == ["feed", "step", "together"]
 
 
+@pytest.mark.slow  # compiles two training steps
 def test_catalogue():
     result = checked("catalogue", UNRANKED)
     small, large = result.times.values()
@@ -84,6 +85,7 @@ def test_attention():
     assert "model.attention 'splash' runs on TPUs" in result.note, "what cannot run here is told"
 
 
+@pytest.mark.slow  # compiles two training steps
 def test_packing():
     result = checked("packing", UNRANKED)
     padded, packed = result.rows

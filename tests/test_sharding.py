@@ -87,6 +87,7 @@ def test_micro_batches_add_up_to_the_batch():
     assert_same(run(steps=2, model=off, optimiser={"accumulate": 4}), run(steps=2, model=off))
 
 
+@pytest.mark.slow  # two more programs for eight devices
 def test_micro_batches_on_a_mesh():
     off = {"dropout": 0.0}
     changed = {"model": off, "optimiser": {"accumulate": 2}, "data": {"negatives": 0}}
