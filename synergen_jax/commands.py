@@ -168,7 +168,7 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
         found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
-    return run, found[0].params, int(found[0].step), mesh
+    return run, found[0].served, int(found[0].step), mesh
 
 
 def evaluate(arguments, settings) -> dict[str, typing.Any]:

@@ -39,6 +39,11 @@ class TrainState:
     params: models.Params
     opt_state: typing.Any
 
+    @property
+    def served(self) -> models.Params:
+        """The parameters that are validated, evaluated and served."""
+        return update.served(self.params, self.opt_state)
+
 
 def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
     """The model of a run.
@@ -205,7 +210,7 @@ def train(
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                 if validates:
                     with meter.paused():
-                        progress = progress.after(step, _selected(config, validation := validate(state.params)))
+                        progress = progress.after(step, _selected(config, validation := validate(state.served)))
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
                     found = ", ".join(
                         f"{name} {validation[name]:.4f}" for name in sorted(validation) if "/" not in name
