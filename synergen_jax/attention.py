@@ -124,7 +124,7 @@ def check(config: Config) -> None:
 
 def _hindrance(backend: str, config: ModelConfig) -> str:
     """Why a backend cannot run here; empty if it can."""
-    if backend != "xla" and (config.time_bias or config.block == "hstu"):
+    if backend not in ("auto", "xla") and (config.time_bias or config.block == "hstu"):
         return f"computes a plain softmax, without model.{'time_bias' if config.time_bias else 'block hstu'}"
     device = jax.devices()[0]
     nvidia = device.platform == "gpu" and "rocm" not in device.client.platform_version.lower()
