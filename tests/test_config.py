@@ -165,7 +165,10 @@ def test_every_number_has_a_bound_or_a_reason():
         (["--model.min_wavelength", "100", "--model.max_wavelength", "99"], "model.min_wavelength <= "),
         (["--data.split", "time", "--data.test_from", "0.8"], "data.validation_from must lie before data.test_from"),
         (["--optimiser.accumulate", "3"], "data.batch 64 must be a multiple of optimiser.accumulate 3"),
-        (["--model.rope", "times"], "model.rope must be one of time, order, split, none, not 'times'; did you mean 'time'"),
+        (
+            ["--model.rope", "times"],
+            "model.rope must be one of time, order, split, none, not 'times'; did you mean 'time'",
+        ),
         (["--model.dtype", "float16"], "model.dtype must be one of float32, bfloat16, not 'float16'; did you mean"),
         (["model.width", "3"], "unknown argument 'model.width': settings are given as --section.key VALUE"),
         (["--width", "3"], "unknown argument '--width'"),
