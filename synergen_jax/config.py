@@ -57,6 +57,7 @@ class ModelConfig:
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
     time_bias: bool = False  # attention has a learned bias by elapsed time, beside the rotary planes
     matrices: bool = True  # use the log's semantic matrices
+    leave_out: str = ""  # comma-separated: names of semantic matrices that are not used
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
     query_ids: bool = True  # likewise for each query
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
@@ -66,6 +67,15 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation; parameters are always float32
     attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"
     remat: bool = False  # recompute a block's activations in the backward pass
+
+    def uses(self, matrix: str) -> bool:
+        """Whether the semantic matrix of that name is a part of items' and queries' vectors."""
+        return self.matrices and matrix not in self.left_out
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names in `leave_out`."""
+        return [name.strip() for name in self.leave_out.split(",") if name.strip()]
 
     @property
     def mlp_hidden(self) -> int:

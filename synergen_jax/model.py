@@ -230,7 +230,7 @@ def init(model: SynerGen, key: Array) -> Params:
 
     def rows(table, matrices):
         learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
-        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.matrices}
+        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.uses(name)}
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""
@@ -268,7 +268,7 @@ def query_vectors(
 
 
 def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
-    matrices = matrices if model.config.matrices else {}
+    matrices = {name: matrix for name, matrix in matrices.items() if model.config.uses(name)}
     rows = embed.lookup(params["tables"].get(table), matrices, counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="join_rows")
 

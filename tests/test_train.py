@@ -229,3 +229,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 def test_batches_that_do_not_fit_the_mesh(tmp_path):
     with pytest.raises(UserError, match=r"data\.batch 9 is not divisible by 8"):
         Run(data={"batch": 9}, mesh={"data": 8}).train(tmp_path)
+
+
+def test_matrices_that_are_left_out():
+    names = Run(model={"leave_out": "text"}).model.config.left_out
+    assert names == ["text"]
+    with pytest.raises(UserError, match=r"model.leave_out: the log has no matrix 'txt'; did you mean 'text'"):
+        Run(model={"leave_out": "txt"})
+    with pytest.raises(UserError, match="items have no vectors"):
+        Run(model={"leave_out": "text", "item_ids": False})
