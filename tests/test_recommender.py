@@ -8,7 +8,7 @@ import pytest
 import small_model
 from small_log import random_log
 
-from data_pipelines import feed, windows
+from data_pipelines import examples, feed, windows
 from synergen_jax import model as models
 from synergen_jax.batch import Events
 from synergen_jax.config import Config, DataConfig, ModelConfig
@@ -30,7 +30,7 @@ def served():
 def history(served):
     """(record, its cache, the time of a request on its clock)."""
     record = LOG[0]
-    events, start = feed.user_history(record, CONFIG)
+    events, start = examples.user_history(record, CONFIG)
     return record, served.encode(events), int(record["time"][-1]) - start + 3600
 
 
