@@ -12,7 +12,7 @@ from small_log import random_log
 from test_feed import configure, same, take
 from test_objective import value_and_grad
 
-from data_pipelines import examples, feed, packing, splits, windows
+from data_pipelines import examples, packing, splits, windows
 from synergen_jax import dense
 from synergen_jax.batch import TrainBatch
 from synergen_jax.config import LossConfig
