@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines import feed, splits, windows
+from data_pipelines import examples, feed, splits, windows
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
@@ -71,7 +71,7 @@ class Run:
     def catalogue(self) -> Catalogue:
         if self.folder is not None and (counts := workdir.read_counts(self.folder)):
             return Catalogue(dict(self.log.item_matrices), dict(self.log.query_matrices), *counts)
-        return feed.catalogue(*self.training)
+        return examples.catalogue(*self.training)
 
     @functools.cached_property
     def model(self) -> models.SynerGen:
@@ -216,7 +216,7 @@ def _evaluate(
 
 def _baselines(run: Run) -> dict[str, baselines.Scorer]:
     config = run.config
-    others = {"most_recent": baselines.fixed(feed.recent_counts(*run.training))}
+    others = {"most_recent": baselines.fixed(examples.recent_counts(*run.training))}
     if config.data.cold_items:
         others["random"] = baselines.random(run.log.spec.items, config.data.seed)
     if len(run.log.queries) > 1:

@@ -27,6 +27,7 @@ class DataConfig:
     test_from: float = 0.9  # split="time": likewise
     max_history: int = 200  # L: events in one window
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
+    crop: bool = False  # windows before a user's last one are moved back at random, by less than the stride
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
     pack: bool = False  # training puts several short windows into one row; B then counts rows
@@ -56,6 +57,7 @@ class ModelConfig:
     min_wavelength: int = 60  # seconds, of the fastest time plane
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
     time_bias: bool = False  # attention has a learned bias by elapsed time, beside the rotary planes
+    request_time: bool = True  # readers know when they are asked; otherwise the time of the last event that they see
     matrices: bool = True  # use the log's semantic matrices
     leave_out: str = ""  # comma-separated: names of semantic matrices that are not used
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
@@ -357,6 +359,8 @@ def _checked(config: Config, where: str) -> Config:
     m, loss, data = config.model, config.loss, config.data
     if not (m.matrices or m.item_ids):
         raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
+    if data.crop and not data.stride:
+        raise UserError(f"{where}: data.crop moves windows by less than data.stride, which is 0: set data.stride")
     if data.drop_query > 1:
         raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
     if not loss.search_weight + loss.recommendation_weight > 0:

@@ -116,6 +116,17 @@ class SynerGen(nn.Module):
             return h
         return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
 
+    def asked_at(self, readers: Readers, time: Int[Array, "b l"]) -> Int[Array, "b r"]:
+        """The times that readers go by: those of their requests, or without `config.request_time` of the last event seen.
+
+        Args:
+          time: of the context's events.
+        """
+        if self.config.request_time:
+            return readers.time
+        last = jnp.take_along_axis(time, jnp.maximum(readers.visible - 1, 0), axis=1)
+        return jnp.where(readers.visible > (0 if readers.first is None else readers.first), last, readers.time)
+
     def encode(self, events: Events, items: Array, queries: Array, deterministic: bool = True) -> Cache:
         """Encodes a window of events once.
 
@@ -149,7 +160,9 @@ class SynerGen(nn.Module):
             work of attention. 0 promises nothing.
         """
         h = self.reader_tokens(readers, items, queries)
-        return self._read(cache, h, readers.time, readers.visible, readers.first, deterministic, per_event)[0]
+        return self._read(
+            cache, h, self.asked_at(readers, cache.time), readers.visible, readers.first, deterministic, per_event
+        )[0]
 
     def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
         """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.

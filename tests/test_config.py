@@ -154,7 +154,12 @@ def test_every_number_has_a_bound_or_a_reason():
     texts = {
         f"{s}.{k}" for s, values in configs.to_dict(Config()).items() for k, v in values.items() if isinstance(v, str)
     }
-    assert texts == {*configs._CHOICES, "data.log", "data.target_actions", "model.leave_out"}  # names that the log knows
+    assert texts == {
+        *configs._CHOICES,
+        "data.log",
+        "data.target_actions",
+        "model.leave_out",
+    }  # names that the log knows
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import small_model
 from small_log import random_log
 
-from data_pipelines import feed, splits, windows
+from data_pipelines import examples, feed, splits, windows
 from synergen_jax import baselines, evaluate, metrics
 from synergen_jax import model as models
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
@@ -25,7 +25,7 @@ def setting():
     log = random_log(users=25)
     split = splits.split(log, CONFIG.data)
     model, params, _ = small_model.make(CONFIG.model, log.spec)
-    return log, split, model, params, feed.catalogue(log, split)
+    return log, split, model, params, examples.catalogue(log, split)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_metrics_are_those_of_a_loop(setting, report):
     def scores(record, event, before):
         start = max(0, before - CONFIG.data.max_history)
         cut = {name: values[:before] for name, values in record.items() if not isinstance(values, str)}
-        events, _ = feed.user_history(record | cut | {"time": record["time"][: before or 1]}, CONFIG)
+        events, _ = examples.user_history(record | cut | {"time": record["time"][: before or 1]}, CONFIG)
         time = np.array([[record["time"][event] - record["time"][0]]], np.int32)
         readers = small_model.batches.Readers(
             np.zeros((1, 1), np.int32),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_log import SmallLog, user
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import flops, objective, sharding, table, train
 from synergen_jax import model as models
@@ -74,7 +74,7 @@ def test_frozen_factors_have_one_gradient():
 def batch_of(cfg, lengths):
     log = SmallLog([user(1 + (9 * i + np.arange(n)) % 39, name=f"u{i}") for i, n in enumerate(lengths)], 40)
     split = splits.split(log, cfg.data)
-    return log, feed.catalogue(log, split), next(feed.train_feed(log, split, cfg)(0))
+    return log, examples.catalogue(log, split), next(feed.train_feed(log, split, cfg)(0))
 
 
 def test_a_full_batch_is_the_work_of_full_windows():

@@ -29,7 +29,9 @@ def both(model, params, catalogue, events, readers):
 BIASED = {"time_bias": True}
 GATED = {"block": "hstu", "rope": "none", "time_bias": True}
 KINDS = pytest.mark.parametrize(
-    "kind", [{"rope": "time"}, {"rope": "order"}, {}, BIASED, {"block": "hstu"}, GATED], ids=str
+    "kind",
+    [{"rope": "time"}, {"rope": "order"}, {}, BIASED, {"block": "hstu"}, GATED, {"request_time": False}],
+    ids=str,
 )
 
 
@@ -151,6 +153,19 @@ def test_actions_and_times_after_the_visible_events_do_not_matter():
     _, before, _ = both(model, params, catalogue, events, readers)
     _, after, _ = both(model, params, catalogue, changed, readers)
     np.testing.assert_array_equal(before, after)
+
+
+def test_without_request_time_readers_go_by_the_last_event_that_they_see():
+    model, params, catalogue = small_model.make(dataclasses.replace(small_model.CONFIG, request_time=False))
+    rng = np.random.default_rng(4)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    _, hidden, _ = both(model, params, catalogue, events, readers)
+    _, later, _ = both(model, params, catalogue, events, dataclasses.replace(readers, time=readers.time + 86_400))
+    np.testing.assert_allclose(hidden, later, atol=1e-6)
+    last = jnp.take_along_axis(events.time, jnp.maximum(readers.visible - 1, 0), axis=1)
+    usual = small_model.make()[0]
+    _, theirs, _ = both(usual, params, catalogue, events, dataclasses.replace(readers, time=last))
+    np.testing.assert_allclose(hidden, theirs, atol=1e-6)
 
 
 def test_padding_does_not_matter():
