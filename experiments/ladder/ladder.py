@@ -81,6 +81,7 @@ def run(arguments, settings) -> None:
 
     family = sweep_commands.load(arguments.family, settings)
     base = configs.load(family.base, settings)
+    command = {"family": arguments.family.stem, "variants": list(family.variants), "settings": settings}
     if unknown := [name for name in arguments.variants or () if name not in family.variants]:
         raise UserError(f"--variants {unknown[0]}: the family's variants are {', '.join(family.variants)}")
     if arguments.variants:
@@ -105,10 +106,10 @@ def run(arguments, settings) -> None:
     say(f"{len(family.variants)} variants, {len(arguments.seeds)} seeds, {log.name}, on {device.device_kind}")
     with Batches(log, arguments.workers, int(arguments.cache_gib * 2**30)) as feeds:
         told = runs.climb(
-            family, base, arguments.seeds, arguments.out, log, feeds, start + arguments.budget, about, say
+            family, base, arguments.seeds, arguments.out, log, feeds, start + arguments.budget, command, about, say
         )
     if told.finished:
-        print("\n" + report.table(results.rows(told.finished)))
+        print("\n" + report.table(results.rows(results.Ladder.of(told.finished, family.variants))))
     if told.left:
         print(f"\n{len(told.left)} runs are left: the same command goes on with them")
 

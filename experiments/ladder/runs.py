@@ -121,7 +121,8 @@ class Trainer:
         sharding.micro_batches(config, self.mesh)  # refuses a batch that does not divide
         self.config, self.model = config, train.make_model(config, spec)
         self._shardings = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, self.model, self.mesh))
-        self.step = jax.jit(self._step, donate_argnums=0)
+        out = self._shardings, sharding.whole(self.mesh)
+        self.step = jax.jit(self._step, out_shardings=out, donate_argnums=0)
 
     def _step(self, state, batch, catalogue, seed):
         """`train.make_step` with the seed as an argument: a constant would have the step compiled for every seed."""
@@ -173,7 +174,7 @@ def trained(
     progress, best, curve, losses, events, stopped = train.Progress(), None, [], [], 0, "steps"
     for step in range(1, run.steps + 1):
         batch = next(feed)
-        state, found = trainer.step(state, sharding.place(batch, layout), stored, seed)
+        state, found = trainer.step(state, jax.device_put(batch, layout), stored, seed)
         losses.append(found["loss"])
         if step == 1:
             jax.block_until_ready(losses)
@@ -245,6 +246,16 @@ def activity(targets: collections.abc.Iterable[EvalBatch], source: Source) -> di
 # --- the ladder -----------------------------------------------------------------------------------------------
 
 
+def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) -> None:
+    """Writes down what was asked for, beside what earlier commands asked for: a report tells what is missing."""
+    asked = [[run.variant, run.seed] for run in runs]
+    try:
+        before = json.loads((folder / PLAN).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
+
+
 class Told(typing.NamedTuple):
     """How a ladder's command ended."""
 
@@ -260,21 +271,22 @@ def climb(
     log: typing.Any,
     feeds: Batches,
     deadline: float,
+    command: dict[str, typing.Any],
     about: dict[str, typing.Any],
     say: typing.Callable[[str], None],
 ) -> Told:
     """Runs what is not finished in `folder`, until the moment `deadline` of `time.monotonic`.
 
     Args:
-      base: the config that all variants start from; about: what every line tells beside the run itself.
+      base: the config that all variants start from.
+      command: what `ladder.json` tells of the command: family, variants, settings.
+      about: what every line tells beside the run itself.
     """
     runs = planned(family.variants, seeds)
     finished = read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"family": family.base, "log": log.name, "fingerprint": log.fingerprint}
-    asked = [[run.variant, run.seed] for run in runs]
-    workdir.write_json(folder / PLAN, plan | {"asked": asked, "base": configs.to_dict(base)})
+    _note(folder, command | {"log": log.name, "fingerprint": log.fingerprint}, runs)
     trainers: dict[str, Trainer] = {}
     while todo:
         run = todo[0]
