@@ -17,10 +17,19 @@ import sys
 import time
 import typing
 
+from synergen_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s: one line, as for any wrong input."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(
+    """The whole command line."""
+    top = _Parser(
         "ladder.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--variants", type=lambda text: text.split(","), help="comma-separated (default: all, in order)")
     run.add_argument("--out", type=pathlib.Path, required=True, help="folder of the ladder")
     run.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="end within these")
-    run.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 0), help="processes of the feed")
+    cores = min(max((os.cpu_count() or 2) - 2, 1), 16)
+    run.add_argument("--workers", type=int, default=cores, help=f"processes of the feed; 0: none (default: {cores})")
     run.add_argument("--cache-gib", type=float, default=32.0, help="memory for batches to use again (default: 32)")
     run.add_argument("--commit", help="what is noted as the code's commit (default: that of the checkout)")
 
@@ -77,7 +87,6 @@ def run(arguments, settings) -> None:
 
     from synergen_jax import config as configs
     from synergen_jax import report, sweep_commands
-    from synergen_jax.errors import UserError
 
     family = sweep_commands.load(arguments.family, settings)
     base = configs.load(family.base, settings)
@@ -134,10 +143,8 @@ def report(arguments, _) -> None:
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """0; 2 for wrong input, which is told in one line; 130 where a person interrupted it."""
-    arguments, settings = parser().parse_known_args(argv)
-    from synergen_jax.errors import UserError
-
     try:
+        arguments, settings = parser().parse_known_args(argv)
         if settings and arguments.command != "run":
             raise UserError(f"unknown argument {settings[0]!r}")
         {"prepare": prepare, "run": run, "report": report}[arguments.command](arguments, settings)
