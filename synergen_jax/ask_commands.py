@@ -9,7 +9,7 @@ import typing
 import jax
 import numpy as np
 
-from data_pipelines import feed, history, item_file
+from data_pipelines import examples, history, item_file
 from synergen_jax import recommender, report
 from synergen_jax.errors import UserError
 
@@ -45,10 +45,10 @@ def answer(
     query_id, catalogue = _query(log, catalogue, query.strip()) if query else (0, catalogue)
     served = recommender.Recommender(run.model, params, catalogue)
 
-    events, offset, last = feed.no_history(run.config), log.last_time, log.last_time
+    events, offset, last = examples.no_history(run.config), log.last_time, log.last_time
     past: list[dict[str, typing.Any]] = []
     if record is not None:
-        (events, offset), last = feed.user_history(record, run.config), int(record["time"][-1])
+        (events, offset), last = examples.user_history(record, run.config), int(record["time"][-1])
         past = _past(log, record)
         print(f"{name}: {len(record['item'])} events, the last {len(past)} of them:\n{report.table(past)}\n")
     at = last if at is None else at

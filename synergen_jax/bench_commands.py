@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from synergen_jax import config as configs
@@ -69,7 +69,7 @@ def bench(arguments, settings, say) -> dict[str, typing.Any]:
 def open_log(config: Config, log) -> tuple[Catalogue, Feed]:
     """What training takes of a log. Of a synthetic one every item counts as met, so that all of its table is used."""
     split = splits.split(log, config.data)
-    known = feed.catalogue(log, split)
+    known = examples.catalogue(log, split)
     if isinstance(log, SyntheticLog):
         met = lambda counts: np.append(0, np.maximum(counts[1:], 1)).astype(np.int32)
         known = dataclasses.replace(known, counts=met(known.counts), query_counts=met(known.query_counts))

@@ -16,7 +16,7 @@ import typing
 import jax
 import numpy as np
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import plan as planning
 from synergen_jax import report
@@ -138,7 +138,7 @@ def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, 
     log, spec = few.log(config.data.max_history + 2), sizes.log(1).spec
     one = configs.override(config, ["--data.batch=2", "--optimiser.accumulate=1", "--data.split=leave-one-out"])
     split = splits.split(log, one.data)
-    catalogue = feed.catalogue(log, split)
+    catalogue = examples.catalogue(log, split)
     sample = next(feed.train_feed(log, split, one, catalogue.counts)(0))
     shape = lambda x, rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     batch = jax.tree.map(lambda x: shape(x, config.data.batch), dataclasses.replace(sample, negatives=np.zeros((1, 0))))

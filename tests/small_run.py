@@ -12,7 +12,7 @@ import time
 import numpy as np
 from small_log import SmallLog, user
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import evaluate, train
 
@@ -41,7 +41,7 @@ class Run:
         self.config = configs.from_dict({s: values | changes.get(s, {}) for s, values in TREE.items()})
         self.log = cycle_log()
         self.split = splits.split(self.log, self.config.data)
-        self.catalogue = feed.catalogue(self.log, self.split)
+        self.catalogue = examples.catalogue(self.log, self.split)
         self.feed = feed.train_feed(self.log, self.split, self.config)
         self.model = train.make_model(self.config, self.log.spec)
         self.said = []

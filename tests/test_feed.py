@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from small_log import SmallLog, random_log, user
 
-from data_pipelines import feed, splits, windows
+from data_pipelines import examples, feed, splits, windows
 from data_pipelines.splits import Split
+from synergen_jax import config as configs
 from synergen_jax.config import Config, DataConfig, EvaluateConfig
 from synergen_jax.errors import UserError
 
@@ -40,7 +41,7 @@ def only_training(log):
 
 def example(log, config, place=(0, 0, 6), index=0):
     """One training window, unbatched."""
-    return feed._example(
+    return examples.example(
         log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, index, np.array(place)
     )
 
@@ -91,7 +92,7 @@ def test_no_reader_sees_its_own_request():
 
 
 def test_windows_without_and_with_a_stride():
-    make = lambda stop, stride: feed.train_windows(np.array([stop]), np.array([1]), 4, stride)[:, 1:].tolist()
+    make = lambda stop, stride: examples.train_windows(np.array([stop]), np.array([1]), 4, stride)[:, 1:].tolist()
     assert make(10, 0) == [[6, 10]]
     assert make(10, 2) == [[6, 10], [4, 8], [2, 6], [0, 4]]
     assert make(9, 3) == [[5, 9], [2, 6], [0, 3]]
@@ -102,7 +103,7 @@ def test_windows_without_and_with_a_stride():
 def test_a_user_without_a_training_target_has_no_window():
     records = [user([1]), user([1], query=[1]), user([0, 0], query=[1, 2]), user([1, 2], request=[1, 1]), user([1, 2])]
     split = only_training(SmallLog(records, 10))
-    assert feed.train_windows(split.train_stop, split.first_target, 6, 0)[:, 0].tolist() == [1, 4]
+    assert examples.train_windows(split.train_stop, split.first_target, 6, 0)[:, 0].tolist() == [1, 4]
 
 
 def test_events_too_far_apart_are_refused():
@@ -120,7 +121,7 @@ def test_an_epoch_covers_each_window_once(stride):
     log = random_log(1)
     config = configure(batch=3, stride=stride, rank_events=0)
     split = splits.split(log, config.data)
-    rows = feed.train_windows(split.train_stop, split.first_target, 6, stride)
+    rows = examples.train_windows(split.train_stop, split.first_target, 6, stride)
     by_content = {}
     for user_, start, stop in rows.tolist():
         events = windows.window(log[user_], start, stop, 6)
@@ -135,6 +136,25 @@ def test_an_epoch_covers_each_window_once(stride):
     epochs = [found[i : i + len(rows)] for i in range(0, 3 * len(rows), len(rows))]
     assert all(sorted(epoch) == sorted(map(tuple, rows.tolist())) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2], "each epoch has an order of its own"
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_crops_move_all_windows_but_the_last_by_less_than_the_stride(pack):
+    log = SmallLog([user(np.arange(1, 40), name="long"), user([1, 2, 3, 4], name="short")], 40)
+    config = configure(max_history=8, stride=6, crop=True, pack=pack, batch=2, rank_events=3)
+    starts = [set() for _ in range(5)]  # of the long user's windows, from the last one; the items tell the places
+    for batch in take(log, config, 200):
+        first = batch.events.first if pack else np.zeros_like(batch.events.item)
+        for item, begin in zip(batch.events.item, first):
+            if (begin == 0).all() and (item > 0).all():
+                starts[(30 - item[0]) // 6].add(int(item[0]))
+            assert (np.diff(item)[(item[1:] > 0) & (begin[1:] == begin[:-1])] == 1).all()
+    # 37 events train, places 1 .. 37: windows begin at 30, 24, 18, 12, 6, and at 1, which has no room.
+    assert starts[0] == {30}
+    for number, whole in enumerate((24, 18, 12, 6), start=1):
+        assert starts[number] == {start for start in range(whole - 5, whole + 1) if start >= 1}
+    with pytest.raises(UserError, match=r"data.crop moves windows by less than data.stride, which is 0"):
+        configs.from_dict({"data": {"crop": True}})
 
 
 def test_fewer_windows_than_a_batch():
@@ -265,7 +285,7 @@ def test_an_error_in_a_record_reaches_the_caller(workers):
     whole = random_log(least=8)
     split = splits.split(whole, DataConfig())
     log = Broken(whole.records, whole.spec.items)
-    batches = feed.train_feed(log, split, configure(workers=workers), feed.catalogue(whole, split).counts)(0)
+    batches = feed.train_feed(log, split, configure(workers=workers), examples.catalogue(whole, split).counts)(0)
     with contextlib.closing(batches), pytest.raises(UserError, match="record 3 is damaged"):
         list(itertools.islice(batches, 20))
 
@@ -294,7 +314,7 @@ PROGRAM = """
 import multiprocessing, sys
 sys.path[:0] = {paths!r}
 from small_log import random_log
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax.config import Config, DataConfig
 
 def main():
@@ -414,11 +434,11 @@ def test_what_a_reader_can_see_came_before_its_request(seed, stride):
     split = splits.split(log, config.data)
     table = windows.label_table(log)
     targets = 0
-    for index, place in enumerate(feed.train_windows(split.train_stop, split.first_target, 6, stride)):
+    for index, place in enumerate(examples.train_windows(split.train_stop, split.first_target, 6, stride)):
         user_, start, stop = place.tolist()
         record = log[user_]
         assert stop <= split.train_stop[user_], "nothing but training events is in a training window"
-        found = feed._example(log, np.arange(1, log.spec.items), table, split.train_stop, config, index, place)
+        found = examples.example(log, np.arange(1, log.spec.items), table, split.train_stop, config, index, place)
         n, visible = stop - start, found["retrieval"].visible
         for i in range(n):
             assert 0 <= visible[i] <= i
@@ -592,18 +612,18 @@ def test_no_target_left_is_refused():
 
 def test_the_catalogue_counts_training_events():
     log = SmallLog([user([1, 2, 1, 0, 3, 4], query=[0, 0, 0, 1, 0, 0]), user([2])], 6)
-    found = feed.catalogue(log, splits.split(log, DataConfig()))
+    found = examples.catalogue(log, splits.split(log, DataConfig()))
     assert found.counts.tolist() == [0, 2, 2, 0, 0, 0]
     assert found.counts.dtype == np.int32
     assert found.item_matrices["text"] is log.item_matrices["text"]
 
 
 def test_the_history_of_a_user():
-    events, offset = feed.user_history(user(range(1, 9)), configure())
+    events, offset = examples.user_history(user(range(1, 9)), configure())
     assert events.item.tolist() == [[3, 4, 5, 6, 7, 8]]
     assert events.time.tolist() == [[120, 180, 240, 300, 360, 420]]
     assert offset == 1_000_000_000
-    assert feed.user_history(user([5]), configure())[0].mask.tolist() == [[True] + [False] * 5]
+    assert examples.user_history(user([5]), configure())[0].mask.tolist() == [[True] + [False] * 5]
 
 
 def test_training_never_meets_cold_items():
@@ -612,7 +632,7 @@ def test_training_never_meets_cold_items():
     whole = splits.split(log, config.data)
     part, split = splits.hold_out(log, whole, 0.3, seed=0)
     cold = splits.cold_items(log, 0.3, seed=0)
-    catalogue = feed.catalogue(part, split)
+    catalogue = examples.catalogue(part, split)
     assert not catalogue.counts[cold].any() and catalogue.counts.any()
     batches = feed.train_feed(part, split, config)(0)
     for _, batch in zip(range(6), batches):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_log import SmallLog, user
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import flops, objective, sharding, table, train
 from synergen_jax import model as models
@@ -53,6 +53,12 @@ def test_a_second_layer_has_context_tokens():
     assert two["heads"] == one["heads"]
 
 
+def test_an_hstu_block_has_a_gate_and_no_feed_forward_layer():
+    found = flops.parts(config(model={"block": "hstu"}), SPEC, flops.full_work(config()))
+    assert found["attention projections"].forward == (14 * 5 + 8 * 2) * 2 * 8 * 8
+    assert found["feed-forward"].forward == 0
+
+
 def test_what_is_off_costs_nothing():
     off = config(loss={"pointwise_weight": 0.0, "pairwise_weight": 0.0})
     none = config(data={"rank_events": 0})
@@ -68,7 +74,7 @@ def test_frozen_factors_have_one_gradient():
 def batch_of(cfg, lengths):
     log = SmallLog([user(1 + (9 * i + np.arange(n)) % 39, name=f"u{i}") for i, n in enumerate(lengths)], 40)
     split = splits.split(log, cfg.data)
-    return log, feed.catalogue(log, split), next(feed.train_feed(log, split, cfg)(0))
+    return log, examples.catalogue(log, split), next(feed.train_feed(log, split, cfg)(0))
 
 
 def test_a_full_batch_is_the_work_of_full_windows():

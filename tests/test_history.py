@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_log import SmallLog, user
 
-from data_pipelines import feed, history
+from data_pipelines import examples, history
 from data_pipelines.records import DTYPES, validate
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
@@ -61,9 +61,9 @@ def test_forms_of_csv(tmp_path, text):
 
 def test_one_event_and_more_than_a_window_holds(tmp_path):
     config = Config()
-    assert feed.user_history(read(tmp_path, "item\nitem-5\n"), config)[0].item[0, :2].tolist() == [5, 0]
+    assert examples.user_history(read(tmp_path, "item\nitem-5\n"), config)[0].item[0, :2].tolist() == [5, 0]
     record = read(tmp_path, "item\n" + "".join(f"item-{1 + n % 11}\n" for n in range(250)))
-    events, start = feed.user_history(record, config)
+    events, start = examples.user_history(record, config)
     assert events.item.shape == (1, 200) and np.all(events.item > 0)
     assert start == LAST - 249 * 60 and events.time[0, -1] == 249 * 60
 

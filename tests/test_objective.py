@@ -11,7 +11,7 @@ import pytest
 import small_model
 from small_log import random_log
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import losses, objective, sharding, table
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue
@@ -32,7 +32,7 @@ def setting():
     batches = feed.train_feed(log, split, CONFIG)(0)
     batch = jax.tree.map(jnp.asarray, next(batches))
     batches.close()
-    catalogue = jax.tree.map(jnp.asarray, feed.catalogue(log, split))
+    catalogue = jax.tree.map(jnp.asarray, examples.catalogue(log, split))
     return model, params, catalogue, batch
 
 

@@ -12,7 +12,7 @@ from small_log import random_log
 from test_feed import configure, same, take
 from test_objective import value_and_grad
 
-from data_pipelines import feed, packing, splits, windows
+from data_pipelines import examples, packing, splits, windows
 from synergen_jax import dense
 from synergen_jax.batch import TrainBatch
 from synergen_jax.config import LossConfig
@@ -104,7 +104,7 @@ def test_an_epoch_of_rows_holds_every_window_once():
     config = configure(max_history=10, batch=1, pack=True)
     plain = configure(max_history=10, batch=1)
     split = splits.split(log, config.data)
-    count = len(feed.train_windows(split.train_stop, split.first_target, 10, 0))
+    count = len(examples.train_windows(split.train_stop, split.first_target, 10, 0))
     events = lambda batches: sorted(item for batch in batches for item in batch.events.item[batch.events.mask].tolist())
     once = events(take(log, plain, count))
     packed = [batch for batch in take(log, config, count) if True]
@@ -198,19 +198,21 @@ def test_packed_windows_have_the_losses_and_gradients_that_they_have_apart(hard)
     log = random_log(users=25, longest=9)
     config = configure(max_history=16, pack=True, rank_events=2, rank_candidates=4)
     split = splits.split(log, config.data)
-    catalogue = feed.catalogue(log, split)
-    where = feed.train_windows(split.train_stop, split.first_target, 16, 0)
-    plan = packing.make_plan(where[:, 2] - where[:, 1], feed.ranked_events(log, where, config), 16, 4)
+    catalogue = examples.catalogue(log, split)
+    where = examples.train_windows(split.train_stop, split.first_target, 16, 0)
+    plan = packing.make_plan(
+        where[:, 2] - where[:, 1], examples.ranked_events(log, where, split.train_stop, config), 16, 4
+    )
     assert plan.rows < len(where) / 2
     items = np.flatnonzero(catalogue.counts).astype(np.int32)
-    make = functools.partial(feed._example, log, items, windows.label_table(log), split.train_stop, config)
+    make = functools.partial(examples.example, log, items, windows.label_table(log), split.train_stop, config)
     rows = range(min(plan.rows, 6))
-    together = feed._collate([feed._packed(make, where, plan, config, row, row) for row in rows])
-    apart = feed._collate(
+    together = examples.collate([examples.packed(make, where, plan, config, row, row) for row in rows])
+    apart = examples.collate(
         [
             make((row, number), place)
             for row in rows
-            for number, place in enumerate(where[plan.windows((0, feed.PACK, 0), row)])
+            for number, place in enumerate(where[plan.windows((0, examples.PACK, 0), row)])
         ]
     )
     batches = [TrainBatch(**batch, negatives=items[:7]) for batch in (together, apart)]

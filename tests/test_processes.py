@@ -18,7 +18,7 @@ import small_model
 from small_log import random_log
 from test_cli import CONFIG, Place
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import evaluate, last_words, processes, sharding
 from synergen_jax.cli import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
@@ -143,7 +143,7 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     config = Config(data=DataConfig(max_history=8), evaluate=EvaluateConfig(batch=6, rank_candidates=5))
     split = splits.split(log, config.data)
     model, params, _ = small_model.make(spec=log.spec)
-    catalogue = feed.catalogue(log, split)
+    catalogue = examples.catalogue(log, split)
     targets = feed.evaluation_feed(log, split, "test", config)
     mesh = sharding.make_mesh(MeshConfig(4, 1), jax.devices()[:4])
     placed = sharding.put(params, sharding.whole(mesh))

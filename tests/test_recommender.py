@@ -8,9 +8,9 @@ import pytest
 import small_model
 from small_log import random_log
 
-from data_pipelines import feed, windows
+from data_pipelines import examples, windows
 from synergen_jax import model as models
-from synergen_jax.batch import Events
+from synergen_jax.batch import Events, Readers
 from synergen_jax.config import Config, DataConfig, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.recommender import Recommender, extended
@@ -30,14 +30,14 @@ def served():
 def history(served):
     """(record, its cache, the time of a request on its clock)."""
     record = LOG[0]
-    events, start = feed.user_history(record, CONFIG)
+    events, start = examples.user_history(record, CONFIG)
     return record, served.encode(events), int(record["time"][-1]) - start + 3600
 
 
 def brute_force(served, cache, time, query):
     """The score of every item, by the model's own parts, not compiled."""
     one = lambda x: np.full((1, 1), x, np.int32)
-    readers = feed.Readers(one(0), one(query), one(time), one(int(cache.length[0])))
+    readers = Readers(one(0), one(query), one(time), one(int(cache.length[0])))
     vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
     hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
     vector = small_model.apply(served.model, served.params, hidden, method="retrieve")[0, 0]
@@ -113,7 +113,7 @@ def test_rank_probabilities_are_the_models(served, history, count):
     found = served.rank(cache, items, time, query=2)
     assert found.shape == (count, 2)
     full = lambda x: np.full((1, count), x, np.int32)
-    readers = feed.Readers(items[None].astype(np.int32), full(2), full(time), full(int(cache.length[0])))
+    readers = Readers(items[None].astype(np.int32), full(2), full(time), full(int(cache.length[0])))
     vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
     hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
     score = np.asarray(brute_force(served, cache, time, 2), np.float32)[items][None]

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from small_log import random_log
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import sharding, table, train
 from synergen_jax.config import MeshConfig
@@ -35,7 +35,7 @@ def run(mesh=(1, 1), steps=3, **changes):
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, devices)
     step = train.make_step(config, model, devices, shardings)
-    catalogue = table.place_catalogue(feed.catalogue(log, split), devices)
+    catalogue = table.place_catalogue(examples.catalogue(log, split), devices)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(steps):
         batch = sharding.place(next(batches), sharding.batch_shardings(devices))
@@ -108,7 +108,7 @@ def test_the_old_state_is_donated():
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
     batch = sharding.place(next(feed.train_feed(log, split, config)(0)), sharding.batch_shardings(mesh))
-    step(state, batch, table.place_catalogue(feed.catalogue(log, split), mesh))
+    step(state, batch, table.place_catalogue(examples.catalogue(log, split), mesh))
     assert state.params["tables"]["item"].is_deleted()
 
 

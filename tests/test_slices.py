@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_log import SmallLog, user
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import baselines, evaluate, metrics, slices
 from synergen_jax.batch import Catalogue
 from synergen_jax.config import Config, DataConfig, EvaluateConfig
@@ -33,7 +33,7 @@ def setting():
 
 def test_masks_by_hand():
     log, split, batches = setting()
-    catalogue = feed.catalogue(log, split)
+    catalogue = examples.catalogue(log, split)
     # Training: a 1 2, b 1 2 2, c 2 1 2 2: item 1 three times, item 2 six times, no other.
     assert catalogue.counts.tolist() == [0, 3, 6, 0, 0, 0, 0]
     found = {name.split(",")[0]: mask.tolist() for name, mask in slices.masks(batches, catalogue).items()}
@@ -89,16 +89,16 @@ def test_what_is_popular_of_late():
     ]
     log = SmallLog(records, 5)
     everything = splits.Split(np.array([4, 4]), np.array([1, 1]), np.zeros((2, 2), int), np.zeros((2, 2), int))
-    assert feed.recent_counts(log, everything, 0.5).tolist() == [0, 0, 1, 3, 0]
-    assert feed.recent_counts(log, everything, 1.0).tolist() == [0, 3, 2, 3, 0]
+    assert examples.recent_counts(log, everything, 0.5).tolist() == [0, 0, 1, 3, 0]
+    assert examples.recent_counts(log, everything, 1.0).tolist() == [0, 3, 2, 3, 0]
 
 
 def test_counts_of_queries():
     log, split, _ = setting()
-    found = feed.catalogue(log, split)
+    found = examples.catalogue(log, split)
     assert isinstance(found, Catalogue) and not found.query_counts.any(), "searches are all in the test part"
     whole = dataclasses.replace(split, train_stop=log.lengths)
-    assert feed.catalogue(log, whole).query_counts.tolist() == [0, 1, 1, 0, 0]
+    assert examples.catalogue(log, whole).query_counts.tolist() == [0, 1, 1, 0, 0]
 
 
 def test_ranks_of_a_marked_row_are_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_log import random_log
 
-from data_pipelines import feed, splits
+from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import hlo, sharding, table, train
 from synergen_jax.batch import Catalogue
@@ -31,7 +31,7 @@ def program(shape, kind, batch=16):
     config = configs.from_dict(words)
     log = random_log(users=30)
     split = splits.split(log, config.data)
-    catalogue = feed.catalogue(log, split)
+    catalogue = examples.catalogue(log, split)
     one = next(feed.train_feed(log, split, config, catalogue.counts)(0))
     spec = log.spec.__class__(ITEMS, log.spec.actions, log.spec.queries, log.spec.labels)
     catalogue = Catalogue({}, {}, np.zeros(ITEMS, np.int32), catalogue.query_counts)

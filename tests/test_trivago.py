@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines import event_log, feed, prepare, splits, trivago
+from data_pipelines import event_log, examples, feed, prepare, splits, trivago
 from data_pipelines.event_log import EventLog
 from synergen_jax import baselines, evaluate, sharding, train
 from synergen_jax.batch import Candidates, EvalBatch, Events, Readers
@@ -336,12 +336,12 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh_of_eight(tmp_path):
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
-    catalogue = place_catalogue(feed.catalogue(log, split), mesh)
+    catalogue = place_catalogue(examples.catalogue(log, split), mesh)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(60):
         state, _ = step(state, sharding.place(next(batches), sharding.batch_shardings(mesh)), catalogue)
     batches.close()
-    params, catalogue = jax.device_get((state.params, feed.catalogue(log, split)))
+    params, catalogue = jax.device_get((state.params, examples.catalogue(log, split)))
     targets = feed.evaluation_feed(log, split, "test", config)
     found = evaluate.evaluate(model, params, catalogue, targets, EvaluateConfig(bootstrap=10, scann=False))
     assert list(found.shown) == ["model", "shown_order", "last_seen_first", "most_popular"]
@@ -354,7 +354,7 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh_of_eight(tmp_path):
     assert evaluate.validator(model, catalogue, targets)(params)["shown_mrr"] == pytest.approx(mrr["model"])
     # In serving nothing is known of a candidate's place: its features are unknown, not 0.
     recommender = Recommender(model, params, catalogue)
-    history, _ = feed.user_history(log[0], config)
+    history, _ = examples.user_history(log[0], config)
     unknown = recommender.rank(recommender.encode(history), [1, 2, 3], 10**5)
     assert unknown.shape == (3, 1) and np.isfinite(unknown).all()
 
