@@ -17,10 +17,10 @@ import numpy as np
 from data_pipelines import packing, windows
 from data_pipelines.splits import Split, first_of_request
 from synergen_jax.batch import Candidates, Catalogue, EvalBatch, Events, Readers, TrainBatch
-from synergen_jax.config import Config
+from synergen_jax.config import Config, DataConfig
 from synergen_jax.errors import UserError
 
-EXAMPLE, BATCH, LIST, PACK = range(4)  # streams of random numbers
+EXAMPLE, BATCH, LIST, PACK, CROP = range(5)  # streams of random numbers
 
 
 def catalogue(log, split: Split) -> Catalogue:
@@ -79,7 +79,7 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
     make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config)
     if not data.pack:
         return Training(items, where, make)
-    sizes = where[:, 2] - where[:, 1], ranked_events(log, where, config)
+    sizes = where[:, 2] - where[:, 1], ranked_events(log, where, split.train_stop, config)
     plan = packing.make_plan(*sizes, data.max_history, data.rank_candidates + config.loss.hard_candidates)
     return Training(items, np.arange(plan.rows), functools.partial(packed, make, where, plan, config))
 
@@ -101,7 +101,7 @@ def train_windows(train_stop: np.ndarray, first_target: np.ndarray, length: int,
     return np.array(found, np.int32).reshape(-1, 3)
 
 
-def ranked_events(log, where: np.ndarray, config: Config) -> np.ndarray:
+def ranked_events(log, where: np.ndarray, train_stop: np.ndarray, config: Config) -> np.ndarray:
     """At how many events of each window candidates are ranked, at most: what a packed row needs room for. (W,) int32"""
     found = np.zeros(len(where), np.int32)
     if not config.data.rank_events:
@@ -111,7 +111,9 @@ def ranked_events(log, where: np.ndarray, config: Config) -> np.ndarray:
         record = log[user]
         item, action, query = (record[name][start:stop] for name in ("item", "action", "query"))
         known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0)
-        found[window] = min(np.count_nonzero((item > 0) & asked[action] & known), config.data.rank_events)
+        moved = _room(config.data, start, stop, train_stop[user]) > 0  # it may be where more is ranked
+        count = len(item) if moved else np.count_nonzero((item > 0) & asked[action] & known)
+        found[window] = min(count, config.data.rank_events)
     return found
 
 
@@ -139,6 +141,9 @@ def example(
     """
     data = config.data
     user, start, stop = place.tolist()
+    if moves := _room(data, start, stop, train_stop[user]):
+        draw = np.random.default_rng((data.seed, CROP, *np.atleast_1d(index).tolist()))
+        start, stop = (start, stop) - draw.integers(0, moves + 1)
     record, length = log[user], stop - start if packed else data.max_history
     events = windows.window(record, start, stop, length)
     visible = np.zeros(length, np.int32)
@@ -169,6 +174,11 @@ def example(
         "target": target,
         "ranking": ranking,
     }
+
+
+def _room(data: DataConfig, start: int, stop: int, train_stop: int) -> int:
+    """By how many events `data.crop` may move a window back. A user's last window, which is most like serving, stays."""
+    return min(data.stride - 1, start) if data.crop and stop < train_stop else 0
 
 
 def collate(examples: collections.abc.Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]:

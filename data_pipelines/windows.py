@@ -49,6 +49,17 @@ def label_table(log) -> np.ndarray:
     return table
 
 
+def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The training events with an item: their users and items, (n,), and the labels of their actions, (n, A), 0 or 1."""
+    table, found = label_table(log), []
+    for user, stop in enumerate(train_stop.tolist()):
+        record = log[user]
+        item = record["item"][:stop]
+        real = item > 0
+        found.append((np.full(real.sum(), user), item[real], table[record["action"][:stop][real]]))
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
 def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:
     """`count` distinct ones of `items` that are not in `had`; fewer if there are not so many. (<= count,) int32"""
     if not count or not len(items):

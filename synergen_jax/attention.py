@@ -7,7 +7,8 @@ What the tokens of one call may see is a small pytree, and `attend` is the one f
   and itself.                                                                          (read, append)
 - `Masked(mask)`: token i sees token j where `mask[i, j]`.                             (the oracle)
 
-In packed rows `first` tells each token where its own segment begins: nothing before it is seen. Padding follows the
+`time` is that of the tokens, in seconds, and `key_time` that of the cached keys; only a bias by elapsed time needs them. In
+packed rows `first` tells each token where its own segment begins: nothing before it is seen. Padding follows the
 events of a window, so no token that counts ever sees it: no padding mask is needed. Shapes are (B, H, L, Dh); the
 softmax is computed in float32 whatever the dtype of the inputs.
 
@@ -23,6 +24,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from synergen_jax import attention_kernels, attention_xla
+from synergen_jax.attention_xla import SOFTMAX, Form
 from synergen_jax.config import Config, ModelConfig
 from synergen_jax.errors import UserError
 
@@ -33,6 +35,7 @@ class Causal:
     """Token i sees tokens `first[:, i]` .. i of the same call; without `first`, 0 .. i."""
 
     first: Int[Array, "b l"] | None = None
+    time: Int[Array, "b l"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +52,8 @@ class Prefix:
     visible: Int[Array, "b r"]
     first: Int[Array, "b r"] | None = None
     per_event: int = dataclasses.field(default=0, metadata={"static": True})
+    time: Int[Array, "b r"] | None = None
+    key_time: Int[Array, "b l"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +62,7 @@ class Masked:
     """Token i sees token j of the same call where `mask[:, i, j]`."""
 
     mask: Bool[Array, "b l l"]
+    time: Int[Array, "b l"] | None = None
 
 
 def attend(
@@ -65,25 +71,27 @@ def attend(
     v: Float[Array, "b h l dh"],
     over: Causal | Prefix | Masked,
     backend: str = "xla",
+    form: Form = SOFTMAX,
 ) -> Float[Array, "b h l dh"]:
     """Scaled dot-product attention (Vaswani et al. 2017) over what `over` lets each token see.
 
     Args:
       backend: "xla", "cudnn", "tokamax" or "splash", see `choose`.
+      form: other weights than the softmax of q k alone: "xla" only. A bias by elapsed time needs the times in `over`.
     """
     if isinstance(over, Masked):
-        return attention_xla.masked(q, k, v, over.mask[:, None])
+        return attention_xla.masked(q, k, v, over.mask[:, None], over.time, form)
     if isinstance(over, Prefix):
         if backend == "tokamax":
             return attention_kernels.tokamax_prefix(q, k, v, over.keys, over.values, over.visible, over.first)
-        return attention_xla.prefix(q, k, v, over.keys, over.values, over.visible, over.first, over.per_event)
+        return attention_xla.prefix(q, k, v, over, form)
     if backend == "tokamax":
         return attention_kernels.tokamax_causal(q, k, v, over.first)
     if backend == "splash":
         return attention_kernels.splash_causal(q, k, v, over.first)
     if backend == "cudnn" and over.first is None:
         return attention_kernels.cudnn_causal(q, k, v)
-    return attention_xla.causal(q, k, v, over.first)
+    return attention_xla.causal(q, k, v, over.first, over.time, form)
 
 
 def choose(config: ModelConfig) -> str:
@@ -116,6 +124,8 @@ def check(config: Config) -> None:
 
 def _hindrance(backend: str, config: ModelConfig) -> str:
     """Why a backend cannot run here; empty if it can."""
+    if backend not in ("auto", "xla") and (config.time_bias or config.block == "hstu"):
+        return f"computes a plain softmax, without model.{'time_bias' if config.time_bias else 'block hstu'}"
     device = jax.devices()[0]
     nvidia = device.platform == "gpu" and "rocm" not in device.client.platform_version.lower()
     head = config.width // config.heads

@@ -6,6 +6,9 @@ a causal mask is mostly left out. Within a span, blocks come one after the other
 backward pass, so that memory holds the logits of a block a span, not the square of the length.
 
 The softmax is computed in float32, and its sum divides the result rather than the weights, which are more.
+
+`Form` says what else weights may be: pointwise ones (HSTU), and logits with a learned bias by the time that has gone by
+between key and query.
 """
 
 from __future__ import annotations
@@ -24,45 +27,85 @@ Vectors = Float[Array, "b h l dh"]
 Places = Int[Array, "#b l"]
 
 
+BUCKETS = 64  # of elapsed time, each 1.35 times as wide as the one before: the last begins after five years
+
+
+class Form(typing.NamedTuple):
+    """How queries and keys become weights.
+
+    pointwise: silu(logits) over the number of keys seen, in place of the softmax (Zhai et al. 2024, HSTU).
+    bias: what is added to the logits of each head by the bucket of the time elapsed, (H, BUCKETS); None: nothing.
+    """
+
+    pointwise: bool = False
+    bias: Float[Array, "h n"] | None = None
+
+
+SOFTMAX = Form()
+
+
 class _Queries(typing.NamedTuple):
-    """Tokens that ask, and what each sees. Their own keys and values are given where they see those too."""
+    """Tokens that ask, what each sees, and when. Their own keys and values are given where they see those too."""
 
     q: Vectors
     stop: Places
     first: Places | None
+    time: Places | None
     own: tuple[Vectors, Vectors] | None = None
 
 
-def causal(q: Vectors, k: Vectors, v: Vectors, first: Places | None) -> Vectors:
+class _Keys(typing.NamedTuple):
+    """What is seen."""
+
+    k: Vectors
+    v: Vectors
+    time: Places | None
+
+
+def causal(
+    q: Vectors, k: Vectors, v: Vectors, first: Places | None, time: Places | None = None, form: Form = SOFTMAX
+) -> Vectors:
     """Token i sees tokens `first[:, i]` .. i."""
     stop = jnp.arange(1, q.shape[2] + 1)[None]
-    return _in_spans(_Queries(q, stop, first), k, v, lambda stop: stop)
+    return _in_spans(_Queries(q, stop, first, time), _Keys(k, v, time), lambda stop: stop, form)
 
 
-def prefix(
-    q: Vectors,
-    k: Vectors,
-    v: Vectors,
-    keys: Vectors,
-    values: Vectors,
-    visible: Places,
-    first: Places | None,
-    per_event: int,
-) -> Vectors:
+def prefix(q: Vectors, k: Vectors, v: Vectors, over, form: Form = SOFTMAX) -> Vectors:
     """Token r sees the cached keys `first[:, r]` .. `visible[:, r] - 1`, and its own key and value.
 
     Args:
-      per_event: n > 0 promises `visible[:, r] <= r // n`, so that early tokens need no late keys; 0 promises nothing.
+      over: an `attention.Prefix`.
     """
-    bound = lambda stop: (stop - 1) // per_event if per_event else keys.shape[2]
-    return _in_spans(_Queries(q, visible, first, (k, v)), keys, values, bound)
+    bound = lambda stop: (stop - 1) // over.per_event if over.per_event else over.keys.shape[2]
+    queries = _Queries(q, over.visible, over.first, over.time, (k, v))
+    return _in_spans(queries, _Keys(over.keys, over.values, over.key_time), bound, form)
 
 
-def masked(q: Vectors, k: Vectors, v: Vectors, mask: Bool[Array, "#b #h l m"]) -> Vectors:
+def masked(
+    q: Vectors,
+    k: Vectors,
+    v: Vectors,
+    mask: Bool[Array, "#b #h l m"],
+    time: Places | None = None,
+    form: Form = SOFTMAX,
+) -> Vectors:
     """Token i sees token j where `mask[..., i, j]`; each sees at least one."""
-    logits = jnp.where(mask, _logits(q, k), -jnp.inf)
+    return _over(_logits(q, k, time, time, form), v, mask, form)
+
+
+def _over(logits, v: Vectors, mask, form: Form) -> Vectors:
+    """Values by the weights that the unmasked logits make."""
+    if form.pointwise:
+        weights = jnp.where(mask, jax.nn.silu(logits), 0.0)
+        return (_weighted(weights, v) / jnp.sum(mask, axis=-1, keepdims=True)).astype(v.dtype)
+    logits = jnp.where(mask, logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     return (_weighted(weights, v) / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
+
+
+def bucket(elapsed: Int[Array, "..."]) -> Int[Array, "..."]:
+    """Which bucket a time in seconds falls into: floor(ln(seconds) / 0.3), as HSTU has it; what is below 1 into 0."""
+    return jnp.minimum((jnp.log(jnp.maximum(elapsed, 1).astype(jnp.float32)) / 0.3).astype(jnp.int32), BUCKETS - 1)
 
 
 def scale(q: Vectors) -> float:
@@ -70,53 +113,66 @@ def scale(q: Vectors) -> float:
     return q.shape[-1] ** -0.5
 
 
-def _logits(q, k):
-    return scale(q) * jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+def _logits(q, k, query_time, key_time, form: Form):
+    logits = scale(q) * jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    if form.bias is None:
+        return logits
+    place = bucket(query_time[:, :, None] - key_time[:, None])
+    return logits + jnp.swapaxes(jnp.take(form.bias, place, axis=1), 0, 1)
 
 
 def _weighted(weights, v):
     return jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
-def _attend(queries: _Queries, keys: Vectors, values: Vectors) -> Vectors:
+def _attend(queries: _Queries, keys: _Keys, form: Form) -> Vectors:
     """All queries at once."""
-    q, stop, first, own = queries
-    place = jnp.arange(keys.shape[2])[None, None, None]
+    q, stop, first, time, own = queries
+    place = jnp.arange(keys.k.shape[2])[None, None, None]
     seen = place < stop[:, None, :, None]
     if first is not None:
         seen &= place >= first[:, None, :, None]
+    logits = _logits(q, keys.k, time, keys.time, form)
     if own is None:
-        return masked(q, keys, values, seen)
-    # Softmax over [keys in range, own key], without building that concatenation.
+        return _over(logits, keys.v, seen, form)
+    # Weights over [keys in range, own key], without building that concatenation.
     k, v = own
-    context = jnp.where(seen, _logits(q, keys), -jnp.inf)
     mine = scale(q) * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
+    if form.bias is not None:
+        mine += form.bias[None, :, :1, None]  # no time has gone by
+    if form.pointwise:
+        found = _weighted(jnp.where(seen, jax.nn.silu(logits), 0.0), keys.v) + jax.nn.silu(mine) * v.astype(jnp.float32)
+        return (found / (jnp.sum(seen, axis=-1, keepdims=True) + 1)).astype(v.dtype)
+    context = jnp.where(seen, logits, -jnp.inf)
     # The own key is always seen, so the maximum is finite and the sum is at least one term.
     top = jax.lax.stop_gradient(jnp.maximum(jnp.max(context, axis=-1, keepdims=True, initial=-jnp.inf), mine))
     context, mine = jnp.exp(context - top), jnp.exp(mine - top)
     total = jnp.sum(context, axis=-1, keepdims=True) + mine
-    return ((_weighted(context, values) + mine * v.astype(jnp.float32)) / total).astype(v.dtype)
+    return ((_weighted(context, keys.v) + mine * v.astype(jnp.float32)) / total).astype(v.dtype)
 
 
-def _in_spans(queries: _Queries, keys: Vectors, values: Vectors, bound: typing.Callable[[int], int]) -> Vectors:
+def _in_spans(queries: _Queries, keys: _Keys, bound: typing.Callable[[int], int], form: Form) -> Vectors:
     """Spans of about equal size, joined. Of `keys`, the first `bound(stop)` are all that queries before `stop` see."""
     length = queries.q.shape[2]
     if length <= BLOCK:
-        return _attend(queries, keys, values)
+        return _attend(queries, keys, form)
     spans = min(SPANS, -(-length // BLOCK))
     found = []
     for start, stop in itertools.pairwise(length * n // spans for n in range(spans + 1)):
-        mine = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, start, stop, axis=_axis(x)), queries)  # noqa: B023
-        seen = min(bound(stop), keys.shape[2])
-        found.append(_in_blocks(mine, keys[:, :, :seen], values[:, :, :seen]))
+        cut = lambda tree, start, stop: jax.tree.map(
+            lambda x: jax.lax.slice_in_dim(x, start, stop, axis=_axis(x)), tree
+        )
+        seen = min(bound(stop), keys.k.shape[2])
+        found.append(_in_blocks(cut(queries, start, stop), cut(keys, 0, seen), form))
     return jnp.concatenate(found, axis=2)
 
 
-def _in_blocks(queries: _Queries, keys: Vectors, values: Vectors) -> Vectors:
+def _in_blocks(queries: _Queries, keys: _Keys, form: Form) -> Vectors:
     """Blocks of equal size, one after the other, joined."""
     length = queries.q.shape[2]
     blocks = -(-length // BLOCK)
-    one = lambda queries: jax.checkpoint(_attend, prevent_cse=blocks == 1)(queries, keys, values)
+    attend = lambda queries, keys, bias: _attend(queries, keys, form._replace(bias=bias))
+    one = lambda queries: jax.checkpoint(attend, prevent_cse=blocks == 1)(queries, keys, form.bias)
     if blocks == 1:
         return one(queries)
     size = -(-length // blocks)

@@ -1,7 +1,7 @@
 """Systems that learn nothing or little, to be ranked beside a model. Scores are numpy, higher is better.
 
-`Scorer`s score the whole catalogue, (B, V); `LISTS` score candidate lists, (B, K), from an `EvalBatch` and the training
-counts of the items, (V,).
+`Scorer`s score the whole catalogue, (B, V); `Predictor`s give candidates a logit a ranked label, (B, K, A); `LISTS` score
+candidate lists, (B, K), from an `EvalBatch` and the training counts of the items, (V,).
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from synergen_jax.batch import EvalBatch
 
 Scorer = collections.abc.Callable[[EvalBatch], np.ndarray | None]
 """Scores (B, V) of a batch; a row of NaN, or None for a whole batch, where it has nothing to say."""
+
+
+Predictor = collections.abc.Callable[[EvalBatch], np.ndarray]
+"""Logits (B, K, A) of a batch's candidates; NaN for a label of which it says nothing."""
 
 
 def fixed(scores: np.ndarray) -> Scorer:
@@ -58,6 +62,44 @@ def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Seq
         return scores
 
     return score
+
+
+def user_item_mean(
+    user: np.ndarray,
+    item: np.ndarray,
+    label: np.ndarray,
+    sizes: tuple[int, int],
+    shrink: tuple[float, float] = (10, 25),
+) -> Predictor:
+    """How much a user likes, plus how much an item is liked: p = mean + b_user + b_item, clipped to [0.01, 0.99].
+
+    b_item = Σ (y - mean) / (25 + n), then b_user = Σ (y - mean - b_item) / (10 + n): the baseline predictors of Koren
+    2010 ("Factor in the neighbors"), with his shrinkage. Of the first label, whether an item is chosen at all, the
+    events of training tell nothing, since all of them were.
+
+    Args:
+      user, item: of n training events, (n,); label: what is known of each, (n, A), 0 or 1; sizes: users, and V.
+      shrink: pseudo-counts of users and of items.
+    """
+    users, items = sizes
+    mean = label.mean(axis=0, keepdims=True) if len(label) else np.full((1, label.shape[1]), 0.5)
+
+    def biases(which, rest, size, by):
+        total = np.stack([np.bincount(which, weights=column, minlength=size) for column in rest.T], axis=1)
+        return total / (by + np.bincount(which, minlength=size))[:, None]
+
+    rest = label - mean
+    of_item = biases(item, rest, items, shrink[1])
+    of_user = biases(user, rest - of_item[item], users, shrink[0])
+
+    def predict(batch: EvalBatch) -> np.ndarray:
+        p = (mean + of_user[batch.user])[:, None] + of_item[batch.ranking.item[:, 0]]
+        p = np.clip(p, 0.01, 0.99)
+        logits = np.log(p / (1 - p))
+        logits[..., 0] = np.nan
+        return logits
+
+    return predict
 
 
 def most_popular(batch: EvalBatch, counts: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines import examples, feed, splits
+from data_pipelines import examples, feed, splits, windows
 from data_pipelines.event_log import EventLog
 from data_pipelines.prepare import locate
 from data_pipelines.prepare import prepare as prepare_log
@@ -168,7 +168,7 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
         found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
-    return run, found[0].params, int(found[0].step), mesh
+    return run, found[0].served, int(found[0].step), mesh
 
 
 def evaluate(arguments, settings) -> dict[str, typing.Any]:
@@ -184,8 +184,9 @@ def _evaluate(
     with processes.together():
         targets = run.targets(part)
     others = _baselines(run) if processes.first() else {}
+    predictors = _predictors(run) if processes.first() else {}
     found = evaluation.evaluate(
-        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others, mesh
+        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others, mesh, predictors
     )
     if found is None:  # process 0 goes on
         return {}
@@ -221,6 +222,18 @@ def _baselines(run: Run) -> dict[str, baselines.Scorer]:
     if len(run.log.queries) > 1:
         others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
     return others
+
+
+def _predictors(run: Run) -> dict[str, baselines.Predictor]:
+    """The bias-only baseline of labels such as "like"; none where a log ranks whether an item is chosen, and no more."""
+    if len(run.log.labels) < 2:
+        return {}
+    log, split = run.training
+    return {
+        "user_item_mean": baselines.user_item_mean(
+            *windows.labelled(log, split.train_stop), (len(run.log), run.log.spec.items)
+        )
+    }
 
 
 def recommend(arguments, _) -> dict[str, typing.Any]:

@@ -27,6 +27,7 @@ class DataConfig:
     test_from: float = 0.9  # split="time": likewise
     max_history: int = 200  # L: events in one window
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
+    crop: bool = False  # windows before a user's last one are moved back at random, by less than the stride
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
     pack: bool = False  # training puts several short windows into one row; B then counts rows
@@ -49,18 +50,34 @@ class ModelConfig:
     heads: int = 2  # H
     mlp_ratio: int = 4
     dropout: float = 0.2
-    rope: str = "split"  # "time", "order" or "split" (half of the rotary planes each)
+    block: str = (
+        "transformer"  # or "hstu": pointwise attention behind a gate, in place of softmax and feed-forward layer
+    )
+    rope: str = "split"  # "time", "order", "split" (half of the rotary planes each) or "none"
     min_wavelength: int = 60  # seconds, of the fastest time plane
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
+    time_bias: bool = False  # attention has a learned bias by elapsed time, beside the rotary planes
+    request_time: bool = True  # readers know when they are asked; otherwise the time of the last event that they see
     matrices: bool = True  # use the log's semantic matrices
+    leave_out: str = ""  # comma-separated: names of semantic matrices that are not used
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
     query_ids: bool = True  # likewise for each query
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
     context_query: bool = True  # events in the context tell the query that led to them
+    context_action: bool = True  # and their action, such as the rating
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"
     remat: bool = False  # recompute a block's activations in the backward pass
+
+    def uses(self, matrix: str) -> bool:
+        """Whether the semantic matrix of that name is a part of items' and queries' vectors."""
+        return self.matrices and matrix not in self.left_out
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names in `leave_out`."""
+        return [name.strip() for name in self.leave_out.split(",") if name.strip()]
 
     @property
     def mlp_hidden(self) -> int:
@@ -96,6 +113,9 @@ class OptimiserConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip: float = 1.0  # global norm of the gradient; 0 turns clipping off
+    average: float = (
+        0.0  # decay of the moving average of parameters that is validated and served; 0: the newest ones are
+    )
     accumulate: int = 0  # micro-batches a step; 0: as many as suit the platform (`sharding.micro_batches`)
     table: str = "auto"  # item and query rows: "dense", the whole table; "adam" (lazy) or "adagrad", the batch's rows
 
@@ -256,7 +276,8 @@ _KINDS: dict[typing.Any, str] = types.MappingProxyType(
 )
 _CHOICES = {
     "data.split": ("leave-one-out", "time"),
-    "model.rope": ("time", "order", "split"),
+    "model.block": ("transformer", "hstu"),
+    "model.rope": ("time", "order", "split", "none"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "optimiser.table": ("auto", "dense", "adam", "adagrad"),
@@ -295,6 +316,7 @@ _AT_LEAST = {
     "optimiser.b1": 0,
     "optimiser.b2": 0,
     "optimiser.clip": 0,
+    "optimiser.average": 0,
     "optimiser.accumulate": 0,
     "run.steps": 1,
     "run.log_every": 1,
@@ -315,6 +337,7 @@ _BELOW = {
     "data.cold_items": 1,
     "optimiser.b1": 1,
     "optimiser.b2": 1,
+    "optimiser.average": 1,
     "data.seed": 2**32,
     "run.seed": 2**32,
 }
@@ -336,6 +359,8 @@ def _checked(config: Config, where: str) -> Config:
     m, loss, data = config.model, config.loss, config.data
     if not (m.matrices or m.item_ids):
         raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
+    if data.crop and not data.stride:
+        raise UserError(f"{where}: data.crop moves windows by less than data.stride, which is 0: set data.stride")
     if data.drop_query > 1:
         raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
     if not loss.search_weight + loss.recommendation_weight > 0:

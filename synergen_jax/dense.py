@@ -64,7 +64,8 @@ def forward(
     )
     order = jnp.broadcast_to(jnp.arange(length), events.time.shape)
     order = jnp.concatenate([within(order, events.first), within(readers.visible, readers.first)], axis=1)
-    angle = model.angles(jnp.concatenate([events.time, readers.time], axis=1), order)
-    seen = Masked(mask(length, readers.visible, events.first, readers.first))
+    time = jnp.concatenate([events.time, model.asked_at(readers, events.time)], axis=1)
+    angle = model.angles(time, order)
+    seen = Masked(mask(length, readers.visible, events.first, readers.first), time)
     h, _, _ = model.run(h, angle, [seen] * model.config.depth, True)
     return h[:, :length], h[:, length:]

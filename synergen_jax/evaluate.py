@@ -209,6 +209,7 @@ def evaluate(
     seed: int = 0,
     others: collections.abc.Mapping[str, baselines.Scorer] = types.MappingProxyType({}),
     mesh: Mesh | None = None,
+    predictors: collections.abc.Mapping[str, baselines.Predictor] = types.MappingProxyType({}),
 ) -> Report | None:
     """The whole protocol on one split.
 
@@ -222,6 +223,7 @@ def evaluate(
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
         say of a batch. One that says nothing of some targets is reported by slice alone.
       mesh: as in `answers`. The model is asked on all processes; all else is left to process 0.
+      predictors: baselines of the ranked labels by name, on the candidates of the model.
 
     Returns:
       None on other processes than the first.
@@ -244,6 +246,9 @@ def evaluate(
         ranks[name] = baseline_ranks(scorer, batches)
         if (ranks[name] > 0).all():
             systems[name] = retrieval(ranks[name])
+    for name, predict in predictors.items():
+        logits = np.concatenate([predict(batch)[batch.user >= 0] for batch in batches])
+        systems[name] = _ranking(model, said.labels, logits, config, seed)
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if config.scann:
@@ -374,6 +379,8 @@ def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, see
 def _ranking(model: models.SynerGen, labels, logits, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
     result = {}
     for column, label in enumerate(model.spec.labels):
+        if np.isnan(logits[:, :, column]).all():
+            continue
         found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], config.bootstrap, seed)
         # A label that is known of the target alone gives no list to rank: those metrics are undefined.
         result |= {f"{name}/{label}": value for name, value in found.items() if np.isfinite(value["mean"])}

@@ -89,6 +89,7 @@ def _retrieval(found: Report) -> Rows:
     return [
         {"system": system} | {name: values[name] for name in COLUMNS if name in values}
         for system, values in found.values.items()
+        if "hr@10" in values
     ]
 
 

@@ -109,14 +109,16 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
     # Ids whose vectors are made of rows; those of the pool too, where it is the whole catalogue.
     items = work.events + work.readers + candidates + sampled + (spec.items if loss.full_softmax else 0)
     queries = work.events + work.readers + candidates
-    item_width = sum(w for _, w in spec.item_matrices) if m.matrices else 0
-    query_width = sum(w for _, w in spec.query_matrices) if m.matrices else 0
+    item_width, query_width = (
+        sum(wide for name, wide in matrices if m.uses(name)) for matrices in (spec.item_matrices, spec.query_matrices)
+    )
     features = (len(spec.candidate_features) + 1) if spec.candidate_features else 0
     labels = len(spec.labels)
+    gated = m.block == "hstu"  # a gate beside query, key, value and output, and no feed-forward layer
     return {
-        "attention projections": Cost(2 * width * width * (4 * tokens + 2 * work.events)),
+        "attention projections": Cost(2 * width * width * ((4 + gated) * tokens + 2 * work.events)),
         "attention": Cost(2 * 2 * width * pairs),
-        "feed-forward": Cost(2 * 3 * width * m.mlp_hidden * tokens),
+        "feed-forward": Cost(0 if gated else 2 * 3 * width * m.mlp_hidden * tokens),
         # The rows of a semantic matrix are frozen: the backward pass has the projection's gradient alone.
         "semantic projections": Cost(2 * width * (item_width * items + query_width * queries), times=2),
         "heads": Cost(2 * (width * width * work.readers + (width * width + width * labels) * candidates)),

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from synergen_jax import attention, embed, rope
-from synergen_jax.attention import Causal, Masked, Prefix
+from synergen_jax import embed, rope
+from synergen_jax.attention import Causal, Prefix
 from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
+from synergen_jax.blocks import KINDS, dense, norm
 from synergen_jax.config import ModelConfig
 from synergen_jax.dropout import Dropout
 
@@ -39,6 +40,7 @@ class Cache:
 
     keys: tuple[Float[Array, "b h l dh"], ...]
     values: tuple[Float[Array, "b h l dh"], ...]
+    time: Int[Array, "b l"]  # of the events
     length: Int[Array, "b"]  # events of each user; slots from there on are free
 
     @property
@@ -52,55 +54,6 @@ def within(place: Int[Array, "b l"], first: Int[Array, "b l"] | None) -> Int[Arr
     return place if first is None else place - first
 
 
-def _dense(shape, axes, dtype, name=None, in_axis=0, init=None):
-    """A bias-free linear map with logical axes; `shape` is that of its output features."""
-    init = init or nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-    return nn.DenseGeneral(
-        shape,
-        axis=in_axis,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        name=name,
-    )
-
-
-def _norm(dtype, name):
-    return nn.RMSNorm(dtype=dtype, name=name, scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)))
-
-
-class Block(nn.Module):
-    """A pre-norm decoder block: attention over `over`, then a gated feed-forward layer (SwiGLU, Shazeer 2020).
-
-    What a block adds starts at zero (Goyal et al. 2017; Bachlechner et al. 2021), so that a token's own vector, a query
-    above all, reaches the heads from the first step.
-    """
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, h: Array, angle: Array, over: Causal | Prefix | Masked, deterministic: bool):
-        """Maps tokens (B, L, D) to tokens (B, L, D) and their rotated keys and values, (B, H, L, Dh) each."""
-        c = self.config
-        dtype = jnp.dtype(c.dtype)
-        dropout = lambda x: Dropout(c.dropout)(x, deterministic)
-        x = _norm(dtype, "attention_norm")(h)
-        heads = (c.heads, c.width // c.heads)
-        q, k, v = (
-            _dense(heads, ("embed", "heads", "head_width"), dtype, name, in_axis=-1)(x).swapaxes(1, 2)
-            for name in ("query", "key", "value")
-        )
-        q, k = rope.rotate(q, angle), rope.rotate(k, angle)
-        x = attention.attend(q, k, v, over, attention.choose(c)).swapaxes(1, 2)
-        h = h + dropout(
-            _dense(c.width, ("heads", "head_width", "embed"), dtype, "out", (-2, -1), nn.initializers.zeros)(x)
-        )
-        x = _norm(dtype, "mlp_norm")(h)
-        gate, up = (_dense(c.mlp_hidden, ("embed", "mlp"), dtype, name, in_axis=-1)(x) for name in ("gate", "up"))
-        x = _dense(c.width, ("mlp", "embed"), dtype, "down", -1, nn.initializers.zeros)(nn.silu(gate) * up)
-        return h + dropout(x), k, v
-
-
 class SynerGen(nn.Module):
     """The decoder. `phase` replaces the rotary encoding of time and order that `config.rope` names."""
 
@@ -112,26 +65,26 @@ class SynerGen(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
-        block = nn.remat(Block, static_argnums=(4,)) if c.remat else Block
+        block = nn.remat(KINDS[c.block], static_argnums=(4,)) if c.remat else KINDS[c.block]
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
         self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
-        self.final_norm = _norm(dtype, None)
+        self.final_norm = norm(dtype, None)
         # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
-        self.retrieval_head = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
-        self.ranking_hidden = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
-        self.ranking_out = _dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
+        self.retrieval_head = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
+        self.ranking_hidden = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+        self.ranking_out = dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
         self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
         # How much the retrieval score weighs in each label's logit: in that of the first from the start.
         first = lambda key, shape: jnp.zeros(shape).at[0].set(1.0)
         self.ranking_match = self.param("ranking_match", first, (len(self.spec.labels),))
         if self.spec.candidate_features:
-            self.feature_hidden = _dense(c.width, (None, "embed"), dtype, in_axis=-1)
+            self.feature_hidden = dense(c.width, (None, "embed"), dtype, in_axis=-1)
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
             init = nn.initializers.normal(0.02)
-            self.feature_out = _dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
+            self.feature_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
             # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
             wide = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
             self.feature_wide = self.param(
@@ -147,7 +100,9 @@ class SynerGen(nn.Module):
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
         """Tokens (B, L, D) that say what happened."""
         dtype = items.dtype
-        h = items + self.action.astype(dtype)[events.action] + self.kind.astype(dtype)[None, None, CONTEXT]
+        h = items + self.kind.astype(dtype)[None, None, CONTEXT]
+        if self.config.context_action:
+            h = h + self.action.astype(dtype)[events.action]
         return h + queries if self.config.context_query else h
 
     def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
@@ -161,6 +116,17 @@ class SynerGen(nn.Module):
             return h
         return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
 
+    def asked_at(self, readers: Readers, time: Int[Array, "b l"]) -> Int[Array, "b r"]:
+        """The times that readers go by: those of their requests, or without `config.request_time` of the last event seen.
+
+        Args:
+          time: of the context's events.
+        """
+        if self.config.request_time:
+            return readers.time
+        last = jnp.take_along_axis(time, jnp.maximum(readers.visible - 1, 0), axis=1)
+        return jnp.where(readers.visible > (0 if readers.first is None else readers.first), last, readers.time)
+
     def encode(self, events: Events, items: Array, queries: Array, deterministic: bool = True) -> Cache:
         """Encodes a window of events once.
 
@@ -171,9 +137,9 @@ class SynerGen(nn.Module):
         """
         h = self.context_tokens(events, items, queries)
         order = within(jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape), events.first)
-        overs = [Causal(events.first)] * self.config.depth
+        overs = [Causal(events.first, events.time)] * self.config.depth
         _, keys, values = self.run(h, self.angles(events.time, order), overs, deterministic)
-        return Cache(keys, values, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
+        return Cache(keys, values, events.time, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
 
     def read(
         self,
@@ -194,7 +160,9 @@ class SynerGen(nn.Module):
             work of attention. 0 promises nothing.
         """
         h = self.reader_tokens(readers, items, queries)
-        return self._read(cache, h, readers.time, readers.visible, readers.first, deterministic, per_event)[0]
+        return self._read(
+            cache, h, self.asked_at(readers, cache.time), readers.visible, readers.first, deterministic, per_event
+        )[0]
 
     def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
         """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.
@@ -203,10 +171,11 @@ class SynerGen(nn.Module):
         """
         h = self.context_tokens(event, items, queries)
         _, keys, values = self._read(cache, h, event.time, cache.length[:, None], None, True)
-        slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)[:, None, :, None]
-        put = lambda old, new: jnp.where(slot, new, old)
+        slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)
+        put = lambda old, new: jnp.where(slot[:, None, :, None], new, old)
         grown = jnp.minimum(cache.length + 1, cache.capacity)
-        return Cache(jax.tree.map(put, cache.keys, keys), jax.tree.map(put, cache.values, values), grown)
+        keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
+        return Cache(keys, values, jnp.where(slot, event.time, cache.time), grown)
 
     def retrieve(self, hidden: Array) -> Array:
         """Retrieval vectors of readers: their inner product with `keys` scores an item."""
@@ -251,7 +220,7 @@ class SynerGen(nn.Module):
         deterministic: bool,
         per_event: int = 0,
     ):
-        overs = [Prefix(k, v, visible, first, per_event) for k, v in zip(cache.keys, cache.values)]
+        overs = [Prefix(k, v, visible, first, per_event, time, cache.time) for k, v in zip(cache.keys, cache.values)]
         return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)
 
     def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
@@ -274,7 +243,7 @@ def init(model: SynerGen, key: Array) -> Params:
 
     def rows(table, matrices):
         learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
-        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.matrices}
+        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.uses(name)}
 
     def touch(model: SynerGen):
         """Calls every part once, so that each creates its parameters."""
@@ -312,7 +281,7 @@ def query_vectors(
 
 
 def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
-    matrices = matrices if model.config.matrices else {}
+    matrices = {name: matrix for name, matrix in matrices.items() if model.config.uses(name)}
     rows = embed.lookup(params["tables"].get(table), matrices, counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="join_rows")
 

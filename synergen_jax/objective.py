@@ -111,8 +111,8 @@ def look_up(
 
 def _sources(model, tables, catalogue: StoredCatalogue, name: str) -> embed.Rows:
     """The stored arrays that the vectors of one kind of id are made of."""
-    matrices = getattr(catalogue, name) if model.config.matrices else {}
-    return dict(matrices) | ({"id": tables[name]} if name in tables else {})
+    matrices = {one: matrix for one, matrix in getattr(catalogue, name).items() if model.config.uses(one)}
+    return matrices | ({"id": tables[name]} if name in tables else {})
 
 
 def value_and_grad(

@@ -39,9 +39,9 @@ def order_phase(order: Int[Array, "*b l"], planes: int, base: float = 10_000.0) 
 
 
 def make_phase(config: ModelConfig) -> Phase:
-    """The phase function that `config.rope` names: "time", "order", or "split" (half of the planes each)."""
-    planes = config.width // config.heads // 2
-    timed = {"time": planes, "order": 0, "split": planes // 2}[config.rope]
+    """The phase function that `config.rope` names: "time", "order", "split" (half of the planes each), or "none"."""
+    planes = 0 if config.rope == "none" else config.width // config.heads // 2
+    timed = {"time": planes, "split": planes // 2}.get(config.rope, 0)
     waves = wavelengths(timed, config.min_wavelength, config.max_wavelength)
 
     def phase(time: Int[Array, "*b l"], order: Int[Array, "*b l"]) -> Float[Array, "*b l p"]:
@@ -51,7 +51,9 @@ def make_phase(config: ModelConfig) -> Phase:
 
 
 def rotate(x: Float[Array, "b h l dh"], angle: Float[Array, "b l p"]) -> Float[Array, "b h l dh"]:
-    """Turns plane j of `x`, spanned by its coordinates j and j + Dh / 2, by `angle[..., j]`."""
+    """Turns plane j of `x`, spanned by its coordinates j and j + Dh / 2, by `angle[..., j]`; no angles turn nothing."""
+    if not angle.shape[-1]:
+        return x
     cos, sin = (f(angle)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)

@@ -21,7 +21,7 @@ from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
-from synergen_jax.errors import Stopped, UserError
+from synergen_jax.errors import Stopped, UserError, nearest
 from synergen_jax.logs import MetricLog
 from synergen_jax.optimiser import schedule
 from synergen_jax.table import StoredCatalogue, catalogue_shardings, place_catalogue
@@ -39,14 +39,24 @@ class TrainState:
     params: models.Params
     opt_state: typing.Any
 
+    @property
+    def served(self) -> models.Params:
+        """The parameters that are validated, evaluated and served."""
+        return update.served(self.params, self.opt_state)
+
 
 def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
     """The model of a run.
 
     Raises:
-      UserError: its attention backend cannot run here.
+      UserError: its attention backend cannot run here, or it leaves out what the log does not have.
     """
     attention.check(config)
+    names = {name for name, _ in spec.item_matrices + spec.query_matrices}
+    if unknown := [name for name in config.model.left_out if name not in names]:
+        raise UserError(f"model.leave_out: the log has no matrix {unknown[0]!r}{nearest(unknown[0], names)}")
+    if not config.model.item_ids and not any(config.model.uses(name) for name, _ in spec.item_matrices):
+        raise UserError("model.item_ids is false, and no matrix of the log is used: items have no vectors")
     return models.SynerGen(config.model, spec)
 
 
@@ -205,7 +215,7 @@ def train(
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                 if validates:
                     with meter.paused():
-                        progress = progress.after(step, _selected(config, validation := validate(state.params)))
+                        progress = progress.after(step, _selected(config, validation := validate(state.served)))
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
                     found = ", ".join(
                         f"{name} {validation[name]:.4f}" for name in sorted(validation) if "/" not in name

@@ -18,7 +18,8 @@ from synergen_jax.config import Config
 from synergen_jax.optimiser import clipped, make_optimiser, row_optimiser, table_kind
 
 State = dict[str, typing.Any]
-"""{"dense": AdamW's of all that is updated as a whole, "rows": {table: {name: stored array}}}."""
+"""{"dense": AdamW's of all that is updated as a whole, "rows": {table: {name: stored array}}, "average": of all that is
+updated as a whole, where `optimiser.average` asks for it}."""
 
 
 class Gradients(typing.NamedTuple):
@@ -44,7 +45,19 @@ def init(config: Config, params: models.Params) -> State:
             learned, wide = params["tables"][name], row_optimiser(config.optimiser, kind, config.run.steps).state
             rows[name] = {one: _zeros(learned, 2 + axes) for one, axes in wide.items()}
     dense = _dense(params, rows)
-    return {"dense": make_optimiser(config.optimiser, config.run.steps).init(dense), "rows": rows}
+    state = {"dense": make_optimiser(config.optimiser, config.run.steps).init(dense), "rows": rows}
+    return state | ({"average": jax.tree.map(jnp.copy, dense)} if config.optimiser.average else {})
+
+
+def served(params: models.Params, state: State) -> models.Params:
+    """The parameters that are validated, evaluated and served: averages where they are kept, otherwise the newest.
+
+    Tables of which a step moves some rows alone are as the last step left them: to average them would cost every row.
+    """
+    if "average" not in state:
+        return params
+    average = state["average"]
+    return {"model": average["model"], "tables": params["tables"] | average["tables"]}
 
 
 def apply(
@@ -82,7 +95,16 @@ def apply(
         stored, square = table.change(mesh, delivered[name], stored, rule, scale, step)
         tables[name], rows[name], moved = stored["row"], stored["state"], moved + square
     norms = {"gradient": norm, "update": jnp.sqrt(moved), "parameter": optax.tree.norm(new["model"])}
-    return {"model": new["model"], "tables": tables}, {"dense": dense_state, "rows": rows}, norms
+    state = {"dense": dense_state, "rows": rows} | _averaged(config, state, new, step)
+    return {"model": new["model"], "tables": tables}, state, norms
+
+
+def _averaged(config: Config, state: State, new, step: Array) -> State:
+    """The moving average, whose decay grows up to its own over the first steps, so that it forgets where it began."""
+    if "average" not in state:
+        return {}
+    decay = jnp.minimum(config.optimiser.average, (1.0 + step) / (10.0 + step))
+    return {"average": jax.tree.map(lambda old, x: decay * old + (1 - decay) * x, state["average"], new)}
 
 
 def _rule(optimiser) -> table.Change:

@@ -33,7 +33,7 @@ def make(config=CONFIG, spec=SPEC, seed=0):
     params = jax.tree_util.tree_map_with_path(grow, params)
     rng = np.random.default_rng(seed)
     # Blocks and the ranking head add nothing at first; what is compared must depend on all of them.
-    zero = ("out", "down", "ranking_out")
+    zero = ("out", "down", "ranking_out", "time_bias")
     fill = lambda path, x: (
         jnp.asarray(rng.normal(size=x.shape), x.dtype) * np.prod(x.shape[:-1]) ** -0.5
         if any(f"['{name}']" in jax.tree_util.keystr(path) for name in zero)

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from synergen_jax import attention, attention_kernels, attention_xla, sharding
 from synergen_jax.attention import Causal, Masked, Prefix, attend
+from synergen_jax.attention_xla import SOFTMAX, Form
 from synergen_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
 
@@ -30,22 +31,28 @@ def segments(seed, length=L, count=4):
     return jnp.asarray(np.stack(first), jnp.int32)
 
 
-def causal_oracle(q, k, v, first):
+def causal_oracle(q, k, v, first, time=None, form=SOFTMAX):
     place = jnp.arange(q.shape[2])[None, None]
     mask = jnp.tri(q.shape[2], dtype=bool)[None].repeat(B, 0)
     if first is not None:
         mask &= place >= first[:, :, None]
-    return attend(q, k, v, Masked(mask))
+    return attend(q, k, v, Masked(mask, time), form=form)
 
 
-def prefix_oracle(q, k, v, keys, values, visible, first):
+def prefix_oracle(q, k, v, keys, values, visible, first, time=None, key_time=None, form=SOFTMAX):
     """Context keys and own keys in one sequence under the mask of `dense.mask`."""
     place = jnp.arange(keys.shape[2])[None, None]
     seen = place < visible[:, :, None]
     if first is not None:
         seen &= place >= first[:, :, None]
     mask = jnp.concatenate([seen, jnp.eye(q.shape[2], dtype=bool)[None].repeat(B, 0)], 2)[:, None]
-    return attention_xla.masked(q, jnp.concatenate([keys, k], 2), jnp.concatenate([values, v], 2), mask)
+    whole = jnp.concatenate([keys, k], 2), jnp.concatenate([values, v], 2)
+    if time is None:
+        return attention_xla.masked(q, *whole, mask, form=form)
+    # Context tokens come first, and their rows are left out again.
+    mask = jnp.concatenate([jnp.ones((B, 1, keys.shape[2], mask.shape[3]), bool), mask], 2)
+    both = jnp.concatenate([keys, q], 2), *whole, mask, jnp.concatenate([key_time, time], 1), form
+    return attention_xla.masked(*both)[:, :, keys.shape[2] :]
 
 
 def grads(f, *inputs):
@@ -54,12 +61,12 @@ def grads(f, *inputs):
     return out, pull(jnp.asarray(np.random.default_rng(9).normal(size=out.shape), out.dtype))
 
 
-def assert_same(ours, theirs, *inputs, atol=1e-5):
+def assert_same(ours, theirs, *inputs, atol=1e-5, rtol=0.0):
     """Two functions agree in value and gradients."""
     for a, b in zip(
         *(jax.tree.leaves(jax.jit(functools.partial(grads, f))(*inputs)) for f in (ours, theirs)), strict=True
     ):
-        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=atol)
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol, atol)
 
 
 def readers(seed, count, length, first=None, ordered=False):
@@ -108,6 +115,38 @@ def test_xla_readers_in_blocks_equal_the_oracle(packed, ordered, blocks):
         lambda *x: prefix_oracle(*x, visible, begin),
         *(q, k, v, *arrays(5, 2, length)),
     )
+
+
+@pytest.mark.parametrize("pointwise", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_xla_other_forms_equal_the_oracle(packed, pointwise, blocks):
+    """A bias by elapsed time, and pointwise weights, their gradients included."""
+    count, length = 300, 150
+    rng = np.random.default_rng(6)
+    times = lambda n: jnp.asarray(np.sort(rng.integers(0, 10**8, (B, n)), axis=1), jnp.int32)
+    bias = jnp.asarray(rng.normal(size=(H, attention_xla.BUCKETS)), jnp.float32)
+    time, first = times(L), segments(0) if packed else None
+    form = lambda bias: Form(pointwise, bias)
+    assert_same(
+        lambda *x: attend(*x[:3], Causal(first, time), form=form(x[3])),
+        lambda *x: causal_oracle(*x[:3], first, time, form(x[3])),
+        *(*arrays(1, 3), bias),
+        rtol=1e-5,  # the bias has a gradient from thousands of pairs
+    )
+    first = segments(2, length) if packed else None
+    visible, begin = readers(3, count, length, first, True)
+    time, key_time = times(count), times(length)
+    assert_same(
+        lambda q, k, v, *x: attend(q, k, v, Prefix(*x[:2], visible, begin, 2, time, key_time), form=form(x[2])),
+        lambda *x: prefix_oracle(*x[:5], visible, begin, time, key_time, form(x[5])),
+        *(*arrays(4, 3, count), *arrays(5, 2, length), bias),
+        rtol=1e-5,
+    )
+
+
+def test_buckets_of_elapsed_time():
+    seconds = np.array([-5, 0, 1, 2, 60, 86_400, 160_000_000, 2**31 - 1])
+    np.testing.assert_array_equal(attention_xla.bucket(jnp.asarray(seconds, jnp.int32)), [0, 0, 0, 2, 13, 37, 62, 63])
 
 
 def test_xla_in_bfloat16_is_as_near_as_bfloat16_is():

@@ -154,7 +154,12 @@ def test_every_number_has_a_bound_or_a_reason():
     texts = {
         f"{s}.{k}" for s, values in configs.to_dict(Config()).items() for k, v in values.items() if isinstance(v, str)
     }
-    assert texts == {*configs._CHOICES, "data.log", "data.target_actions"}  # names that the log knows
+    assert texts == {
+        *configs._CHOICES,
+        "data.log",
+        "data.target_actions",
+        "model.leave_out",
+    }  # names that the log knows
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,10 @@ def test_every_number_has_a_bound_or_a_reason():
         (["--model.min_wavelength", "100", "--model.max_wavelength", "99"], "model.min_wavelength <= "),
         (["--data.split", "time", "--data.test_from", "0.8"], "data.validation_from must lie before data.test_from"),
         (["--optimiser.accumulate", "3"], "data.batch 64 must be a multiple of optimiser.accumulate 3"),
-        (["--model.rope", "times"], "model.rope must be one of time, order, split, not 'times'; did you mean 'time'"),
+        (
+            ["--model.rope", "times"],
+            "model.rope must be one of time, order, split, none, not 'times'; did you mean 'time'",
+        ),
         (["--model.dtype", "float16"], "model.dtype must be one of float32, bfloat16, not 'float16'; did you mean"),
         (["model.width", "3"], "unknown argument 'model.width': settings are given as --section.key VALUE"),
         (["--width", "3"], "unknown argument '--width'"),

@@ -8,8 +8,8 @@ import pytest
 import small_model
 from small_log import random_log
 
-from data_pipelines import examples, feed, splits
-from synergen_jax import evaluate
+from data_pipelines import examples, feed, splits, windows
+from synergen_jax import baselines, evaluate, metrics
 from synergen_jax import model as models
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
 
@@ -33,7 +33,11 @@ def report(setting):
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     assert batches.targets % CONFIG.evaluate.batch  # so that the last batch is padded
-    return batches, evaluate.evaluate(model, params, catalogue, batches, CONFIG.evaluate, lambda _: None)
+    means = baselines.user_item_mean(*windows.labelled(log, split.train_stop), (len(log), log.spec.items))
+    predictors = {"user_item_mean": means}
+    return batches, evaluate.evaluate(
+        model, params, catalogue, batches, CONFIG.evaluate, lambda _: None, predictors=predictors
+    )
 
 
 def by_hand(setting, scores_of):
@@ -81,6 +85,28 @@ def test_metrics_are_those_of_a_loop(setting, report):
         np.testing.assert_allclose(values[f"hr@{k}"], np.mean(ranks <= k), atol=1e-6)
         np.testing.assert_allclose(values[f"ndcg@{k}"], np.mean((ranks <= k) / np.log2(1 + ranks)), atol=1e-6)
     np.testing.assert_allclose(values["mrr"], np.mean(1 / ranks), atol=1e-6)
+
+
+def test_user_and_item_means_predict_labels(setting, report):
+    log, split, *_ = setting
+    batches, found = report
+    table, events = windows.label_table(log), []
+    for user, stop in enumerate(split.train_stop.tolist()):
+        events += [(user, i, table[a, 1]) for i, a in zip(log[user]["item"][:stop], log[user]["action"][:stop]) if i]
+    mean = np.mean([y for *_, y in events])
+    shrunk = lambda rest, by: sum(rest) / (by + len(rest))
+    of_item = {i: shrunk([y - mean for _, j, y in events if j == i], 25) for i in range(log.spec.items)}
+    of_user = {u: shrunk([y - mean - of_item[i] for v, i, y in events if v == u], 10) for u in range(len(log))}
+    labels, logits = [], []
+    for batch in batches:
+        for user, items, known in zip(batch.user.tolist(), batch.ranking.item[:, 0], batch.ranking.label[:, 0, :, 1]):
+            if user >= 0:
+                p = np.array([np.clip(mean + of_user[user] + of_item[i], 0.01, 0.99) for i in items.tolist()])
+                labels, logits = [*labels, known], [*logits, np.log(p / (1 - p))]
+    values = found.values["user_item_mean"]
+    assert values["log_loss/like"] == pytest.approx(metrics.log_loss(np.array(labels), np.array(logits)), rel=1e-6)
+    assert values["auc/like"] == pytest.approx(metrics.auc(np.array(labels), np.array(logits)), rel=1e-6)
+    assert not any(name.endswith("/engage") for name in values), "all training events were chosen"
 
 
 def test_most_popular_counts_training_events_and_ties_count_against_it(setting, report):

@@ -15,6 +15,7 @@ from small_log import SmallLog, random_log, user
 
 from data_pipelines import examples, feed, splits, windows
 from data_pipelines.splits import Split
+from synergen_jax import config as configs
 from synergen_jax.config import Config, DataConfig, EvaluateConfig
 from synergen_jax.errors import UserError
 
@@ -135,6 +136,25 @@ def test_an_epoch_covers_each_window_once(stride):
     epochs = [found[i : i + len(rows)] for i in range(0, 3 * len(rows), len(rows))]
     assert all(sorted(epoch) == sorted(map(tuple, rows.tolist())) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2], "each epoch has an order of its own"
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_crops_move_all_windows_but_the_last_by_less_than_the_stride(pack):
+    log = SmallLog([user(np.arange(1, 40), name="long"), user([1, 2, 3, 4], name="short")], 40)
+    config = configure(max_history=8, stride=6, crop=True, pack=pack, batch=2, rank_events=3)
+    starts = [set() for _ in range(5)]  # of the long user's windows, from the last one; the items tell the places
+    for batch in take(log, config, 200):
+        first = batch.events.first if pack else np.zeros_like(batch.events.item)
+        for item, begin in zip(batch.events.item, first):
+            if (begin == 0).all() and (item > 0).all():
+                starts[(30 - item[0]) // 6].add(int(item[0]))
+            assert (np.diff(item)[(item[1:] > 0) & (begin[1:] == begin[:-1])] == 1).all()
+    # 37 events train, places 1 .. 37: windows begin at 30, 24, 18, 12, 6, and at 1, which has no room.
+    assert starts[0] == {30}
+    for number, whole in enumerate((24, 18, 12, 6), start=1):
+        assert starts[number] == {start for start in range(whole - 5, whole + 1) if start >= 1}
+    with pytest.raises(UserError, match=r"data.crop moves windows by less than data.stride, which is 0"):
+        configs.from_dict({"data": {"crop": True}})
 
 
 def test_fewer_windows_than_a_batch():

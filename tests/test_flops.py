@@ -53,6 +53,12 @@ def test_a_second_layer_has_context_tokens():
     assert two["heads"] == one["heads"]
 
 
+def test_an_hstu_block_has_a_gate_and_no_feed_forward_layer():
+    found = flops.parts(config(model={"block": "hstu"}), SPEC, flops.full_work(config()))
+    assert found["attention projections"].forward == (14 * 5 + 8 * 2) * 2 * 8 * 8
+    assert found["feed-forward"].forward == 0
+
+
 def test_what_is_off_costs_nothing():
     off = config(loss={"pointwise_weight": 0.0, "pairwise_weight": 0.0})
     none = config(data={"rank_events": 0})

@@ -26,9 +26,18 @@ def both(model, params, catalogue, events, readers):
     return cache, hidden, model.apply(params["model"], events, *ev, readers, *rd, method=dense.forward)
 
 
-@pytest.mark.parametrize("kind", ["time", "order", "split"])
+BIASED = {"time_bias": True}
+GATED = {"block": "hstu", "rope": "none", "time_bias": True}
+KINDS = pytest.mark.parametrize(
+    "kind",
+    [{"rope": "time"}, {"rope": "order"}, {}, BIASED, {"block": "hstu"}, GATED, {"request_time": False}],
+    ids=str,
+)
+
+
+@KINDS
 def test_factorised_equals_dense_oracle(kind):
-    config = dataclasses.replace(small_model.CONFIG, rope=kind)
+    config = dataclasses.replace(small_model.CONFIG, **kind)
     model, params, catalogue = small_model.make(config)
     rng = np.random.default_rng(1)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
@@ -50,7 +59,7 @@ def context_hidden(model, events, items, queries):
     """Final hidden states of `encode`'s own pass."""
     order = jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape)
     h = model.context_tokens(events, items, queries)
-    overs = [models.Causal()] * model.config.depth
+    overs = [models.Causal(None, events.time)] * model.config.depth
     return model.run(h, model.angles(events.time, order), overs, True)[0]
 
 
@@ -146,6 +155,19 @@ def test_actions_and_times_after_the_visible_events_do_not_matter():
     np.testing.assert_array_equal(before, after)
 
 
+def test_without_request_time_readers_go_by_the_last_event_that_they_see():
+    model, params, catalogue = small_model.make(dataclasses.replace(small_model.CONFIG, request_time=False))
+    rng = np.random.default_rng(4)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    _, hidden, _ = both(model, params, catalogue, events, readers)
+    _, later, _ = both(model, params, catalogue, events, dataclasses.replace(readers, time=readers.time + 86_400))
+    np.testing.assert_allclose(hidden, later, atol=1e-6)
+    last = jnp.take_along_axis(events.time, jnp.maximum(readers.visible - 1, 0), axis=1)
+    usual = small_model.make()[0]
+    _, theirs, _ = both(usual, params, catalogue, events, dataclasses.replace(readers, time=last))
+    np.testing.assert_allclose(hidden, theirs, atol=1e-6)
+
+
 def test_padding_does_not_matter():
     model, params, catalogue = small_model.make()
     rng = np.random.default_rng(6)
@@ -158,8 +180,9 @@ def test_padding_does_not_matter():
     np.testing.assert_array_equal(cache.length, wide.length)
 
 
-def test_append_n_times_equals_encode_n():
-    model, params, catalogue = small_model.make()
+@pytest.mark.parametrize("kind", [{}, GATED], ids=str)
+def test_append_n_times_equals_encode_n(kind):
+    model, params, catalogue = small_model.make(dataclasses.replace(small_model.CONFIG, **kind))
     rng = np.random.default_rng(7)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
     whole, hidden, _ = both(model, params, catalogue, events, readers)
@@ -185,9 +208,9 @@ def test_append_n_times_equals_encode_n():
     jax.tree.map(np.testing.assert_array_equal, full, cache)  # no room: left as it is
 
 
-@pytest.mark.parametrize("kind", ["time", "split"])
+@pytest.mark.parametrize("kind", [{"rope": "time"}, {"rope": "split"}], ids=str)
 def test_ten_years_shift_nothing_and_one_second_is_seen(kind):
-    config = dataclasses.replace(small_model.CONFIG, rope=kind)
+    config = dataclasses.replace(small_model.CONFIG, **kind)
     model, params, catalogue = small_model.make(config)
     rng = np.random.default_rng(8)
     events = small_model.events(rng, B, L, span=10**6)
@@ -259,7 +282,10 @@ def test_item_and_query_vectors_of_zero_are_zero_and_each_source_counts():
         without = dataclasses.replace(
             catalogue, item_matrices=catalogue.item_matrices | {name: jnp.zeros_like(catalogue.item_matrices[name])}
         )
-        assert np.abs(np.asarray(models.item_vectors(model, params, without, ids) - vectors)[1:]).max() > 1e-3
+        less = np.asarray(models.item_vectors(model, params, without, ids))
+        assert np.abs(less - vectors)[1:].max() > 1e-3
+        other = models.SynerGen(dataclasses.replace(model.config, leave_out=name), model.spec)
+        np.testing.assert_allclose(models.item_vectors(other, params, catalogue, ids), less, atol=1e-6)
     assert (np.asarray(models.query_vectors(model, params, catalogue, jnp.zeros(3, jnp.int32))) == 0).all()
 
 

@@ -200,7 +200,9 @@ def test_packed_windows_have_the_losses_and_gradients_that_they_have_apart(hard)
     split = splits.split(log, config.data)
     catalogue = examples.catalogue(log, split)
     where = examples.train_windows(split.train_stop, split.first_target, 16, 0)
-    plan = packing.make_plan(where[:, 2] - where[:, 1], examples.ranked_events(log, where, config), 16, 4)
+    plan = packing.make_plan(
+        where[:, 2] - where[:, 1], examples.ranked_events(log, where, split.train_stop, config), 16, 4
+    )
     assert plan.rows < len(where) / 2
     items = np.flatnonzero(catalogue.counts).astype(np.int32)
     make = functools.partial(examples.example, log, items, windows.label_table(log), split.train_stop, config)

@@ -65,6 +65,26 @@ def test_packed_training_learns_too_and_pads_less(whole, tmp_path):
     assert np.mean(padding(whole[2])) > 0.3, "of the same users, each in a row of half that length"
 
 
+def test_the_moving_average_is_validated_and_restored(tmp_path):
+    run, judged = Run(optimiser={"average": 0.5}, run={"steps": 4, "eval_every": 1, "checkpoint_every": 1}), []
+
+    def validate(params):
+        judged.append(jax.device_get(params))
+        return {"ndcg@10": 0.5}
+
+    state = run.train(tmp_path, validate).state
+    assert_equal(state.served, judged[-1])
+    newest = jax.device_get(state.params)
+    again = run.train(tmp_path, validate).state  # reads the checkpoint
+    assert_equal((again.served, again.params), (judged[-1], newest))
+    # From step 9 on the decay is its own; before it is (1 + step) / (10 + step), so that the start is soon forgotten.
+    kernel = lambda params: np.asarray(params["model"]["params"]["retrieval_head"]["kernel"])
+    np.testing.assert_allclose(kernel(judged[-1]), kernel(judged[-2]) * 4 / 13 + kernel(newest) * 9 / 13, rtol=1e-5)
+    assert np.any(kernel(judged[-1]) != kernel(newest))
+    plain = Run().train(tmp_path / "plain", fixed(0.5)).state
+    assert plain.served is plain.params
+
+
 def test_it_learns_what_follows_what(tmp_path):
     """Every next item follows from the last one: nearly all are found, and the heads tell chosen items from others."""
     run = Run(
@@ -209,3 +229,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 def test_batches_that_do_not_fit_the_mesh(tmp_path):
     with pytest.raises(UserError, match=r"data\.batch 9 is not divisible by 8"):
         Run(data={"batch": 9}, mesh={"data": 8}).train(tmp_path)
+
+
+def test_matrices_that_are_left_out():
+    names = Run(model={"leave_out": "text"}).model.config.left_out
+    assert names == ["text"]
+    with pytest.raises(UserError, match=r"model.leave_out: the log has no matrix 'txt'; did you mean 'text'"):
+        Run(model={"leave_out": "txt"})
+    with pytest.raises(UserError, match="items have no vectors"):
+        Run(model={"leave_out": "text", "item_ids": False})
