@@ -303,7 +303,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
         runs.append(folder, entry(variant, seed, value))
     runs.append(folder, entry("order", 0, 0.0, metrics={}))
     variants = ["recipe", "time", "order"]
-    asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0]]
+    asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0], ["other", 0]]
     plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": ["--run.steps", "9"]}
     (folder / runs.PLAN).write_text(json.dumps(plan | {"variants": variants, "asked": asked}))
     assert ladder.main(["report", str(folder), "--out", str(tmp_path / "out" / "f")]) == 0
@@ -312,7 +312,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     assert "| time | 2 | 0.1400 ± 0.0566 |" in text and "| -0.0700 ± 0.0424 |" in text
     assert "| recipe | 3 | 0.2200 ± 0.0200 |" in text
     assert "| most_popular |  | 0.0625 ± 0.0000 |" in text and "| user_item_mean | engage | 0.6250 ± 0.0000 |" in text
-    assert "**Partial evidence**: time has 2 of 3 seeds." in text and "order, seed 0" in text
+    assert "**Partial evidence**: time has 2 of 3 seeds; not run: other." in text and "order, seed 0" in text
     assert "--family f --seeds 0,1,2 --out ladder --run.steps 9" in text and '| time | model.rope = "time" |' in text
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["f_curves.png", "f_ladder.png", "f_slices.png"] and all(
