@@ -6,6 +6,8 @@ so that micro-batches add up to exactly the full batch, and a batch without any 
 
 from __future__ import annotations
 
+import typing
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -102,7 +104,7 @@ def log_sum_exp(
 
 
 def _forward(query, key, bias, query_id, key_id):
-    queries, keys = _tiles(TILE[0], query, query_id), _tiles(TILE[1], key, bias, key_id)
+    queries, keys = tiles(TILE[0], query, query_id), tiles(TILE[1], key, bias, key_id)
 
     def one(top, total, q, k):
         score = _scores(q, k)
@@ -123,8 +125,8 @@ def _forward(query, key, bias, query_id, key_id):
 def _backward(kept, gradient):
     query, key, bias, query_id, key_id, found = kept
     # A query without any key has found -inf: nothing is allowed below, so that 0 serves.
-    queries = _tiles(TILE[0], query, query_id, jnp.where(found > -jnp.inf, found, 0.0), gradient)
-    keys = _tiles(TILE[1], key, bias, key_id)
+    queries = tiles(TILE[0], query, query_id, jnp.where(found > -jnp.inf, found, 0.0), gradient)
+    keys = tiles(TILE[1], key, bias, key_id)
 
     def one(d_key, x, k):
         q, ids, total, outer = x
@@ -150,8 +152,8 @@ def _scores(query, key):
     return jnp.where(allowed, q @ k.T + bias[None], -jnp.inf)
 
 
-def _tiles(most, *arrays):
-    """Arrays (n, ...) as (tiles, at most `most`, ...), padded with zeros; an id of 0 takes no part."""
+def tiles(most: int, *arrays: typing.Any) -> tuple:
+    """Trees of arrays (n, ...) as (tiles, at most `most`, ...), padded with zeros; an id of 0 takes no part."""
     size = arrays[0].shape[0]
     count = max(-(-size // most), 1)
     wide = -(-size // count)
@@ -179,33 +181,33 @@ def log_expected_count(
     return jnp.log(in_batch * share + uniform / jnp.maximum(items, 1))
 
 
-def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum of the binary cross-entropies of the known labels (1 or 0; -1 is unknown and left out).
 
     Args:
-      logits, label: of lists of K candidates; weight: of each list.
+      logits, label: of lists of K candidates; weight: of each list and label.
     """
     loss = jax.nn.softplus(logits) - logits * (label > 0)
-    return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, None])
+    return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, :])
 
 
-def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum over the pairs (positive i, negative j) of one list and label of  -log sigmoid(s_i - s_j).
 
     BPR (Rendle et al. 2009) within each list of K candidates.
     """
     loss = jax.nn.softplus(logits[..., None, :, :] - logits[..., :, None, :])
-    return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, None])
+    return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, :])
 
 
-def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of labels that `pointwise` adds up."""
-    return jnp.sum((label >= 0) * weight[..., None, None])
+    return jnp.sum((label >= 0) * weight[..., None, :])
 
 
-def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of pairs that `pairwise` adds up."""
-    return jnp.sum(_pairs(label) * weight[..., None, None, None])
+    return jnp.sum(_pairs(label) * weight[..., None, None, :])
 
 
 def _pairs(label):

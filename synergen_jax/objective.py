@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from synergen_jax import embed, losses, table
+from synergen_jax import embed, hard, losses, table
 from synergen_jax import model as models
 from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
@@ -33,20 +33,26 @@ def weights(batch: TrainBatch, config: LossConfig, step: Array | int = 0) -> Par
     popular, and keeps it when they tell it, too.
     """
     label = batch.ranking.label
-    lists = _task_weight(batch.ranking.query, config)
+    lists = list_weight(batch.ranking, config)
     counts = {
         "retrieval": jnp.sum((batch.target > 0) * _task_weight(batch.retrieval.query, config)),
         "pointwise": losses.known(label, lists),
         "pairwise": losses.pairs(label, lists),
     }
     if config.hard_candidates:
-        ranked = (batch.ranking.item[:, :, 0] > 0) * lists
+        ranked = (batch.ranking.item[:, :, 0] > 0) * lists[..., 0]
         chosen = jnp.sum(label[..., 0] == 1, axis=-1)
         counts["pointwise"] += config.hard_candidates * jnp.sum(ranked)
         counts["pairwise"] += config.hard_candidates * jnp.sum(ranked * chosen)
     early = jnp.where(jnp.asarray(step) < config.rank_after, jnp.inf, 1.0)
     least = {"retrieval": 1.0, "pointwise": early, "pairwise": early}
     return {name: jnp.maximum(count, least[name]) for name, count in counts.items()}
+
+
+def list_weight(candidates: Candidates, config: LossConfig) -> Array:
+    """What each label of each list weighs in the ranking losses, (B, E, A): `config.label_weight` after the first one."""
+    later = jnp.arange(candidates.label.shape[-1]) > 0
+    return _task_weight(candidates.query, config)[..., None] * jnp.where(later, config.label_weight, 1.0)[None, None]
 
 
 def _task_weight(query: Array, config: LossConfig) -> Array:
@@ -248,7 +254,7 @@ def _loss(
     keys = lambda x: apply(0, x.astype(dtype), method="keys")
     if config.full_softmax:
         pool, pool_counts = vectors["every"], catalogue.item_counts
-        pool_ids = jnp.arange(pool_counts.size)
+        pool_ids = jnp.arange(pool_counts.size).reshape(pool_counts.shape)
         log_q = lambda counts: None
     else:
         pool, pool_counts, pool_ids = negative_items, negative_counts, negative[0]
@@ -269,16 +275,19 @@ def _loss(
         # What a ranked event is after, its retrieval reader has asked already.
         wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
-            flat = lambda x: x.reshape(-1, *x.shape[pool_counts.ndim :])
-            scores = jnp.where(flat(pool_counts) > 0, wanted @ flat(pool_keys).T, -jnp.inf)
-            draw = None if key is None else jax.random.fold_in(key, 3)
+            log_pooled = log_q(candidate_counts)
+            first = hard.FIRST if key is not None else 0
+            most = min(max(config.hard_candidates, first), pool_ids.size)
+            pooled = hard.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
+            best = hard.best(mesh, wanted, pooled, candidates, events.item, events.first, most)
             sampled = (candidates.item.shape[2] - 1) / jnp.maximum(catalogue.met, 1)  # uniform draws of an item
-            candidates, place, least = _with_hard(
-                candidates, scores, pool_ids, events.item, config.hard_candidates, draw, events.first
-            )
-            hard = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, flat(pool)[place], 0)
-            candidate_items = jnp.concatenate([candidate_items, hard], axis=2)
-            candidate_counts = jnp.concatenate([candidate_counts, flat(pool_counts)[place]], axis=2)
+            draw = None if key is None else jax.random.fold_in(key, 3)
+            candidates, place = hard.draw(candidates, best, config.hard_candidates, draw)
+            more = hard.vectors(mesh, pooled, pool, place)
+            more = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, more, 0)
+            candidate_items = jnp.concatenate([candidate_items, more], axis=2)
+            if log_pooled is not None:
+                log_pooled = jnp.concatenate([log_pooled, log_q(pool_counts)[place]], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)
@@ -290,12 +299,9 @@ def _loss(
         logits = apply(2, hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:
-            log_pooled = log_q(candidate_counts)
-            pooled = 1.0 if log_pooled is None else jnp.exp(log_pooled)
-            least -= 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
-            drawn = jnp.where(score >= least, config.hard_candidates / FIRST * pooled, 0.0)
-            logits = logits.at[..., 0].add(-_log_oversampled(drawn, sampled))
-        weight = _task_weight(candidates.query, config)
+            drawn = hard.expected_draws(score, best, config.hard_candidates, log_pooled)
+            logits = logits.at[..., 0].add(-hard.log_oversampled(drawn, sampled))
+        weight = list_weight(candidates, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
         parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)
     parts = {name: part / total[name] for name, part in parts.items()}
@@ -343,82 +349,5 @@ def _retrieval(mesh: Mesh, config: LossConfig, mine: tuple, ours: tuple) -> Arra
             loss = losses.info_nce(query, positive, target, keys, ids, weight, log_q, config.temperature)
         return jax.lax.psum(loss, "data")
 
-    lay = (table.SPLIT, WHOLE, table.SPLIT, WHOLE) if config.full_softmax else WHOLE
+    lay = table.SPLIT if config.full_softmax else WHOLE
     return jax.shard_map(local, mesh=mesh, in_specs=(USERS, lay), out_specs=WHOLE)(mine, ours)
-
-
-def _log_oversampled(drawn: Array, sampled: Array) -> Array:
-    """What is taken from the logits of candidates, since the first ones of retrieval come up more often than others.
-
-    The head learns log (p / q) of p, how likely an item is chosen, and q, how often it comes up as a candidate. Among
-    uniformly sampled candidates that is the order of p. Hard ones alone make a high retrieval score a bad sign: the
-    chosen item often lies behind all of them. With log q taken off before the loss, the logit is that of p over
-    uniform sampling for every item, as the log-Q correction makes it for retrieval.
-
-    Args:
-      drawn: expected hard draws of each candidate in its list, 0 behind the first ones; sampled: of uniform ones.
-    """
-    return jnp.log1p(drawn / jnp.maximum(sampled, 1e-9))
-
-
-FIRST = 100  # items, retrieved first, among which hard candidates are drawn: what ranking is given in serving
-
-
-def _with_hard(
-    candidates: Candidates,
-    scores: Array,
-    pool: Array,
-    had: Array,
-    count: int,
-    key: Array | None,
-    first: Array | None = None,
-) -> tuple[Candidates, Array, Array]:
-    """Lists that are longer by `count` of the `FIRST` items that the model itself retrieves first at that moment.
-
-    They are mined in the step itself, from the pool of the retrieval loss, so that they are never stale (Xiong et al.
-    2021 refresh theirs from time to time), and drawn at random from as many as ranking will see. Left out are items of
-    the user's window and those of the list. Their label is that of a sampled candidate: 0 for the first label, unknown for the others.
-
-    Args:
-      scores: of the pool at each ranked event, (B, E, P); -inf for items that must not come.
-      pool: ids, (P,); had: the window's items, (B, L); first: where the segment of each begins, (B, L), in packed rows.
-      key: of the draw; None takes the very first ones.
-
-    Returns:
-      The lists; where in the pool the items at their ends stand, (B, E, count); and the least score of the items that
-      were drawn from, (B, E, 1).
-    """
-    known = _known(candidates, had, first)
-    taken = jax.vmap(jax.vmap(lambda mine: jnp.isin(pool, mine)))(known)  # (B, 1 or E, P)
-    scores = jnp.where(taken, -jnp.inf, jax.lax.stop_gradient(scores))
-    count = min(count, scores.shape[-1])
-    best, place = jax.lax.top_k(scores, count if key is None else min(max(count, FIRST), scores.shape[-1]))
-    least = best[..., -1:]
-    if key is not None:
-        luck = jnp.where(best > -jnp.inf, jax.random.uniform(key, best.shape), -1.0)
-        _, drawn = jax.lax.top_k(luck, count)
-        best, place = (jnp.take_along_axis(x, drawn, axis=-1) for x in (best, place))
-    found = (best > -jnp.inf) & (candidates.item[:, :, :1] > 0)
-    item = jnp.where(found, pool[place], 0)
-    label = jnp.full((*item.shape, candidates.label.shape[-1]), -1, candidates.label.dtype)
-    label = label.at[..., 0].set(jnp.where(found, 0, -1).astype(label.dtype))
-    feature = candidates.feature
-    if feature is not None:
-        feature = jnp.concatenate([feature, jnp.zeros((*item.shape, feature.shape[-1]), feature.dtype)], axis=2)
-    item = jnp.concatenate([candidates.item, item], axis=2)
-    label = jnp.concatenate([candidates.label, label], axis=2)
-    return dataclasses.replace(candidates, item=item, label=label, feature=feature), place, least
-
-
-def _known(candidates: Candidates, had: Array, first: Array | None) -> Array:
-    """Items of each ranked event's own window and of the lists in it, 0 where there is none.
-
-    Returns:
-      (B, 1, L + E * K): one answer for all events of a row; (B, E, L + E * K) of packed rows.
-    """
-    users, _, size = candidates.item.shape
-    known = jnp.concatenate([had, candidates.item.reshape(users, -1)], axis=1)[:, None]
-    if first is None:
-        return known
-    first = jnp.concatenate([first, jnp.repeat(candidates.first, size, axis=1)], axis=1)
-    return jnp.where(first[:, None] == candidates.first[:, :, None], known, 0)

@@ -14,7 +14,7 @@ from small_log import random_log
 from data_pipelines import examples, feed, splits
 from synergen_jax import losses, objective, sharding, table
 from synergen_jax import model as models
-from synergen_jax.batch import Candidates, Catalogue
+from synergen_jax.batch import Catalogue
 from synergen_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
 
 CONFIG = Config(
@@ -72,6 +72,23 @@ def test_a_weight_of_zero_takes_its_head_out(setting, alone):
     moved = {name: float(jnp.abs(heads[name]["kernel"]).sum()) > 0 for name in ("retrieval_head", "ranking_out")}
     # The retrieval score is part of the ranking logits, so that every loss moves the retrieval head.
     assert moved == {"retrieval_head": True, "ranking_out": alone != "retrieval"}
+
+
+def test_later_labels_weigh_what_they_are_told(setting):
+    """With a weight of 0 they take no part; in between, losses are means over the weighted labels."""
+    label = setting[3].ranking.label
+    assert (label[..., 1] >= 0).any()
+    alone = dataclasses.replace(
+        setting[3], ranking=dataclasses.replace(setting[3].ranking, label=label.at[..., 1].set(-1))
+    )
+    pointwise = lambda batch, weight: value_and_grad(
+        *setting[:3], batch, dataclasses.replace(CONFIG.loss, label_weight=weight)
+    )[0][1]["pointwise"]
+    none, one, three = (float(pointwise(setting[3], weight)) for weight in (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(none, pointwise(alone, 1.0), rtol=1e-5)
+    first, later = ((label[..., a] >= 0).sum() for a in (0, 1))
+    liked = (one * (first + later) - none * first) / later  # the mean of the later label
+    np.testing.assert_allclose(three, (none * first + 3 * liked * later) / (first + 3 * later), rtol=1e-4)
 
 
 def test_ranking_counts_from_its_step_on(setting):
@@ -203,43 +220,6 @@ def test_tasks_are_weighted_by_the_query_of_the_reader(setting):
         for name in parts:
             np.testing.assert_allclose(parts[name], others[name], rtol=1e-5, err_msg=name)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, ours)
-
-
-def test_hard_candidates_by_hand():
-    label = jnp.full((1, 2, 2, 2), -1, jnp.int8).at[:, 0, :, 0].set(jnp.array([1, 0], jnp.int8))
-    zeros = jnp.zeros((1, 2), jnp.int32)
-    lists = Candidates(jnp.array([[[1, 2], [0, 0]]]), label, zeros, zeros, zeros)
-    scores = jnp.array([[[0.9, 0.8, 0.7, 0.6, 0.5, -jnp.inf]] * 2])
-    pool, had = jnp.array([1, 3, 4, 2, 5, 6]), jnp.array([[4, 0, 0]])
-    found, place, least = objective._with_hard(lists, scores, pool, had, 3, None)
-    # 1 and 2 are in the list, 4 was had, 6 must not come: 3 and 5 are left, and one place is empty.
-    assert found.item.tolist() == [[[1, 2, 3, 5, 0], [0, 0, 0, 0, 0]]]
-    assert found.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
-    assert least.shape == (1, 2, 1) and place[0, 0, :2].tolist() == [1, 4]
-    assert (found.label[0, 0, 2:, 1] == -1).all() and (found.label[0, 1] == -1).all()
-
-
-def test_hard_candidates_are_drawn_from_the_first_hundred():
-    """Of 300 items, each of the first hundred comes up, no other does, and none twice in a list."""
-    zeros = jnp.zeros((1, 50), jnp.int32)
-    lists = Candidates(jnp.full((1, 50, 1), 300), jnp.ones((1, 50, 1, 1), jnp.int8), zeros, zeros, zeros)
-    scores = jnp.broadcast_to(-jnp.arange(1.0, 301.0), (1, 50, 300))
-    key, had = jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
-    drawn, _, least = objective._with_hard(lists, scores, jnp.arange(1, 301), had, 20, key)
-    assert (least == -100).all()
-    rows = np.asarray(drawn.item[0, :, 1:])
-    assert set(rows.ravel().tolist()) == set(range(1, 101))
-    assert all(len(set(row.tolist())) == 20 for row in rows)
-
-
-def test_hard_candidates_leave_the_order_of_what_is_chosen():
-    """Of six items, the first two come up as hard ones. With log q off, the best logits are in the order of p."""
-    p = np.array([0.3, 0.2, 0.18, 0.14, 0.1, 0.08])
-    sampled, drawn = 2 / 6, np.array([0.75, 0.75, 0, 0, 0, 0])
-    best = np.log(p / (sampled + drawn))  # where the binary cross-entropy of chosen items and candidates is least
-    assert np.argmax(best) == 2, "without the correction the first item of retrieval is not ranked first"
-    corrected = best + np.asarray(objective._log_oversampled(jnp.array(drawn), jnp.array(sampled)))
-    np.testing.assert_allclose(corrected, np.log(p / sampled), rtol=1e-6)
 
 
 @pytest.mark.parametrize("full", [True, False])
