@@ -172,6 +172,10 @@ def entry(variant, seed, value, **more):
             name: {"targets": 10, "model": retrieval}
             for name in ("all", "shortest histories, 2-9 events", "rare items", "users with 1-5 training events")
         },
+        "baselines": {
+            "most_popular": {"retrieval": dict.fromkeys(retrieval, 0.0625)},
+            "user_item_mean": {"ranking": {"auc/engage": 0.625}},
+        },
     }
     config = configs.to_dict(Config(data=dataclasses.replace(SMALL, seed=seed)))
     return {
@@ -277,6 +281,8 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
         assert found["metrics"]["validation"]["retrieval"]["ndcg@10"] == pytest.approx(best["ndcg@10"], abs=1e-9)
         assert found["metrics"]["test"]["retrieval"]["hr@10"] > 0.5, "users walk through twelve items in order"
         assert {"auc/engage", "log_loss/engage", "calibration_error/engage"} <= set(found["metrics"]["test"]["ranking"])
+        assert found["metrics"]["test"]["baselines"]["most_popular"]["retrieval"]["hr@10"] < 1
+        assert "log_loss/like" in found["metrics"]["test"]["baselines"]["user_item_mean"]["ranking"]
         assert any("users with" in name for name in found["metrics"]["test"]["slices"])
     assert told.finished[0]["validation"] != told.finished[1]["validation"]
 
@@ -305,6 +311,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     # Differences are -0.10 and -0.04: of seed 2 there is no pair.
     assert "| time | 2 | 0.1400 ± 0.0566 |" in text and "| -0.0700 ± 0.0424 |" in text
     assert "| recipe | 3 | 0.2200 ± 0.0200 |" in text
+    assert "| most_popular |  | 0.0625 ± 0.0000 |" in text and "| user_item_mean | engage | 0.6250 ± 0.0000 |" in text
     assert "**Partial evidence**: time has 2 of 3 seeds." in text and "order, seed 0" in text
     assert "--family f --seeds 0,1,2 --out ladder --run.steps 9" in text and '| time | model.rope = "time" |' in text
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))

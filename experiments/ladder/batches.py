@@ -21,11 +21,11 @@ import jax
 import numpy as np
 from array_log import ArrayLog
 
-from data_pipelines import examples, feed_workers, splits
+from data_pipelines import examples, feed_workers, splits, windows
 from synergen_jax.batch import Catalogue, EvalBatch, TrainBatch
 from synergen_jax.config import Config, EvaluateConfig, LossConfig
 
-ORDER = 4  # the stream of random numbers that orders an epoch; `examples` and `splits` have the others
+ORDER = 99  # the stream of random numbers that orders an epoch; those of `examples` and `splits` count from 0
 CHUNK = 4  # batches that a worker makes at once
 AHEAD = 3  # chunks that are asked of each worker before the first is needed
 
@@ -38,20 +38,25 @@ def relevant(config: Config) -> Config:
 
 
 class Source:
-    """Split, catalogue and batches of one log by one config."""
+    """Split, catalogue and batches of one log by one config; `part` is the log and split that is trained on."""
 
     def __init__(self, log: ArrayLog, config: Config):
         self.log, self.config = log, config
         self.split = splits.split(log, config.data)
-        self._part = splits.hold_out(log, self.split, config.data.cold_items, config.data.seed)
+        self.part = splits.hold_out(log, self.split, config.data.cold_items, config.data.seed)
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
-        return examples.catalogue(*self._part)
+        return examples.catalogue(*self.part)
+
+    @functools.cached_property
+    def labelled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The training events with an item: users, items and labels."""
+        return windows.labelled(self.part[0], self.part[1].train_stop)
 
     @functools.cached_property
     def training(self) -> examples.Training:
-        return examples.training(*self._part, self.config, self.catalogue.counts)
+        return examples.training(*self.part, self.config, self.catalogue.counts)
 
     @functools.cached_property
     def validation(self) -> examples.Targets:

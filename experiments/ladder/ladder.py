@@ -1,7 +1,7 @@
 """The ladder: a recipe with several seeds, and what each of its levers does, on one accelerator.
 
   python ladder.py prepare ml-1m --out ml-1m.npz                        # with the whole installation
-  python ladder.py run ml-1m.npz --family ml_1m --out ladder            # with jax, flax, optax and orbax alone
+  python ladder.py run ml-1m.npz --family ladder_1m --out ladder            # with jax, flax, optax and orbax alone
   python ladder.py report ladder --out experiments/results/ml_1m        # with matplotlib
 
 `run` writes a line of JSON a finished run, and goes on where it was stopped.

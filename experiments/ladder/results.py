@@ -84,14 +84,28 @@ def rows(ladder: Ladder) -> list[dict[str, typing.Any]]:
         row["best step"] = f"{statistics.fmean([run['best_step'] for run in runs]):.0f}"
         row["s a run"] = f"{statistics.fmean([run['seconds']['all'] for run in runs]):.0f}"
         table.append(row)
+    for name, found in _baselines(ladder, "retrieval").items():
+        table.append({"variant": name} | {title: spread([one[m] for one in found]) for title, m in RETRIEVAL.items()})
     return table
 
 
+def _baselines(ladder: Ladder, kind: str) -> dict[str, list[dict[str, float]]]:
+    """The test metrics of one kind of each baseline that has such: one a seed of the recipe."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for run in ladder.recipe.values():
+        for name, kinds in run["metrics"]["test"]["baselines"].items():
+            if kinds.get(kind):
+                found.setdefault(name, []).append(kinds[kind])
+    return found
+
+
 def ranking_rows(ladder: Ladder) -> list[dict[str, typing.Any]]:
-    """A row a variant and label: how well the ranking head tells what was received how, and the reranked order."""
+    """A row a variant, or baseline, and label: how well the ranking head tells what was received how."""
     table = []
-    for name, seeds in ladder.variants.items():
-        found = [run["metrics"]["test"]["ranking"] for run in seeds.values()]
+    every = {
+        name: [run["metrics"]["test"]["ranking"] for run in runs.values()] for name, runs in ladder.variants.items()
+    }
+    for name, found in (every | _baselines(ladder, "ranking")).items():
         for label in dict.fromkeys(metric.partition("/")[2] for run in found for metric in run):
             row = {"variant": name, "label": label}
             for title, metric in (("AUC", "auc"), ("log loss", "log_loss"), ("calibration error", "calibration_error")):

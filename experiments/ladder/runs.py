@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from batches import Batches, Source, relevant
 
+from synergen_jax import baselines, metrics, sharding, slices, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
-from synergen_jax import metrics, sharding, slices, train, workdir
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec
 from synergen_jax.config import Config
@@ -142,7 +142,9 @@ class Trained(typing.NamedTuple):
     steps: int
     stopped: str  # "steps", "patience", or "not finite"
     curve: list[dict[str, float]]  # a validation each
-    seconds: dict[str, float]  # compile: until the first step is done; train; validate
+    seconds: dict[
+        str, float
+    ]  # compile: until the first step is done; train; of both feed, the wait for batches; validate
     events_per_second: float
 
 
@@ -162,7 +164,7 @@ def trained(
     """
     run, seed = config.run, np.uint32(config.run.seed)
     stored, layout = place_catalogue(catalogue, trainer.mesh), sharding.batch_shardings(trainer.mesh)
-    seconds = {"compile": 0.0, "train": 0.0, "validate": 0.0}
+    seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
     mark = time.monotonic()
 
     def lap(name: str) -> None:
@@ -173,7 +175,9 @@ def trained(
     state = trainer.start(config)
     progress, best, curve, losses, events, stopped = train.Progress(), None, [], [], 0, "steps"
     for step in range(1, run.steps + 1):
+        asked = time.monotonic()
         batch = next(feed)
+        seconds["feed"] += time.monotonic() - asked
         state, found = trainer.step(state, jax.device_put(batch, layout), stored, seed)
         losses.append(found["loss"])
         if step == 1:
@@ -191,13 +195,13 @@ def trained(
         if not validates:
             continue
         lap("train")
-        values = validate(state.params)
+        values = validate(state.served)
         if run.select not in values:
             raise UserError(f"run.select {run.select} is not among what was validated: {', '.join(values)}")
         loss, losses = float(np.mean(jax.device_get(losses))), []
         progress = progress.after(step, values[run.select])
         if progress.best_step == step:
-            best = jax.tree.map(jnp.copy, state.params)  # the next step takes the state's own memory
+            best = jax.tree.map(jnp.copy, state.served)  # the next step takes the state's own memory
         curve.append({"step": step, "loss": loss} | values)
         lap("validate")
         say(f"step {step}: loss {loss:.4f}, validation {run.select} {values[run.select]:.4f}")
@@ -211,7 +215,7 @@ def trained(
 def measured(
     model: models.SynerGen, params: models.Params, catalogue: Catalogue, config: Config, source: Source, targets, placed
 ) -> dict[str, typing.Any]:
-    """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label) and "slices".
+    """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines".
 
     Args:
       catalogue: on the device; targets: the host's batches; placed: the same on the device.
@@ -220,17 +224,31 @@ def measured(
     keys = models.item_keys(model, params, catalogue)
     said = evaluation.answers(model, params, catalogue, keys, placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
-    ranking = {}
-    for column, label in enumerate(model.spec.labels):
-        found = metrics.ranking_metrics(said.labels[:, :, column], said.logits[:, :, column], bootstrap=0)
-        ranking |= {f"{name}/{label}": v["mean"] for name, v in found.items() if np.isfinite(v["mean"])}
+
+    def by_label(logits: np.ndarray) -> dict[str, float]:
+        found = {}
+        for column, label in enumerate(model.spec.labels):
+            if not np.isnan(logits[:, :, column]).all():  # of the label a baseline may know nothing
+                values = metrics.ranking_metrics(said.labels[:, :, column], logits[:, :, column], bootstrap=0)
+                found |= {f"{name}/{label}": v["mean"] for name, v in values.items() if np.isfinite(v["mean"])}
+        return found
+
+    liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
     masks = slices.masks(targets, source.catalogue) | activity(targets, source)
     return {
         "targets": len(said.ranks),
         "retrieval": mean(said.ranks),
         "reranked": mean(said.reranked.astype(np.int32)) if rerank else {},
-        "ranking": ranking,
+        "ranking": by_label(said.logits),
         "slices": slices.table({"model": said.ranks}, masks),
+        "baselines": {
+            "most_popular": {
+                "retrieval": mean(evaluation.baseline_ranks(baselines.fixed(source.catalogue.counts), targets))
+            },
+            "user_item_mean": {
+                "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets]))
+            },
+        },
     }
 
 
