@@ -92,6 +92,7 @@ class LossConfig:
     retrieval_weight: float = 1.0
     pointwise_weight: float = 0.1
     pairwise_weight: float = 0.1
+    label_weight: float = 1.0  # in both, of each known label after the first, such as "like": few are known
     rank_after: int = 0  # steps before the ranking losses count
     search_weight: float = 1.0  # of readers with a query, in every part
     recommendation_weight: float = 1.0  # of readers without one
@@ -301,6 +302,7 @@ _AT_LEAST = {
     "loss.retrieval_weight": 0,
     "loss.pointwise_weight": 0,
     "loss.pairwise_weight": 0,
+    "loss.label_weight": 0,
     "loss.rank_after": 0,
     "loss.in_batch": 0,
     "loss.search_weight": 0,

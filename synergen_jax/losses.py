@@ -181,33 +181,33 @@ def log_expected_count(
     return jnp.log(in_batch * share + uniform / jnp.maximum(items, 1))
 
 
-def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum of the binary cross-entropies of the known labels (1 or 0; -1 is unknown and left out).
 
     Args:
-      logits, label: of lists of K candidates; weight: of each list.
+      logits, label: of lists of K candidates; weight: of each list and label.
     """
     loss = jax.nn.softplus(logits) - logits * (label > 0)
-    return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, None])
+    return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, :])
 
 
-def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum over the pairs (positive i, negative j) of one list and label of  -log sigmoid(s_i - s_j).
 
     BPR (Rendle et al. 2009) within each list of K candidates.
     """
     loss = jax.nn.softplus(logits[..., None, :, :] - logits[..., :, None, :])
-    return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, None])
+    return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, :])
 
 
-def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of labels that `pointwise` adds up."""
-    return jnp.sum((label >= 0) * weight[..., None, None])
+    return jnp.sum((label >= 0) * weight[..., None, :])
 
 
-def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b"]) -> Scalar:
+def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of pairs that `pairwise` adds up."""
-    return jnp.sum(_pairs(label) * weight[..., None, None, None])
+    return jnp.sum(_pairs(label) * weight[..., None, None, :])
 
 
 def _pairs(label):

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from synergen_jax import embed, hard, losses, table
 from synergen_jax import model as models
-from synergen_jax.batch import TrainBatch
+from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
 from synergen_jax.embed import IdentityDropout
 from synergen_jax.table import StoredCatalogue
@@ -33,20 +33,26 @@ def weights(batch: TrainBatch, config: LossConfig, step: Array | int = 0) -> Par
     popular, and keeps it when they tell it, too.
     """
     label = batch.ranking.label
-    lists = _task_weight(batch.ranking.query, config)
+    lists = list_weight(batch.ranking, config)
     counts = {
         "retrieval": jnp.sum((batch.target > 0) * _task_weight(batch.retrieval.query, config)),
         "pointwise": losses.known(label, lists),
         "pairwise": losses.pairs(label, lists),
     }
     if config.hard_candidates:
-        ranked = (batch.ranking.item[:, :, 0] > 0) * lists
+        ranked = (batch.ranking.item[:, :, 0] > 0) * lists[..., 0]
         chosen = jnp.sum(label[..., 0] == 1, axis=-1)
         counts["pointwise"] += config.hard_candidates * jnp.sum(ranked)
         counts["pairwise"] += config.hard_candidates * jnp.sum(ranked * chosen)
     early = jnp.where(jnp.asarray(step) < config.rank_after, jnp.inf, 1.0)
     least = {"retrieval": 1.0, "pointwise": early, "pairwise": early}
     return {name: jnp.maximum(count, least[name]) for name, count in counts.items()}
+
+
+def list_weight(candidates: Candidates, config: LossConfig) -> Array:
+    """What each label of each list weighs in the ranking losses, (B, E, A): `config.label_weight` after the first one."""
+    later = jnp.arange(candidates.label.shape[-1]) > 0
+    return _task_weight(candidates.query, config)[..., None] * jnp.where(later, config.label_weight, 1.0)[None, None]
 
 
 def _task_weight(query: Array, config: LossConfig) -> Array:
@@ -295,7 +301,7 @@ def _loss(
         if config.hard_candidates:
             drawn = hard.expected_draws(score, best, config.hard_candidates, log_pooled)
             logits = logits.at[..., 0].add(-hard.log_oversampled(drawn, sampled))
-        weight = _task_weight(candidates.query, config)
+        weight = list_weight(candidates, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
         parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)
     parts = {name: part / total[name] for name, part in parts.items()}

@@ -139,7 +139,7 @@ def _text(value: typing.Any) -> str:
 # --- curves ---------------------------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, told apart by the colour-blind too; the yellow one is too faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _VALIDATION = ("ndcg@10", "hr@10", "mrr", "ndcg@50", "hr@50", "hr@1")
 _SMOOTH_FROM = 60  # points from which a running mean is drawn over the raw curve
 
@@ -222,7 +222,7 @@ def plot_curves(path: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Pa
 def _draw(axes, title: str, unit: str, parts: dict, log: bool) -> None:
     from matplotlib import ticker
 
-    for colour, (name, (steps, values)) in zip(_COLOURS, parts.items()):
+    for colour, (name, (steps, values)) in zip(COLOURS, parts.items()):
         label = {"loss": "total", "events_per_second": None}.get(name, name.removeprefix("loss/"))
         style = {"color": colour, "marker": "o" if len(steps) <= 30 else None, "markersize": 3.5, "linewidth": 1.6}
         if len(steps) >= _SMOOTH_FROM:

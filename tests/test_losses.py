@@ -238,26 +238,28 @@ def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
 def test_pointwise_is_its_formula():
     rng = np.random.default_rng(5)
     logits, label = rng.normal(size=(3, 4, 2)) * 3, rng.integers(-1, 2, (3, 4, 2))
-    weight = np.array([1.0, 0.0, 2.5], np.float32)
+    weight = np.array([[1.0, 2.0], [0.0, 0.0], [2.5, 0.5]], np.float32)
     chance = 1 / (1 + np.exp(-logits))
     terms = {
         i: -np.log(chance[i] if label[i] == 1 else 1 - chance[i]) for i in np.ndindex(label.shape) if label[i] >= 0
     }
     args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8), jnp.asarray(weight)
-    np.testing.assert_allclose(losses.pointwise(*args), sum(weight[i[0]] * x for i, x in terms.items()), rtol=1e-5)
-    np.testing.assert_allclose(losses.known(*args[1:]), sum(weight[i[0]] for i in terms), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.pointwise(*args), sum(weight[i[0], i[2]] * x for i, x in terms.items()), rtol=1e-5
+    )
+    np.testing.assert_allclose(losses.known(*args[1:]), sum(weight[i[0], i[2]] for i in terms), rtol=1e-6)
 
 
 def test_pairwise_is_its_formula():
     rng = np.random.default_rng(6)
     logits, label = rng.normal(size=(3, 5, 2)) * 3, rng.integers(-1, 2, (3, 5, 2))
-    weight = np.array([1.0, 0.5, 2.0], np.float32)
+    weight = np.array([[1.0, 3.0], [0.5, 0.0], [2.0, 1.0]], np.float32)
     wanted, pairs = 0.0, 0
     for b, a in np.ndindex(3, 2):
         for i, j in np.ndindex(5, 5):
             if label[b, i, a] == 1 and label[b, j, a] == 0:
-                wanted -= weight[b] * np.log(1 / (1 + np.exp(logits[b, j, a] - logits[b, i, a])))
-                pairs += weight[b]
+                wanted -= weight[b, a] * np.log(1 / (1 + np.exp(logits[b, j, a] - logits[b, i, a])))
+                pairs += weight[b, a]
     args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8), jnp.asarray(weight)
     np.testing.assert_allclose(losses.pairwise(*args), wanted, rtol=1e-5)
     assert float(losses.pairs(*args[1:])) == pairs > 5
@@ -269,13 +271,13 @@ def test_ranking_losses_at_the_extremes(name):
     loss = getattr(losses, name)
     for logit in (0.0, 1e4, -1e4):
         logits = jnp.array([[[logit], [-logit], [jnp.inf]]])
-        value, grad = jax.value_and_grad(loss)(logits.at[0, 2].set(0.0), label, jnp.ones(1))
+        value, grad = jax.value_and_grad(loss)(logits.at[0, 2].set(0.0), label, jnp.ones((1, 1)))
         assert np.isfinite(value) and np.isfinite(grad).all()
     nothing = jnp.full((1, 3, 1), -1, jnp.int8)
-    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 3, 1)), nothing, jnp.ones(1))
+    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 3, 1)), nothing, jnp.ones((1, 1)))
     assert float(value) == 0 and (np.asarray(grad) == 0).all()
 
 
 def test_lists_of_no_candidates():
-    empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8), jnp.ones(2)
+    empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8), jnp.ones((2, 1))
     assert float(losses.pointwise(*empty)) == float(losses.pairwise(*empty)) == 0

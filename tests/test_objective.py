@@ -74,6 +74,23 @@ def test_a_weight_of_zero_takes_its_head_out(setting, alone):
     assert moved == {"retrieval_head": True, "ranking_out": alone != "retrieval"}
 
 
+def test_later_labels_weigh_what_they_are_told(setting):
+    """With a weight of 0 they take no part; in between, losses are means over the weighted labels."""
+    label = setting[3].ranking.label
+    assert (label[..., 1] >= 0).any()
+    alone = dataclasses.replace(
+        setting[3], ranking=dataclasses.replace(setting[3].ranking, label=label.at[..., 1].set(-1))
+    )
+    pointwise = lambda batch, weight: value_and_grad(
+        *setting[:3], batch, dataclasses.replace(CONFIG.loss, label_weight=weight)
+    )[0][1]["pointwise"]
+    none, one, three = (float(pointwise(setting[3], weight)) for weight in (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(none, pointwise(alone, 1.0), rtol=1e-5)
+    first, later = ((label[..., a] >= 0).sum() for a in (0, 1))
+    liked = (one * (first + later) - none * first) / later  # the mean of the later label
+    np.testing.assert_allclose(three, (none * first + 3 * liked * later) / (first + 3 * later), rtol=1e-4)
+
+
 def test_ranking_counts_from_its_step_on(setting):
     """Before it, the objective is the retrieval loss alone and the ranking head is not moved."""
     *_, batch = setting

@@ -158,7 +158,7 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
     score = jnp.einsum("bed,bekd->bek", wanted, item(lists.item))
     logits = apply(hidden[:, asked.item.shape[1] :], score.reshape(tokens.item.shape), method="rank")
     logits = logits.reshape(lists.label.shape)
-    weight = jnp.ones(lists.query.shape)
+    weight = objective.list_weight(lists, config.loss)
     parts["pointwise"] = losses.pointwise(logits, lists.label, weight)
     parts["pairwise"] = losses.pairwise(logits, lists.label, weight)
     weigh = {name: getattr(config.loss, f"{name}_weight") for name in parts}

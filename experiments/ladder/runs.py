@@ -1,0 +1,370 @@
+"""The ladder's runs: every variant of a family with every seed, each trained, evaluated and written down as one line of JSON.
+
+DIR/ladder.json   what was asked for: family, log, variants, seeds
+DIR/runs.jsonl    a line a finished run
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import json
+import os
+import pathlib
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from batches import Batches, Source, relevant
+
+from synergen_jax import baselines, metrics, sharding, slices, train, workdir
+from synergen_jax import config as configs
+from synergen_jax import evaluate as evaluation
+from synergen_jax import model as models
+from synergen_jax.batch import Catalogue, EvalBatch, LogSpec
+from synergen_jax.config import Config
+from synergen_jax.errors import UserError
+from synergen_jax.sweep_commands import Family
+from synergen_jax.table import place_catalogue
+
+RUNS, PLAN = "runs.jsonl", "ladder.json"
+IN_FLIGHT = 4  # steps that are on their way before the loss of the first is looked at
+
+
+class OutOfTimeError(Exception):
+    """The budget ended in the middle of a run."""
+
+
+class Run(typing.NamedTuple):
+    """One run of the ladder."""
+
+    variant: str
+    seed: int
+    config: Config
+
+
+def planned(variants: collections.abc.Mapping[str, Config], seeds: collections.abc.Iterable[int]) -> list[Run]:
+    """All runs, in an order that leaves whole rungs behind when it is stopped: the first variant with all seeds, the next."""
+
+    def seeded(config: Config, seed: int) -> Config:
+        data, run = dataclasses.replace(config.data, seed=seed), dataclasses.replace(config.run, seed=seed)
+        return dataclasses.replace(config, data=data, run=run)
+
+    seeds = list(seeds)
+    return [Run(name, seed, seeded(config, seed)) for name, config in variants.items() for seed in seeds]
+
+
+# --- what is written ------------------------------------------------------------------------------------------
+
+
+def read(folder: pathlib.Path) -> list[dict[str, typing.Any]]:
+    """The finished runs of a ladder. A last line that a kill has cut off is none.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    path = folder / RUNS
+    try:
+        whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut off
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            entry = json.loads(line)
+            entry["variant"], entry["seed"], entry["config"], entry["metrics"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}:{number}: no run of the ladder: take the line out, and it is run again") from None
+        found.append(entry)
+    return found
+
+
+def append(folder: pathlib.Path, entry: dict[str, typing.Any]) -> None:
+    """Adds a finished run, after taking away what a kill has left of another one."""
+    with (folder / RUNS).open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def left(runs: list[Run], finished: list[dict[str, typing.Any]], fingerprint: str, folder: pathlib.Path) -> list[Run]:
+    """The runs that are not finished.
+
+    Raises:
+      UserError: a finished run was made with other settings, or of another log.
+    """
+    done = {(entry["variant"], entry["seed"]): entry for entry in finished}
+    for run in runs:
+        if (entry := done.get((run.variant, run.seed))) is None:
+            continue
+        where = f"{folder}: {run.variant}, seed {run.seed}, is there already"
+        if entry["fingerprint"] != fingerprint:
+            raise UserError(f"{where}, of another log: give another --out")
+        if changed := configs.differences(configs.from_dict(entry["config"], str(folder / RUNS)), run.config):
+            name, (was, now) = next(iter(changed.items()))
+            raise UserError(f"{where}, with {name} {was!r} in place of {now!r}: give another --out")
+    return [run for run in runs if (run.variant, run.seed) not in done]
+
+
+# --- one run --------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """A variant's model and its compiled step, which its seeds share."""
+
+    def __init__(self, config: Config, spec: LogSpec):
+        self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        sharding.micro_batches(config, self.mesh)  # refuses a batch that does not divide
+        self.config, self.model = config, train.make_model(config, spec)
+        self._shardings = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, self.model, self.mesh))
+        out = self._shardings, sharding.whole(self.mesh)
+        self.step = jax.jit(self._step, out_shardings=out, donate_argnums=0)
+
+    def _step(self, state, batch, catalogue, seed):
+        """`train.make_step` with the seed as an argument: a constant would have the step compiled for every seed."""
+        config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
+        return train.make_step(config, self.model, self.mesh, self._shardings)(state, batch, catalogue)
+
+    def start(self, config: Config):
+        """The state before the first step of a run."""
+        return train.init_state(config, self.model, self.mesh)[0]
+
+
+class Trained(typing.NamedTuple):
+    """What training found."""
+
+    params: models.Params | None  # the best ones; None where the loss was not finite before the first validation
+    progress: train.Progress
+    steps: int
+    stopped: str  # "steps", "patience", or "not finite"
+    curve: list[dict[str, float]]  # a validation each
+    seconds: dict[
+        str, float
+    ]  # compile: until the first step is done; train; of both feed, the wait for batches; validate
+    events_per_second: float
+
+
+def trained(
+    trainer: Trainer,
+    config: Config,
+    catalogue: Catalogue,
+    feed: collections.abc.Iterator,
+    validate: train.Validate,
+    deadline: float,
+    say: typing.Callable[[str], None],
+) -> Trained:
+    """Trains to `run.steps` or until `run.patience` ends, and keeps the best parameters in memory.
+
+    Raises:
+      OutOfTimeError: the moment `deadline` of `time.monotonic` has passed.
+    """
+    run, seed = config.run, np.uint32(config.run.seed)
+    stored, layout = place_catalogue(catalogue, trainer.mesh), sharding.batch_shardings(trainer.mesh)
+    seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
+    mark = time.monotonic()
+
+    def lap(name: str) -> None:
+        nonlocal mark
+        seconds[name] += time.monotonic() - mark
+        mark = time.monotonic()
+
+    state = trainer.start(config)
+    progress, best, curve, losses, events, stopped = train.Progress(), None, [], [], 0, "steps"
+    for step in range(1, run.steps + 1):
+        asked = time.monotonic()
+        batch = next(feed)
+        seconds["feed"] += time.monotonic() - asked
+        state, found = trainer.step(state, jax.device_put(batch, layout), stored, seed)
+        losses.append(found["loss"])
+        if step == 1:
+            jax.block_until_ready(losses)
+            lap("compile")
+        else:
+            events += int(np.count_nonzero(batch.events.action))
+        last = step == run.steps
+        validates = last or (run.eval_every and step % run.eval_every == 0)
+        if not np.isfinite(float(losses[-1 if validates else max(len(losses) - IN_FLIGHT, 0)])):
+            stopped = "not finite"
+            break
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
+        if not validates:
+            continue
+        lap("train")
+        values = validate(state.served)
+        if run.select not in values:
+            raise UserError(f"run.select {run.select} is not among what was validated: {', '.join(values)}")
+        loss, losses = float(np.mean(jax.device_get(losses))), []
+        progress = progress.after(step, values[run.select])
+        if progress.best_step == step:
+            best = jax.tree.map(jnp.copy, state.served)  # the next step takes the state's own memory
+        curve.append({"step": step, "loss": loss} | values)
+        lap("validate")
+        say(f"step {step}: loss {loss:.4f}, validation {run.select} {values[run.select]:.4f}")
+        if run.patience and progress.waited >= run.patience and not last:
+            stopped = "patience"
+            break
+    lap("train")
+    return Trained(best, progress, step, stopped, curve, seconds, events / max(seconds["train"], 1e-9))
+
+
+def measured(
+    model: models.SynerGen, params: models.Params, catalogue: Catalogue, config: Config, source: Source, targets, placed
+) -> dict[str, typing.Any]:
+    """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines".
+
+    Args:
+      catalogue: on the device; targets: the host's batches; placed: the same on the device.
+    """
+    rerank = config.evaluate.rerank
+    keys = models.item_keys(model, params, catalogue)
+    said = evaluation.answers(model, params, catalogue, keys, placed, rerank=rerank)
+    mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
+
+    def by_label(logits: np.ndarray) -> dict[str, float]:
+        found = {}
+        for column, label in enumerate(model.spec.labels):
+            if not np.isnan(logits[:, :, column]).all():  # of the label a baseline may know nothing
+                values = metrics.ranking_metrics(said.labels[:, :, column], logits[:, :, column], bootstrap=0)
+                found |= {f"{name}/{label}": v["mean"] for name, v in values.items() if np.isfinite(v["mean"])}
+        return found
+
+    liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
+    masks = slices.masks(targets, source.catalogue) | activity(targets, source)
+    return {
+        "targets": len(said.ranks),
+        "retrieval": mean(said.ranks),
+        "reranked": mean(said.reranked.astype(np.int32)) if rerank else {},
+        "ranking": by_label(said.logits),
+        "slices": slices.table({"model": said.ranks}, masks),
+        "baselines": {
+            "most_popular": {
+                "retrieval": mean(evaluation.baseline_ranks(baselines.fixed(source.catalogue.counts), targets))
+            },
+            "user_item_mean": {
+                "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets]))
+            },
+        },
+    }
+
+
+def activity(targets: collections.abc.Iterable[EvalBatch], source: Source) -> dict[str, np.ndarray]:
+    """Fifths of the targets by how many training events their users have, beyond what a window holds: name -> (n,)."""
+    users = np.concatenate([batch.user[batch.user >= 0] for batch in targets])
+    events = source.split.train_stop[users]
+    fifth = np.searchsorted(np.quantile(events, [0.2, 0.4, 0.6, 0.8], method="lower"), events)
+    masks = [fifth == part for part in range(5) if (fifth == part).any()]
+    return {f"users with {events[mask].min()}-{events[mask].max()} training events": mask for mask in masks}
+
+
+# --- the ladder -----------------------------------------------------------------------------------------------
+
+
+def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) -> None:
+    """Writes down what was asked for, beside what earlier commands asked for: a report tells what is missing."""
+    asked = [[run.variant, run.seed] for run in runs]
+    try:
+        before = json.loads((folder / PLAN).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
+
+
+class Told(typing.NamedTuple):
+    """How a ladder's command ended."""
+
+    finished: list[dict[str, typing.Any]]  # of the runs that it was asked for
+    left: list[Run]
+
+
+def climb(
+    family: Family,
+    base: Config,
+    seeds: collections.abc.Sequence[int],
+    folder: pathlib.Path,
+    log: typing.Any,
+    feeds: Batches,
+    deadline: float,
+    command: dict[str, typing.Any],
+    about: dict[str, typing.Any],
+    say: typing.Callable[[str], None],
+) -> Told:
+    """Runs what is not finished in `folder`, until the moment `deadline` of `time.monotonic`.
+
+    Args:
+      base: the config that all variants start from.
+      command: what `ladder.json` tells of the command: family, variants, settings.
+      about: what every line tells beside the run itself.
+    """
+    runs = planned(family.variants, seeds)
+    finished = read(folder)
+    todo = left(runs, finished, log.fingerprint, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _note(folder, command | {"log": log.name, "fingerprint": log.fingerprint}, runs)
+    trainers: dict[str, Trainer] = {}
+    while todo:
+        run = todo[0]
+        took = [e["seconds"]["all"] for e in finished if e["device"] == about["device"] and e["variant"] == run.variant]
+        took = took or [e["seconds"]["all"] for e in finished if e["device"] == about["device"]]
+        if time.monotonic() + max(took, default=0.0) > deadline:
+            say(f"no time is left for {run.variant}, seed {run.seed}, which takes some {max(took, default=0):.0f} s")
+            break
+        say(f"[{len(runs) - len(todo) + 1}/{len(runs)}] {run.variant}, seed {run.seed}")
+        if run.variant not in trainers:
+            trainers = {run.variant: Trainer(run.config, log.spec)}  # the one before is not needed any more
+        keep = any(relevant(other.config) == relevant(run.config) for other in todo[1:])
+        try:
+            entry = _run(run, trainers[run.variant], feeds, keep, deadline, say)
+        except OutOfTimeError:
+            say(f"the time is over: {run.variant}, seed {run.seed}, is not written")
+            break
+        if not keep:
+            feeds.forget(run.config)
+        changes = {name: now for name, (_, now) in configs.differences(base, run.config).items()}
+        changes = {name: now for name, now in changes.items() if name not in ("data.seed", "run.seed")}
+        entry = {"variant": run.variant, "seed": run.seed, "changes": changes} | entry | about
+        append(folder, entry | {"fingerprint": log.fingerprint, "config": configs.to_dict(run.config)})
+        finished = read(folder)
+        todo = todo[1:]
+    wanted = {(run.variant, run.seed) for run in runs}
+    return Told([entry for entry in finished if (entry["variant"], entry["seed"]) in wanted], todo)
+
+
+def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, deadline: float, say) -> dict[str, typing.Any]:
+    start = time.monotonic()
+    config, device = run.config, trainer.mesh.devices.flat[0]
+    source = feeds.source(relevant(config))
+    feed = feeds.train(config, keep)  # nothing is made yet
+    try:
+        targets = feeds.targets(config, "validation")
+        catalogue, placed = jax.device_put((source.catalogue, targets), device)
+        validate = evaluation.validator(trainer.model, catalogue, placed)
+        prepared = time.monotonic() - start
+        found = trained(trainer, config, source.catalogue, feed, validate, deadline, say)
+    finally:
+        feed.close()
+    mark = time.monotonic()
+    results = {}
+    if found.params is not None:
+        results["validation"] = measured(trainer.model, found.params, catalogue, config, source, targets, placed)
+        targets = feeds.targets(config, "test")
+        results["test"] = measured(
+            trainer.model, found.params, catalogue, config, source, targets, jax.device_put(targets, device)
+        )
+        kept = results["test"]["retrieval"]
+        say(f"test HR@10 {kept['hr@10']:.4f}, NDCG@10 {kept['ndcg@10']:.4f}; best step {found.progress.best_step}")
+    now = time.monotonic()
+    seconds = {"prepare": prepared} | found.seconds | {"evaluate": now - mark, "all": now - start}
+    return {
+        "steps": found.steps,
+        "best_step": found.progress.best_step,
+        "stopped": found.stopped,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "events_per_second": round(found.events_per_second, 1),
+        "validation": found.curve,
+        "metrics": results,
+    }
