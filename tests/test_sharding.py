@@ -183,6 +183,13 @@ def test_on_cpus_micro_batches_stay_in_the_cache(batch, history, micro):
             assert sharding.micro_batches(config, mesh) == micro
 
 
+def test_micro_batches_of_packed_rows_go_by_their_room_for_ranked_events():
+    """A row of 200 events and 8 lists of 8 has 472 tokens; with room for 64 lists it has 976, and half as many rows fit."""
+    mesh = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    config = of_batch(128, 0, max_history=200, rank_events=8, rank_candidates=8)
+    assert [sharding.micro_batches(config, mesh, ranked) for ranked in (None, 8, 64)] == [16, 16, 32]
+
+
 def test_tables_fit_meshes_of_other_sizes():
     """What is stored has one shape on every mesh."""
     config = configs.from_dict(WORDS)
