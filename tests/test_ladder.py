@@ -243,8 +243,8 @@ def climb(folder, feeds, log, variants, seeds, deadline=float("inf")):
 def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monkeypatch):
     array_log.write(cycle_log(), tmp_path / "cycle.npz")
     log = array_log.ArrayLog(tmp_path / "cycle.npz")
-    tree = TREE | {"run": TREE["run"] | {"steps": 12, "eval_every": 4}, "model": TREE["model"] | {"dropout": 0.5}}
-    config = configs.from_dict(tree)
+    changes = {"run": {"steps": 12, "eval_every": 4}, "model": {"dropout": 0.5}, "evaluate": {"rerank": 0}}
+    config = configs.from_dict(TREE | {section: TREE[section] | values for section, values in changes.items()})
     made = []
     make_step = train.make_step
     monkeypatch.setattr(train, "make_step", lambda *words: made.append(words) or make_step(*words))
