@@ -157,18 +157,22 @@ def whole(mesh: Mesh) -> NamedSharding:
 CPU_TOKENS = 4_096  # context tokens and readers of one micro-batch on CPUs
 
 
-def micro_batches(config: Config, mesh: Mesh) -> int:
+def micro_batches(config: Config, mesh: Mesh, ranked: int | None = None) -> int:
     """Into how many micro-batches a step cuts its batch: `optimiser.accumulate`, or what suits the platform.
 
     On accelerators that is one. On CPUs a step is bound by memory, not by arithmetic: micro-batches of some `CPU_TOKENS`
     tokens stay in the cache. Their number does not depend on the mesh unless the mesh is so wide that it must.
+
+    Args:
+      ranked: ranked events that a row of the batch has room for (E); by default `data.rank_events`, which packed rows exceed.
 
     Raises:
       UserError: the global batch does not divide over the mesh's `data` axis and the micro-batches.
     """
     batch, data, micro = config.data.batch, mesh.shape["data"], config.optimiser.accumulate
     if not micro:
-        tokens = 2 * config.data.max_history + config.data.rank_events * (config.data.rank_candidates + 1)
+        ranked = config.data.rank_events if ranked is None else ranked
+        tokens = 2 * config.data.max_history + ranked * (config.data.rank_candidates + 1)
         fits = max(CPU_TOKENS // tokens, 1) if mesh.devices.flat[0].platform == "cpu" else batch
         micro = next((n for n in range(1, batch + 1) if batch % (n * data) == 0 and batch // n <= max(fits, data)), 1)
     if batch % (data * micro):

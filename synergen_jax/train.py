@@ -87,9 +87,9 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     `optimiser.accumulate` n > 1 the batch is cut into n micro-batches whose gradients add up to the whole batch's.
     """
     rate = schedule(config.optimiser, config.run.steps)
-    micro = sharding.micro_batches(config, mesh)
 
     def step(state: TrainState, batch: TrainBatch, catalogue: StoredCatalogue):
+        micro = sharding.micro_batches(config, mesh, batch.ranking.item.shape[1])
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
             value, parts, gradients = objective.value_and_grad(

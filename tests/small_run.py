@@ -37,8 +37,9 @@ def cycle_log(users=32):
 class Run:
     """Everything that `train.train` takes."""
 
-    def __init__(self, **changes):
-        self.config = configs.from_dict({s: values | changes.get(s, {}) for s, values in TREE.items()})
+    def __init__(self, config=None, **changes):
+        tree = {s: values | changes.get(s, {}) for s, values in TREE.items()}
+        self.config = config or configs.from_dict(tree)
         self.log = cycle_log()
         self.split = splits.split(self.log, self.config.data)
         self.catalogue = examples.catalogue(self.log, self.split)

@@ -243,8 +243,8 @@ def climb(folder, feeds, log, variants, seeds, deadline=float("inf")):
 def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monkeypatch):
     array_log.write(cycle_log(), tmp_path / "cycle.npz")
     log = array_log.ArrayLog(tmp_path / "cycle.npz")
-    tree = TREE | {"run": TREE["run"] | {"steps": 12, "eval_every": 4}, "model": TREE["model"] | {"dropout": 0.5}}
-    config = configs.from_dict(tree)
+    changes = {"run": {"steps": 12, "eval_every": 4}, "model": {"dropout": 0.5}, "evaluate": {"rerank": 0}}
+    config = configs.from_dict(TREE | {section: TREE[section] | values for section, values in changes.items()})
     made = []
     make_step = train.make_step
     monkeypatch.setattr(train, "make_step", lambda *words: made.append(words) or make_step(*words))
@@ -303,7 +303,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
         runs.append(folder, entry(variant, seed, value))
     runs.append(folder, entry("order", 0, 0.0, metrics={}))
     variants = ["recipe", "time", "order"]
-    asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0]]
+    asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0], ["other", 0]]
     plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": ["--run.steps", "9"]}
     (folder / runs.PLAN).write_text(json.dumps(plan | {"variants": variants, "asked": asked}))
     assert ladder.main(["report", str(folder), "--out", str(tmp_path / "out" / "f")]) == 0
@@ -312,7 +312,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     assert "| time | 2 | 0.1400 ± 0.0566 |" in text and "| -0.0700 ± 0.0424 |" in text
     assert "| recipe | 3 | 0.2200 ± 0.0200 |" in text
     assert "| most_popular |  | 0.0625 ± 0.0000 |" in text and "| user_item_mean | engage | 0.6250 ± 0.0000 |" in text
-    assert "**Partial evidence**: time has 2 of 3 seeds." in text and "order, seed 0" in text
+    assert "**Partial evidence**: time has 2 of 3 seeds; not run: other." in text and "order, seed 0" in text
     assert "--family f --seeds 0,1,2 --out ladder --run.steps 9" in text and '| time | model.rope = "time" |' in text
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["f_curves.png", "f_ladder.png", "f_slices.png"] and all(

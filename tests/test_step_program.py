@@ -25,9 +25,10 @@ IN_PLACE = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "scat
 
 
 @functools.cache
-def program(shape, kind, batch=16):
+def program(shape, kind, batch=16, **loss):
     """The compiled step, as text, over a table of 50,000 items that is updated by `kind`."""
     words = WORDS | {"data": WORDS["data"] | {"batch": batch}, "optimiser": {"table": kind}}
+    words["loss"] = WORDS["loss"] | loss
     config = configs.from_dict(words)
     log = random_log(users=30)
     split = splits.split(log, config.data)
@@ -67,6 +68,15 @@ def test_a_step_touches_the_rows_of_its_batch_alone(shape, kind):
     largest = max(np.prod(one.shape) for one in hlo.collectives(text))
     assert largest * 10 < ITEMS * WIDTH / 8, "collectives carry rows, not tables"
     assert "all-to-all" in {one.kind for one in hlo.collectives(text)}
+
+
+@SLOW  # test_sharding.py reads a smaller one in the ordinary suite
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_the_full_softmax_and_hard_candidates_leave_the_rows_where_they_are(shape):
+    """Every row has a gradient; still nothing of a table's size is sent, forth or back."""
+    found = hlo.collectives(program(shape, "dense", full_softmax=True, hard_candidates=3, in_batch=0))
+    assert {"all-gather", "all-to-all"} <= {one.kind for one in found}, "else queries do not travel"
+    assert max(np.prod(one.shape) for one in found) * 10 < ITEMS * WIDTH / 8
 
 
 @SLOW

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_run import ITEMS, Run, fixed
 
+from synergen_jax import config as configs
 from synergen_jax import evaluate, train
 from synergen_jax.errors import UserError
 
@@ -83,6 +84,35 @@ def test_the_moving_average_is_validated_and_restored(tmp_path):
     assert np.any(kernel(judged[-1]) != kernel(newest))
     plain = Run().train(tmp_path / "plain", fixed(0.5)).state
     assert plain.served is plain.params
+
+
+SMALLER = [
+    "--data.max_history=8",
+    "--data.stride=4",
+    "--data.batch=4",
+    "--data.workers=0",
+    "--model.width=16",
+    "--model.heads=2",
+    "--model.depth=1",
+    "--optimiser.warmup=2",
+    "--optimiser.learning_rate=1e-2",
+    "--run.steps=60",
+    "--run.log_every=1",
+    "--run.eval_every=60",
+    "--run.checkpoint_every=60",
+    "--evaluate.batch=16",
+    "--evaluate.rank_candidates=4",
+    "--mesh.data=1",
+]
+
+
+@pytest.mark.parametrize("recipe", ["ml_1m", "ml_20m"])
+def test_recipes_train_at_a_reduced_size(recipe, tmp_path):
+    config = configs.load(recipe, SMALLER)
+    assert config.data.pack and config.data.crop and config.optimiser.average and config.loss.full_softmax
+    result = Run(config).train(tmp_path)
+    assert losses(tmp_path)[60] < 0.8 * losses(tmp_path)[1]
+    assert result.best > 0.6, "what follows what is found"
 
 
 def test_it_learns_what_follows_what(tmp_path):

@@ -95,6 +95,8 @@ def run(arguments, settings) -> None:
         raise UserError(f"--variants {unknown[0]}: the family's variants are {', '.join(family.variants)}")
     if arguments.variants:
         family = family._replace(variants={name: family.variants[name] for name in arguments.variants})
+    if arguments.workers < 0:
+        raise UserError(f"--workers must be at least 0, not {arguments.workers}")
     log = ArrayLog(arguments.file)
     for name, config in family.variants.items():
         if pathlib.Path(config.data.log).name != log.name:

@@ -233,7 +233,11 @@ def _about(plans, entries: list[Entry], ladder: Ladder, asked: list[tuple[str, i
     wanted: dict[str, list[bool]] = {}
     for name, seed in asked:
         wanted.setdefault(name, []).append((name, seed) in done)
-    missing = [f"{name} has {sum(found)} of {len(found)} seeds" for name, found in wanted.items() if not all(found)]
+    missing = [
+        f"{name} has {sum(found)} of {len(found)} seeds" for name, found in wanted.items() if any(found) != all(found)
+    ]
+    if none := [name for name, found in wanted.items() if not any(found)]:
+        missing.append(f"not run: {', '.join(none)}")
     if missing:
         parts.append(f"**Partial evidence**: {'; '.join(missing)}.")
     if ladder.failed:
