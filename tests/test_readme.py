@@ -6,12 +6,13 @@ import shlex
 import tomllib
 
 import jax
+import ladder
 import numpy as np
 import pytest
 
 from data_pipelines import event_log
 from data_pipelines.interactions import Interactions, log_parts
-from synergen_jax import cli
+from synergen_jax import cli, sweep_commands
 from synergen_jax import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,7 +32,10 @@ COMMANDS = [command for block in blocks("sh") for line in block.splitlines() for
 for path in configs.shipped().values():  # each config's head says how it is run
     head = path.read_text(encoding="utf-8").splitlines()
     COMMANDS += [shlex.split(line.partition("synergen ")[2]) for line in head if re.match(r"#.* synergen ", line)]
-SYNERGEN = [command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest")]
+SYNERGEN = [
+    command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest", "python")
+]
+LADDER = [command[2:] for command in COMMANDS if command[:2] == ["python", "experiments/ladder/ladder.py"]]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,12 @@ def test_the_commands_parse(command):
         configs.load(getattr(arguments, "config", "quickstart"), rest)
     else:
         assert not rest
+
+
+def test_the_ladder_commands_parse():
+    assert [ladder.parser().parse_known_args(command)[1] for command in LADDER] == [[]] * len(LADDER)
+    family = ladder.parser().parse_known_args(LADDER[-1])[0].family
+    assert len(sweep_commands.load(family).variants) > 20
 
 
 def test_every_kind_of_command_is_shown():

@@ -15,7 +15,7 @@ from small_log import random_log
 
 from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
-from synergen_jax import sharding, table, train
+from synergen_jax import hlo, sharding, table, train
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
 
@@ -120,9 +120,21 @@ def test_micro_batches_on_a_mesh():
     assert_same(run((4, 2), steps=2, **changed), run(steps=2, model=off, data={"negatives": 0}))
 
 
-def test_full_softmax_on_a_mesh():
-    full = {"loss": {"full_softmax": True}, "data": {"negatives": 0}}
-    assert_same(run((4, 2), steps=2, **full), run(steps=2, **full))
+FULL = {"loss": {"full_softmax": True, "hard_candidates": 3}, "data": {"negatives": 0}}
+
+
+def test_full_softmax_and_hard_candidates_on_a_mesh():
+    step, (state, catalogue, batches) = start((4, 2), **FULL)
+    rows = np.prod(state.params["tables"]["item"].shape)
+    found = go(step, state, catalogue, batches[:2])
+    assert_same(found, run(steps=2, **FULL))
+    assert max(np.prod(part.shape) for part in hlo.collectives(step.as_text())) < rows / 2, "the table is gathered"
+
+
+@pytest.mark.slow  # three more programs
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+def test_full_softmax_and_hard_candidates_on_other_meshes(mesh):
+    assert_same(run(mesh, steps=2, **FULL), run(steps=2, **FULL))
 
 
 def test_the_old_state_is_donated():

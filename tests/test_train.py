@@ -106,7 +106,7 @@ SMALLER = [
 ]
 
 
-@pytest.mark.parametrize("recipe", ["ml_1m", "ml_20m"])
+@pytest.mark.parametrize("recipe", ["ml_1m", pytest.param("ml_20m", marks=pytest.mark.slow)])  # one compiles as long
 def test_recipes_train_at_a_reduced_size(recipe, tmp_path):
     config = configs.load(recipe, SMALLER)
     assert config.data.pack and config.data.crop and config.optimiser.average and config.loss.full_softmax
@@ -193,6 +193,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_bit(whole, tmp_pat
     assert losses(tmp_path) == losses(workdir)
 
 
+@pytest.mark.slow  # half a minute, to compile for four devices; test_checkpoint restores on another mesh, too
 def test_a_run_goes_on_on_another_mesh_and_says_so(whole, tmp_path):
     *_, workdir = whole
     with pytest.raises(KeyboardInterrupt):
