@@ -42,6 +42,7 @@ from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.logs import FILE as METRICS
+from synergen_jax.table import place_catalogue
 
 
 def say(text: str = "") -> None:
@@ -110,11 +111,12 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     say(
         f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, workdir {folder}"
     )
-    validate = evaluation.validator(run.model, run.catalogue, targets, mesh)
+    catalogue = place_catalogue(run.catalogue, mesh)
+    validate = evaluation.validator(run.model, catalogue, targets, mesh)
     result = train.train(
         run.config,
         run.log.spec,
-        run.catalogue,
+        catalogue,
         batches,
         folder,
         validate,

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from synergen_jax import baselines, index, metrics, processes, sharding, slices
+from synergen_jax import baselines, full_ranking, index, lookup, metrics, processes, sharding, slices
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch, Readers
-from synergen_jax.config import EvaluateConfig
+from synergen_jax.config import EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
+from synergen_jax.table import StoredCatalogue, place_catalogue
 
 
 class Batches(typing.Protocol):
@@ -50,13 +51,6 @@ class Answers(typing.NamedTuple):
     reranked: np.ndarray  # (n,) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
 
 
-def _cached(model: models.SynerGen, params, catalogue: Catalogue, batch: EvalBatch):
-    """`read(readers)`: hidden states over the encoded context of a batch."""
-    vectors = functools.partial(models.token_vectors, model, params, catalogue)
-    cache = model.apply(params["model"], batch.events, *vectors(batch.events), method="encode")
-    return lambda readers: model.apply(params["model"], cache, readers, *vectors(readers), method="read")
-
-
 def _spread(batches: Batches, mesh: Mesh | None):
     """Batches, and what puts one on the devices: with a mesh its users along `data`, each process reading its own."""
     if mesh is None:
@@ -66,111 +60,120 @@ def _spread(batches: Batches, mesh: Mesh | None):
     return mine, lambda batch: sharding.place(batch, users)
 
 
-def _on(mesh: Mesh | None, catalogue: Catalogue) -> Catalogue:
-    """A catalogue once on all devices, not anew with every call."""
-    return catalogue if mesh is None else sharding.put(catalogue, sharding.whole(mesh))
+def _one_device(mesh: Mesh | None) -> Mesh:
+    return mesh or sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
 
 
-def _whole(found, mesh: Mesh | None):
-    """In `jit`: results of all users on every device, so that every process knows them all."""
-    return found if mesh is None else jax.lax.with_sharding_constraint(found, sharding.whole(mesh))
+def item_keys(
+    model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue, mesh: Mesh | None = None
+) -> Float[Array, "a c d"]:
+    """What every item is found by, `full_ranking.keys`, split by row over a mesh, or on one device."""
+    return _item_keys(_one_device(mesh), model, params, catalogue)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "rerank", "mesh"))
+_item_keys = jax.jit(full_ranking.keys, static_argnames=("mesh", "model"))
+
+
+def _encoded(
+    mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, batch: EvalBatch, *readers: Readers
+):
+    """`read(readers, items, queries)`: hidden states over the encoded context of a batch; and the vectors of some readers.
+
+    Returns:
+      The function, the item vectors (B, R, D) of each of `readers`, and their query vectors.
+    """
+    tokens = batch.events, *readers
+    ids = {"item": [one.item for one in tokens], "query": [one.query for one in tokens]}
+    made = lookup.vectors(mesh, model, params, catalogue, ids)
+    items, queries = made["item"], made["query"]
+    cache = model.apply(params["model"], batch.events, items[0], queries[0], method="encode")
+    read = lambda *args: model.apply(params["model"], cache, *args, method="read")
+    return read, items[1:], queries[1:]
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "model", "rerank"))
 def _answer(
-    model: models.SynerGen,
-    params,
-    catalogue: Catalogue,
-    keys: Array,
-    batch: EvalBatch,
-    rerank: int,
-    mesh: Mesh | None = None,
+    mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch, rerank: int
 ):
-    """What `Answers` holds of each user of a batch, and which of them are real, (B,)."""
-    ranks, query, logits, again = _ask(model, params, catalogue, keys, batch, rerank)
-    said = Answers(ranks, query, batch.ranking.label[:, 0], logits, batch.shown, again)
-    return _whole((said, batch.user >= 0), mesh)
-
-
-def _ask(model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, rerank: int):
-    """Ranks (B,), retrieval vectors (B, D), ranking logits (B, K, A) and reranked ranks (B,) of one batch."""
+    """What `Answers` holds of each user of a batch, and which of them are real, (B,); whole on every device."""
     apply = functools.partial(model.apply, params["model"])
-    read = _cached(model, params, catalogue, batch)
-    query = apply(read(batch.reader), method="retrieve")[:, 0]
-    scores = query @ keys.T
-    ranks = metrics.ranks(scores, batch.target, batch.seen)
-    score = lambda ids: jnp.einsum("bd,bkd->bk", query, keys[ids])
-    listed = batch.ranking.readers()
-    logits = apply(read(listed), score(listed.item), listed.feature, method="rank")
-    logits = logits.reshape(batch.ranking.label[:, 0].shape)
-    if not rerank:
-        return ranks, query, logits, jnp.zeros((len(ranks), 0))
-    users = jnp.arange(len(ranks))[:, None]
-    _, first = jax.lax.top_k(scores.at[users, batch.seen].set(-jnp.inf).at[:, 0].set(-jnp.inf), rerank)
-    wide = lambda x: jnp.broadcast_to(x, first.shape)
-    readers = Readers(first, *(wide(x) for x in (batch.reader.query, batch.reader.time, batch.reader.visible)))
-    chosen = apply(read(readers), score(first), method="rank")[..., 0]
-    own = first == batch.target[:, None]
-    mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
-    place = 1 + jnp.sum((chosen >= mine) & ~own, axis=1)
-    return ranks, query, logits, jnp.where(own.any(axis=1), place, ranks)
+    reader, listed, items = batch.reader, batch.ranking.readers(), model.spec.items
+    read, (nothing, list_items), (asked, list_queries) = _encoded(mesh, model, params, catalogue, batch, reader, listed)
+    query = apply(read(reader, nothing, asked), method="retrieve")[:, 0]
+    ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, items)
+    score = jnp.einsum("bd,bkd->bk", query, apply(list_items, method="keys"))
+    logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
+    label = batch.ranking.label[:, 0]
+    said = Answers(ranks, query, label, logits.reshape(label.shape), batch.shown, jnp.zeros((len(ranks), 0)))
+    if rerank:
+        score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
+        wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
+        readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
+        vectors = lookup.vectors(mesh, model, params, catalogue, {"item": [first]})["item"][0]
+        chosen = apply(read(readers, vectors, wide(asked)), score, method="rank")[..., 0]
+        own = first == batch.target[:, None]
+        mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
+        place = 1 + jnp.sum((chosen >= mine) & ~own & (score > -jnp.inf), axis=1)
+        said = said._replace(reranked=jnp.where(own.any(axis=1), place, ranks))
+    return jax.lax.with_sharding_constraint((said, batch.user >= 0), sharding.whole(mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh"))
-def _ranks(
-    model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batch: EvalBatch, mesh: Mesh | None = None
-):
-    read = _cached(model, params, catalogue, batch)
-    query = model.apply(params["model"], read(batch.reader), method="retrieve")[:, 0]
-    return _whole(metrics.ranks(query @ keys.T, batch.target, batch.seen), mesh)
+@functools.partial(jax.jit, static_argnames=("mesh", "model"))
+def _ranks(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch):
+    read, (nothing,), (asked,) = _encoded(mesh, model, params, catalogue, batch, batch.reader)
+    query = model.apply(params["model"], read(batch.reader, nothing, asked), method="retrieve")[:, 0]
+    ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, model.spec.items)
+    return jax.lax.with_sharding_constraint(ranks, sharding.whole(mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _searches(batch: EvalBatch, mesh: Mesh | None):
+def _searches(mesh: Mesh, batch: EvalBatch):
     """Which users of a batch are real, and which of them search, (B,) each."""
-    return _whole((batch.user >= 0, batch.reader.query[:, 0] > 0), mesh)
+    found = batch.user >= 0, batch.reader.query[:, 0] > 0
+    return jax.lax.with_sharding_constraint(found, sharding.whole(mesh))
 
 
 def answers(
     model: models.SynerGen,
-    params,
-    catalogue: Catalogue,
-    keys: Array,
+    params: models.Params,
+    catalogue: StoredCatalogue,
+    keys: Float[Array, "a c d"],
     batches: Batches,
     progress: str = "",
     rerank: int = 0,
     mesh: Mesh | None = None,
 ) -> Answers:
-    """Runs a model over all targets; padded rows are left out. `keys` are `models.item_keys` of the same parameters.
+    """Runs a model over all targets; padded rows are left out. `keys` are `item_keys` of the same parameters.
 
     Args:
       rerank: how many items, retrieved first, the ranking head orders; 0: none.
-      mesh: on which the parameters lie: the users of a batch are shared out over its `data` axis and its processes, all
-        of which call this, and all get the answers about all targets.
+      mesh: on which parameters and catalogue lie: the users of a batch are shared out over its `data` axis and its
+        processes, all of which call this, and all get the answers about all targets. None: one device.
 
     Raises:
       ValueError: a score is NaN.
     """
     found = []
-    rerank = min(rerank, keys.shape[0] - 1)
+    rerank = min(rerank, model.spec.items - 1)
     mine, place = _spread(batches, mesh)
+    mesh = _one_device(mesh)
     hidden = None if progress and processes.first() else True  # None: shown in a terminal
     for batch in tqdm.tqdm(mine, desc=progress, unit="batch", disable=hidden, leave=False):
-        said, real = jax.device_get(_answer(model, params, catalogue, keys, place(batch), rerank, mesh))
+        said, real = jax.device_get(_answer(mesh, model, params, catalogue, keys, place(batch), rerank))
         found.append(Answers(*(part[real] for part in said)))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def validator(model: models.SynerGen, catalogue: Catalogue, batches: Batches, mesh: Mesh | None = None):
+def validator(model: models.SynerGen, catalogue: StoredCatalogue, batches: Batches, mesh: Mesh | None = None):
     """`validate(params)`: metrics that a training run logs, and of which NDCG@10 selects its checkpoint.
 
     Args:
       mesh: as in `answers`; the metrics are then the same on all processes.
     """
-    placed = _on(mesh, catalogue)
 
     def validate(params) -> dict[str, float]:
-        said = answers(model, params, placed, models.item_keys(model, params, placed), batches, mesh=mesh)
+        keys = item_keys(model, params, catalogue, mesh)
+        said = answers(model, params, catalogue, keys, batches, mesh=mesh)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
         for column, label in enumerate(model.spec.labels):
@@ -228,11 +231,11 @@ def evaluate(
     Returns:
       None on other processes than the first.
     """
-    placed = _on(mesh, catalogue)
-    keys = models.item_keys(model, params, placed)
+    placed = place_catalogue(catalogue, _one_device(mesh))
+    keys = item_keys(model, params, placed, mesh)
     said = answers(model, params, placed, keys, batches, "evaluate", config.rerank, mesh)
     less = _with_less(model, params, placed, keys, batches, mesh)
-    keys = sharding.fetch(keys)
+    flat = sharding.fetch(keys).reshape(-1, keys.shape[2])[: model.spec.items] if config.scann else None
     if not processes.first():
         return None
     others = {"most_popular": baselines.fixed(catalogue.counts), **others}
@@ -252,7 +255,7 @@ def evaluate(
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if config.scann:
-        scann, found = approximate(keys, batches, said.vectors, say)
+        scann, found = approximate(flat, batches, said.vectors, say)
         if found is not None:
             systems["model_scann"] = metrics.summary(found, config.bootstrap, seed)
     values = {system: {name: v["mean"] for name, v in found.items()} for system, found in systems.items()}
@@ -291,20 +294,21 @@ def baseline_ranks(scorer: baselines.Scorer, batches: Batches) -> np.ndarray:
 
 
 def _with_less(
-    model: models.SynerGen, params, catalogue: Catalogue, keys: Array, batches: Batches, mesh: Mesh | None = None
+    model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batches: Batches, mesh: Mesh | None
 ):
     """Ranks of searches, 0 for other targets, by the model without the history and without the query."""
     forms = {"query_without_history": {"visible": 0}, "history_without_query": {"query": 0}}
     found: dict[str, list[np.ndarray]] = {name: [] for name in forms}
     mine, place = _spread(batches, mesh)
+    mesh = _one_device(mesh)
     for batch in mine:
-        real, search = jax.device_get(_searches(place(batch), mesh))
+        real, search = jax.device_get(_searches(mesh, place(batch)))
         for name, change in forms.items():
             ranks = np.zeros(len(real), np.int32)
             if (real & search).any():
                 blank = {field: np.full_like(getattr(batch.reader, field), value) for field, value in change.items()}
                 less = dataclasses.replace(batch, reader=dataclasses.replace(batch.reader, **blank))
-                ranks = np.asarray(_ranks(model, params, catalogue, keys, place(less), mesh)) * search
+                ranks = np.asarray(_ranks(mesh, model, params, catalogue, keys, place(less))) * search
             found[name].append(ranks[real])
     ranks = {name: np.concatenate(parts) for name, parts in found.items()}
     return {name: values for name, values in ranks.items() if values.any()}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from synergen_jax import losses, table
+from synergen_jax import full_ranking, losses, table
 from synergen_jax.batch import Candidates
 
 FIRST = 100  # items, retrieved first, among which hard candidates are drawn: what ranking is given in serving
@@ -66,13 +66,7 @@ def best(
             return Best(score, ids[place], place)
         every = jax.tree.map(lambda x: jax.lax.all_gather(x, "data", tiled=True), mine)
         found = _best(every, keys, ids, ids, most)
-        # Every device has the best of its rows for all users: each takes those of its own users, from one axis after the other.
-        parts, peers = mesh.shape["data"], mesh.shape["model"]
-        if parts > 1:
-            apart = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), found)
-            found = _merge(jax.lax.all_to_all(apart, "data", 0, 0, tiled=True), most)
-        if peers > 1:
-            found = _merge(jax.lax.all_gather(found, "model"), most)
+        found = full_ranking.best_of_all(mesh, found, most)
         return Best(found[0], found[1], found[1])
 
     lay = table.SPLIT if pool.stored else _WHOLE
@@ -103,13 +97,6 @@ def _best(mine: tuple, keys: Array, ids: Array, place: Array, most: int) -> tupl
 
     found = jax.lax.map(of_users, losses.tiles(max(TILE[0] // events, 1), *mine))
     return jax.tree.map(lambda x: x.reshape(-1, events, most)[:users], found)
-
-
-def _merge(found: tuple[Array, Array], most: int) -> tuple[Array, Array]:
-    """The best `most` of what several devices found, (devices, B, E, F) each; of equal ones the lower id."""
-    score, ids = (jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for x in found)
-    score, ids = jax.lax.sort((-score, ids), num_keys=2)
-    return -score[..., :most], ids[..., :most]
 
 
 def _known(item: Array, had: Array, segments: tuple[Array, Array] | None) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import typing
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from synergen_jax import embed, hard, losses, table
+from synergen_jax import hard, lookup, losses, table
 from synergen_jax import model as models
 from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
@@ -83,44 +82,6 @@ def negatives(mesh: Mesh, batch: TrainBatch, config: LossConfig, key: Array) -> 
     return jnp.concatenate([batch.negatives, drawn]), filled
 
 
-class Found(typing.NamedTuple):
-    """What a batch needs of one table and the matrices beside it. S devices, each with at most U distinct ids."""
-
-    asked: table.Asked
-    rows: embed.Rows  # (S, U, width) each
-    counts: Array  # (S, U)
-    wide: int  # X, ids of each user
-
-
-def look_up(
-    mesh: Mesh, model: models.SynerGen, tables: dict[str, Array], catalogue: StoredCatalogue, batch: TrainBatch, shared
-) -> dict[str, Found]:
-    """The rows of all ids of a batch and of its `shared` negatives; {"item": ..., "query": ...}.
-
-    A table without learned rows and matrices is left out.
-    """
-    ids = {
-        "item": (batch.events.item, batch.target, batch.ranking.item),
-        "query": (batch.events.query, batch.retrieval.query, batch.ranking.query),
-    }
-    found = {}
-    for name, parts in ids.items():
-        rows = _sources(model, tables, catalogue, name)
-        if rows:
-            counts = getattr(catalogue, f"{name}_counts")
-            wide = jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
-            asked = table.ask(mesh, counts, wide, shared if name == "item" else None)
-            got = table.fetch(mesh, asked, rows | {"": counts})
-            found[name] = Found(asked, got, got.pop(""), wide.shape[1])
-    return found
-
-
-def _sources(model, tables, catalogue: StoredCatalogue, name: str) -> embed.Rows:
-    """The stored arrays that the vectors of one kind of id are made of."""
-    matrices = {one: matrix for one, matrix in getattr(catalogue, name).items() if model.config.uses(one)}
-    return matrices | ({"id": tables[name]} if name in tables else {})
-
-
 def value_and_grad(
     mesh: Mesh,
     model: models.SynerGen,
@@ -144,16 +105,15 @@ def value_and_grad(
     sample_key, dropout_key, id_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
     total = weights(batch, config, step)
     shared, filled = negatives(mesh, batch, config, sample_key)
-    found = look_up(mesh, model, params["tables"], catalogue, batch, shared)
+    ids = {
+        "item": (batch.events.item, batch.target, batch.ranking.item),
+        "query": (batch.events.query, batch.retrieval.query, batch.ranking.query),
+    }
+    found = lookup.look_up(mesh, model, params["tables"], catalogue, ids, shared)
     dropout = None
     if key is not None and model.config.id_dropout:
         dropout = IdentityDropout(model.config.id_dropout, jax.random.bits(id_key))
-    join = lambda variables, rows, counts, ids: model.apply(
-        variables,
-        rows | ({"id": embed.known(rows["id"], counts, ids, dropout)} if "id" in rows else {}),
-        ids,
-        method="join_rows",
-    ).astype(jnp.float32)
+    join = functools.partial(lookup.join, model, dropout=dropout)
 
     def vectors(variables, learned, whole):
         """Vectors of the distinct ids, (S, U, D), and for the full softmax of all items, (A, 768, D)."""
@@ -164,7 +124,7 @@ def value_and_grad(
         if config.full_softmax:
             counts = catalogue.item_counts
             every = jnp.arange(counts.size).reshape(counts.shape)
-            made["every"] = join(variables, _sources(model, whole, catalogue, "item"), counts, every)
+            made["every"] = join(variables, lookup.sources(model, whole, catalogue, "item"), counts, every)
         return made
 
     learned = {name: {"id": f.rows["id"]} for name, f in found.items() if "id" in f.rows}
@@ -214,7 +174,7 @@ def _loss(
     model: models.SynerGen,
     variables: typing.Any,
     vectors: dict[str, Array],
-    found: dict[str, Found],
+    found: dict[str, lookup.Found],
     catalogue: StoredCatalogue,
     batch: TrainBatch,
     config: LossConfig,
@@ -237,15 +197,19 @@ def _loss(
     dtype = jnp.dtype(model.config.dtype)
     events, readers, candidates = batch.events, batch.retrieval, batch.ranking
     ids = (events.item, batch.target, candidates.item)
-    items, counts, negative_items, negative_counts = _spread(mesh, vectors, found, "item", negative[0].size)
-    event_items, targets, candidate_items = _cut(items, ids)
-    _, target_counts, candidate_counts = _cut(counts, ids)
+    spread = functools.partial(lookup.at_places, mesh)
+    (event_items, targets, candidate_items), negative_items = spread(
+        vectors["item"], found["item"], ids, negative[0].size
+    )
+    (_, target_counts, candidate_counts), negative_counts = spread(
+        found["item"].counts, found["item"], ids, negative[0].size
+    )
     ids = (events.query, readers.query, candidates.query)
     if "query" in found:
-        queries = _spread(mesh, vectors, found, "query")[0]
+        queries, _ = spread(vectors["query"], found["query"], ids)
     else:
-        queries = jnp.zeros((len(events.query), sum(i.size // len(i) for i in ids), model.config.width), dtype)
-    event_queries, reader_queries, candidate_queries = _cut(queries.astype(dtype), ids)
+        queries = [jnp.zeros((*part.shape, model.config.width)) for part in ids]
+    event_queries, reader_queries, candidate_queries = (x.astype(dtype) for x in queries)
     deterministic = key is None
     cache = apply(0, events, event_items.astype(dtype), event_queries, deterministic, method="encode")
 
@@ -311,20 +275,6 @@ def _loss(
         "pairwise": config.pairwise_weight,
     }
     return sum(weight[name] * part for name, part in parts.items()), parts
-
-
-def _spread(mesh: Mesh, vectors: dict[str, Array], found: dict[str, Found], name: str, shared: int = 0):
-    """Vectors and counts of all places of a batch, (B, X, D) and (B, X), and of the shared ids, (N, D) and (N,)."""
-    one = found[name]
-    mine, ours = table.spread(mesh, one.asked, (vectors[name], one.counts), one.wide, shared)
-    return *mine, *ours
-
-
-def _cut(wide: Array, like: typing.Sequence[Array]) -> list[Array]:
-    """What was laid side by side, (B, X, ...), in the shapes of `like`, (B, ...) each, and what is left."""
-    sizes = [part.size // part.shape[0] for part in like]
-    parts = jnp.split(wide, list(itertools.accumulate(sizes))[:-1], axis=1)
-    return [part.reshape(*i.shape, *wide.shape[2:]) for part, i in zip(parts, like, strict=True)]
 
 
 def _retrieval(mesh: Mesh, config: LossConfig, mine: tuple, ours: tuple) -> Array:

@@ -18,13 +18,13 @@ from jaxtyping import Array
 
 from synergen_jax import attention, last_words, objective, processes, sharding, update
 from synergen_jax import model as models
-from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
+from synergen_jax.batch import Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError, nearest
 from synergen_jax.logs import MetricLog
 from synergen_jax.optimiser import schedule
-from synergen_jax.table import StoredCatalogue, catalogue_shardings, place_catalogue
+from synergen_jax.table import StoredCatalogue, catalogue_shardings
 
 Validate = typing.Callable[[models.Params], dict[str, float]]
 """`validate(params)` gives validation metrics; `config.run.select` is that which chooses the checkpoint."""
@@ -141,7 +141,7 @@ class PreemptedError(Stopped):
 def train(
     config: Config,
     spec: LogSpec,
-    catalogue: Catalogue,
+    catalogue: StoredCatalogue,
     feed: Feed,
     workdir: pathlib.Path,
     validate: Validate,
@@ -152,6 +152,9 @@ def train(
 
     Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters. Of several processes
     all call it; `feed` gives each its `sharding.block` of every batch, and process 0 writes.
+
+    Args:
+      catalogue: on the mesh of `config.mesh`.
 
     Raises:
       UserError: the mesh, the batch and the model do not fit together, or `workdir` belongs to other data.
@@ -164,7 +167,6 @@ def train(
     model = make_model(config, spec)
     state, shardings = init_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, shardings)
-    stored = place_catalogue(catalogue, mesh)
     layout = sharding.batch_shardings(mesh)
     laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
 
@@ -199,7 +201,7 @@ def train(
                 last_words.at(step, checkpoints.folder)
                 batch = next(batches)
                 events = int(np.sum(batch.events.action > 0)) * blocks  # other blocks are drawn alike
-                state, metrics = step_fn(state, sharding.place(batch, layout), stored)
+                state, metrics = step_fn(state, sharding.place(batch, layout), catalogue)
                 if pending is not None:
                     _finite(pending, step - 1)
                 pending = metrics

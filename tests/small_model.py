@@ -10,7 +10,9 @@ import numpy as np
 
 from synergen_jax import batch as batches
 from synergen_jax import model as models
-from synergen_jax.config import ModelConfig
+from synergen_jax import sharding
+from synergen_jax.config import MeshConfig, ModelConfig
+from synergen_jax.table import place_catalogue
 
 SPEC = batches.LogSpec(60, 6, 9, ("engage", "like"), (("genres", 7), ("text", 5)), (("text", 5),))
 CONFIG = ModelConfig(width=32, heads=4, depth=2, dropout=0.0)
@@ -48,6 +50,11 @@ def make(config=CONFIG, spec=SPEC, seed=0):
         jnp.asarray(rng.integers(1, 50, spec.queries).astype(np.int32)).at[0].set(0),
     )
     return model, params, catalogue
+
+
+def stored(catalogue):
+    """A catalogue as it is stored on the first device."""
+    return place_catalogue(catalogue, sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
 
 
 def events(rng, users, length, spec=SPEC, span=10**8):

@@ -14,7 +14,8 @@ from small_log import SmallLog, user
 
 from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
-from synergen_jax import evaluate, train
+from synergen_jax import evaluate, sharding, train
+from synergen_jax.table import place_catalogue
 
 ITEMS = 12
 TREE = {
@@ -52,11 +53,13 @@ class Run:
 
     def train(self, workdir, validate=None, fingerprint="", feed=None):
         workdir.mkdir(parents=True, exist_ok=True)
-        validate = validate or evaluate.validator(self.model, self.catalogue, self.targets("validation"))
+        mesh = sharding.make_mesh(self.config.mesh)
+        catalogue = place_catalogue(self.catalogue, mesh)
+        validate = validate or evaluate.validator(self.model, catalogue, self.targets("validation"), mesh)
         return train.train(
             self.config,
             self.log.spec,
-            self.catalogue,
+            catalogue,
             feed or self.feed,
             workdir,
             validate,

@@ -160,7 +160,8 @@ def test_batch_size_does_not_change_what_is_found(setting, report):
 
 def test_a_validator_agrees_with_the_evaluation(setting, report):
     log, split, model, params, catalogue = setting
-    validate = evaluate.validator(model, catalogue, feed.evaluation_feed(log, split, "test", CONFIG))
+    targets = feed.evaluation_feed(log, split, "test", CONFIG)
+    validate = evaluate.validator(model, small_model.stored(catalogue), targets)
     values = validate(params)
     assert all(np.isfinite(value) for value in values.values())
     for name in ("hr@10", "ndcg@10", "hr@50"):
@@ -179,9 +180,10 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     """By hand for each target: the ten items of highest retrieval score that were not seen, then by the head."""
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
-    keys = models.item_keys(model, params, catalogue)
-    said = evaluate.answers(model, params, catalogue, keys, batches, rerank=10)
-    plain = evaluate.answers(model, params, catalogue, keys, batches)
+    keys, stored = models.item_keys(model, params, catalogue), small_model.stored(catalogue)
+    stored_keys = evaluate.item_keys(model, params, stored)
+    said = evaluate.answers(model, params, stored, stored_keys, batches, rerank=10)
+    plain = evaluate.answers(model, params, stored, stored_keys, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)
     outside = said.ranks > 10
     np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])

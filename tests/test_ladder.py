@@ -267,7 +267,7 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
 
         # Of three validations the second is the best: its parameters are kept, though later steps take their memory.
         seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1, patience=1))
-        catalogue = feeds.source(batches.relevant(seeded)).catalogue
+        catalogue = place_catalogue(feeds.source(batches.relevant(seeded)).catalogue, trainer.mesh)
         values, seen = [0.5, 0.9, 0.1], []
 
         def validate(params):

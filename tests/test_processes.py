@@ -19,10 +19,11 @@ from small_log import random_log
 from test_cli import CONFIG, Place
 
 from data_pipelines import examples, feed, splits
-from synergen_jax import evaluate, last_words, processes, sharding
+from synergen_jax import evaluate, last_words, processes, sharding, train
 from synergen_jax.cli import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
+from synergen_jax.table import place_catalogue
 
 HERE = pathlib.Path(__file__).parent
 SLURM = {
@@ -137,18 +138,27 @@ def test_meshes_that_cut_a_process_in_two_are_refused():
         sharding.make_mesh(MeshConfig(2, 1), devices)
 
 
-def test_evaluation_on_a_mesh_gives_the_same_answers():
-    """Users spread over the devices, the last batch padded to a multiple of them."""
+@pytest.mark.parametrize("shape", [(4, 1), (2, 2)])
+def test_evaluation_on_a_mesh_gives_the_same_answers(shape):
+    """Users and items spread over the devices, the last batch padded to a multiple of them."""
     log = random_log(users=21)
     config = Config(data=DataConfig(max_history=8), evaluate=EvaluateConfig(batch=6, rank_candidates=5))
     split = splits.split(log, config.data)
     model, params, _ = small_model.make(spec=log.spec)
     catalogue = examples.catalogue(log, split)
     targets = feed.evaluation_feed(log, split, "test", config)
-    mesh = sharding.make_mesh(MeshConfig(4, 1), jax.devices()[:4])
-    placed = sharding.put(params, sharding.whole(mesh))
-    plain, spread = evaluate.validator(model, catalogue, targets), evaluate.validator(model, catalogue, targets, mesh)
-    assert plain(params) == pytest.approx(spread(placed), abs=1e-6)
+    mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[:4])
+    layout = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, model, mesh)).params
+    placed, stored = jax.device_put(params, layout), place_catalogue(catalogue, mesh)
+    ask = lambda *args, **kw: evaluate.answers(*args, targets, rerank=20, **kw)
+    one = small_model.stored(catalogue)
+    plain = ask(model, params, one, evaluate.item_keys(model, params, one))
+    spread = ask(model, placed, stored, evaluate.item_keys(model, placed, stored, mesh), mesh=mesh)
+    assert (plain.reranked != plain.ranks).any()
+    for name, found, expected in zip(plain._fields, spread, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+    validate = evaluate.validator(model, one, targets), evaluate.validator(model, stored, targets, mesh)
+    assert validate[0](params) == pytest.approx(validate[1](placed), abs=1e-6)
 
 
 # --- being asked to stop ----------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from synergen_jax import baselines, metrics, sharding, slices, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
-from synergen_jax.batch import Catalogue, EvalBatch, LogSpec
+from synergen_jax.batch import EvalBatch, LogSpec
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.sweep_commands import Family
-from synergen_jax.table import place_catalogue
+from synergen_jax.table import StoredCatalogue, place_catalogue
 
 RUNS, PLAN = "runs.jsonl", "ladder.json"
 IN_FLIGHT = 4  # steps that are on their way before the loss of the first is looked at
@@ -151,7 +151,7 @@ class Trained(typing.NamedTuple):
 def trained(
     trainer: Trainer,
     config: Config,
-    catalogue: Catalogue,
+    catalogue: StoredCatalogue,
     feed: collections.abc.Iterator,
     validate: train.Validate,
     deadline: float,
@@ -163,7 +163,7 @@ def trained(
       OutOfTimeError: the moment `deadline` of `time.monotonic` has passed.
     """
     run, seed = config.run, np.uint32(config.run.seed)
-    stored, layout = place_catalogue(catalogue, trainer.mesh), sharding.batch_shardings(trainer.mesh)
+    layout = sharding.batch_shardings(trainer.mesh)
     seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
     mark = time.monotonic()
 
@@ -178,7 +178,7 @@ def trained(
         asked = time.monotonic()
         batch = next(feed)
         seconds["feed"] += time.monotonic() - asked
-        state, found = trainer.step(state, jax.device_put(batch, layout), stored, seed)
+        state, found = trainer.step(state, jax.device_put(batch, layout), catalogue, seed)
         losses.append(found["loss"])
         if step == 1:
             jax.block_until_ready(losses)
@@ -213,7 +213,13 @@ def trained(
 
 
 def measured(
-    model: models.SynerGen, params: models.Params, catalogue: Catalogue, config: Config, source: Source, targets, placed
+    model: models.SynerGen,
+    params: models.Params,
+    catalogue: StoredCatalogue,
+    config: Config,
+    source: Source,
+    targets,
+    placed,
 ) -> dict[str, typing.Any]:
     """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines".
 
@@ -221,7 +227,7 @@ def measured(
       catalogue: on the device; targets: the host's batches; placed: the same on the device.
     """
     rerank = config.evaluate.rerank
-    keys = models.item_keys(model, params, catalogue)
+    keys = evaluation.item_keys(model, params, catalogue)
     said = evaluation.answers(model, params, catalogue, keys, placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
@@ -341,10 +347,10 @@ def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, deadline: float
     feed = feeds.train(config, keep)  # nothing is made yet
     try:
         targets = feeds.targets(config, "validation")
-        catalogue, placed = jax.device_put((source.catalogue, targets), device)
+        catalogue, placed = place_catalogue(source.catalogue, trainer.mesh), jax.device_put(targets, device)
         validate = evaluation.validator(trainer.model, catalogue, placed)
         prepared = time.monotonic() - start
-        found = trained(trainer, config, source.catalogue, feed, validate, deadline, say)
+        found = trained(trainer, config, catalogue, feed, validate, deadline, say)
     finally:
         feed.close()
     mark = time.monotonic()

@@ -1,0 +1,171 @@
+"""Full ranking: some queries against all items of a catalogue, where its rows lie.
+
+Items are split by row over all devices, as `table` stores them. Queries visit all devices, each of which scores its own rows in
+tiles; what is put together are counts, or the best scores and their ids. So neither a device nor the network ever has
+the whole catalogue, or all scores of a query.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from synergen_jax import lookup, losses, table
+from synergen_jax import model as models
+from synergen_jax.table import StoredCatalogue
+
+TILE = 65_536  # items of one device whose scores exist at one time
+_USERS = PartitionSpec("data")
+
+
+def keys(
+    mesh: Mesh, model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue
+) -> Float[Array, "a c d"]:
+    """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0. In `jit`."""
+    stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
+
+    def some(part):
+        """Keys of a few lines: what is made on the way is small beside the catalogue."""
+        line, (rows, counts) = part
+        ids = line * table.COLUMNS + jnp.arange(table.COLUMNS)
+        vectors = lookup.join(model, params["model"], rows, counts, ids).astype(model.config.dtype)
+        return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+
+    lines = jnp.arange(catalogue.item_counts.shape[0])
+    found = jax.lax.map(some, (lines, stored), batch_size=max(TILE * mesh.size // table.COLUMNS, 1))
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, table.SPLIT))
+
+
+def ranks(
+    mesh: Mesh,
+    query: Float[Array, "b d"],
+    keys: Float[Array, "a c d"],
+    target: Int[Array, "b"],
+    seen: Int[Array, "b m"],
+    items: int,
+) -> Int[Array, "b"]:
+    """`metrics.ranks` of the scores <query_b, keys_v>, which never exist all at once.
+
+    Args:
+      query, target, seen: of users split over `data`.
+      items: V, id 0 included; what is stored after them takes no part.
+
+    Returns:
+      As `metrics.ranks` in `jit`: 0 where there is no target, -1 where a score is NaN or the target is no item.
+    """
+
+    def local(mine, keys):
+        query, target, seen = jax.tree.map(_everyone, mine)
+        over = functools.partial(_over, query, keys, seen, items)
+
+        # A target's own score must be what it is in its tile, to the bit: otherwise rounding would decide ties.
+        def find(own, part):
+            return own + jnp.sum(jnp.where(part.ids[None] == target[:, None], part.score, 0.0), axis=1), None
+
+        own = jax.lax.psum(over(find, jnp.zeros(target.shape)), table.AXES)
+
+        def count(found, part):
+            ahead = part.allowed & (part.ids[None] != target[:, None]) & (part.score >= own[:, None])
+            nans = jnp.isnan(part.score) & (part.ids > 0)[None]
+            return (found[0] + jnp.sum(ahead, axis=1, dtype=jnp.int32), found[1] | jnp.any(nans, axis=1)), None
+
+        none = jnp.zeros(target.shape, jnp.int32)
+        ahead, nans = over(count, (none, none > 0))
+        ahead, nans = jax.lax.psum((ahead, nans.astype(jnp.int32)), table.AXES)
+        bad = (nans > 0) | (target < 0) | (target >= items)
+        return _own(mesh, jnp.where(target == 0, 0, jnp.where(bad, -1, 1 + ahead)))
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=(_USERS, table.SPLIT), out_specs=_USERS, check_vma=False)
+    return split((query, target, seen), keys)
+
+
+def first(
+    mesh: Mesh, query: Float[Array, "b d"], keys: Float[Array, "a c d"], seen: Int[Array, "b m"], most: int, items: int
+) -> tuple[Float[Array, "b f"], Int[Array, "b f"]]:
+    """Scores and ids of the `most` items of highest score, without those that were seen; of equal ones the lower id first.
+
+    Where there are fewer, the score is -inf, and the id says nothing. Arguments are those of `ranks`.
+    """
+
+    def local(mine, keys):
+        query, seen = jax.tree.map(_everyone, mine)
+
+        def more(found, part):
+            score = jnp.concatenate([found[0], jnp.where(part.allowed, part.score, -jnp.inf)], axis=1)
+            score, at = jax.lax.top_k(score, most)
+            ids = jnp.concatenate([found[1], jnp.broadcast_to(part.ids[None], part.score.shape)], axis=1)
+            return (score, jnp.take_along_axis(ids, at, axis=1)), None
+
+        shape = query.shape[0], most
+        found = _over(query, keys, seen, items, more, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)))
+        return best_of_all(mesh, found, most)
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=(_USERS, table.SPLIT), out_specs=_USERS, check_vma=False)
+    return split((query, seen), keys)
+
+
+def best_of_all(mesh: Mesh, found: tuple[Array, Array], most: int) -> tuple[Array, Array]:
+    """Inside `shard_map`: the best scores and ids over the items of all devices, for a device's own users alone.
+
+    Args:
+      found: of each device's own items, for all users, (data x B, ..., F) each.
+    """
+    parts, peers = mesh.shape["data"], mesh.shape["model"]
+    if parts > 1:
+        apart = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), found)
+        found = _merge(jax.lax.all_to_all(apart, "data", 0, 0, tiled=True), most)
+    if peers > 1:
+        found = _merge(jax.lax.all_gather(found, "model"), most)
+    return found
+
+
+def _merge(found: tuple[Array, Array], most: int) -> tuple[Array, Array]:
+    """The best `most` of what several devices found, (devices, ..., F) each; of equal ones the lower id."""
+    score, ids = (jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1) for x in found)
+    score, ids = jax.lax.sort((-score, ids), num_keys=2)
+    return -score[..., :most], ids[..., :most]
+
+
+class _Part(typing.NamedTuple):
+    """A tile of n of a device's items, for B users."""
+
+    ids: Array  # (n,), 0 for what is no item
+    score: Array  # (B, n)
+    allowed: Array  # (B, n): an item that was not seen
+
+
+def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Callable, start: typing.Any) -> typing.Any:
+    """`fold(carry, _Part) -> (carry, None)` over the tiles of a device's items (A, C, D). Inside `shard_map`."""
+    wide = keys.shape[1]
+    column = jax.lax.axis_index(table.AXES) * wide
+    ids = (jnp.arange(keys.shape[0])[:, None] * table.COLUMNS + (column + jnp.arange(wide))[None]).reshape(-1)
+    ids = jnp.where(ids < items, ids, 0)
+    parts = losses.tiles(TILE, keys.reshape(-1, keys.shape[2]), ids)
+    size = parts[1].shape[1]
+    line, column = seen // table.COLUMNS, seen % table.COLUMNS - column
+    place = jnp.where((column >= 0) & (column < wide), line * wide + column, ids.size)  # among this device's items
+    users = jnp.arange(query.shape[0])[:, None]
+
+    def one(carry, part):
+        number, keys, ids = part
+        at = place - number * size
+        at = jnp.where((at >= 0) & (at < size), at, size)
+        had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")
+        return fold(carry, _Part(ids, query @ keys.T, (ids > 0)[None] & ~had))
+
+    return jax.lax.scan(one, start, (jnp.arange(len(parts[1])), *parts))[0]
+
+
+def _everyone(mine: Array) -> Array:
+    return jax.lax.all_gather(mine, "data", tiled=True)
+
+
+def _own(mesh: Mesh, everyone: Array) -> Array:
+    """Of values of all users, (data x B, ...), those of a device's own."""
+    size = everyone.shape[0] // mesh.shape["data"]
+    return jax.lax.dynamic_slice_in_dim(everyone, jax.lax.axis_index("data") * size, size)

@@ -1,0 +1,119 @@
+"""Ranking among all items where they lie: as over whole scores, on every mesh, and without moving the catalogue."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_model
+
+from synergen_jax import full_ranking, hlo, metrics, sharding, table
+from synergen_jax import model as models
+from synergen_jax.config import MeshConfig
+
+B, D, M, LINES, ITEMS = 8, 4, 30, 3, 1900
+MESHES = [(1, 1), (8, 1), (4, 2), (2, 4)]
+
+
+def make_mesh(shape):
+    return sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+
+
+@pytest.fixture(params=[500, 100_000], ids=["tiles", "one tile"])
+def tile(request, monkeypatch):
+    monkeypatch.setattr(full_ranking, "TILE", request.param)
+
+
+def draw(seed=0):
+    """Whole numbers, so that many scores are equal; what is stored behind the items scores best of all."""
+    rng = np.random.default_rng(seed)
+    whole = lambda *size: rng.integers(-3, 4, size).astype(np.float32)
+    query, keys = whole(B, D), whole(LINES * table.COLUMNS, D)
+    keys[0] = keys[ITEMS:] = 0
+    query[:, 0], keys[ITEMS:, 0] = 3, 99
+    seen = rng.integers(0, ITEMS, (B, M)).astype(np.int32)
+    target = rng.integers(1, ITEMS, B).astype(np.int32)
+    target[-1] = 0
+    return query, keys, target, seen
+
+
+stored = lambda keys: keys.reshape(LINES, table.COLUMNS, D)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_ranks_are_those_of_whole_scores_on_every_mesh(shape, tile):
+    query, keys, target, seen = draw()
+    seen[0, 0] = target[0]  # counts all the same
+    ranks = jax.jit(functools.partial(full_ranking.ranks, make_mesh(shape), items=ITEMS))
+    expected = metrics.ranks(query @ keys.T, target, seen, ITEMS)
+    np.testing.assert_array_equal(ranks(query, stored(keys), target, seen), expected)
+    assert expected[-1] == 0 and (np.asarray(expected)[:-1] > 1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
+def test_scores_that_are_not_numbers_and_targets_that_are_no_items_are_marked(shape, tile):
+    query, keys, target, seen = draw()
+    query[2] = np.nan
+    target[3], target[4] = ITEMS, -1
+    keys[ITEMS:] = np.nan  # no item
+    ranks = jax.jit(functools.partial(full_ranking.ranks, make_mesh(shape), items=ITEMS))
+    found = np.asarray(ranks(query, stored(keys), target, seen))
+    assert (found == -1).tolist() == [False, False, True, True, True, False, False, False]
+    keys[7] = np.nan
+    assert (np.asarray(ranks(query, stored(keys), target, seen))[:-1] == -1).all()
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_the_first_items_are_found_on_every_mesh(shape, tile):
+    query, keys, _, seen = draw()
+    first = jax.jit(functools.partial(full_ranking.first, make_mesh(shape), most=60, items=ITEMS))
+    score, ids = first(query, stored(keys), seen)
+    for row in range(B):
+        scores = keys @ query[row]
+        free = [item for item in range(1, ITEMS) if item not in set(seen[row].tolist())]
+        expected = sorted(free, key=lambda item, s=scores: (-s[item], item))[:60]
+        assert ids[row].tolist() == expected
+        np.testing.assert_array_equal(score[row], scores[expected])
+
+
+def test_where_there_are_fewer_items_the_score_says_so(tile):
+    query, keys, _, seen = draw()
+    score, ids = full_ranking.first(make_mesh((4, 2)), query, stored(keys), seen % 8, 12, 8)
+    for row in range(B):
+        free = {item for item in range(1, 8) if item not in set((seen[row] % 8).tolist())}
+        kept = np.asarray(score[row]) > -np.inf
+        assert set(np.asarray(ids[row])[kept].tolist()) == free and kept.sum() == len(free) < 12
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_keys_are_those_of_one_device(shape, monkeypatch):
+    monkeypatch.setattr(full_ranking, "TILE", 1)  # lines one after the other
+    model, params, catalogue = small_model.make()
+    mesh = make_mesh(shape)
+    keys = jax.jit(full_ranking.keys, static_argnums=(0, 1))
+    found = keys(mesh, model, params, table.place_catalogue(catalogue, mesh))
+    expected = np.asarray(models.item_keys(model, params, catalogue))
+    np.testing.assert_allclose(np.asarray(found).reshape(-1, expected.shape[1])[: len(expected)], expected, atol=1e-6)
+    assert found.sharding.shard_shape(found.shape)[1] == table.COLUMNS // mesh.size
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_neither_the_catalogue_nor_all_scores_are_made_whole(shape):
+    lines, devices = 64, 8
+    mesh = make_mesh(shape)
+    one = lambda dtype, *size, spec=jax.P("data"): jax.ShapeDtypeStruct(
+        size, dtype, sharding=jax.NamedSharding(mesh, spec)
+    )
+    keys = one(jnp.float32, lines, table.COLUMNS, D, spec=table.SPLIT)
+
+    def both(query, keys, target, seen):
+        ranks = full_ranking.ranks(mesh, query, keys, target, seen, lines * table.COLUMNS)
+        return ranks, full_ranking.first(mesh, query, keys, seen, 10, lines * table.COLUMNS)
+
+    arguments = one(jnp.float32, B, D), keys, one(jnp.int32, B), one(jnp.int32, B, M)
+    text = jax.jit(both).lower(*arguments).compile().as_text()
+    found = hlo.collectives(text)
+    assert {"all-gather", "all-reduce"} <= {part.kind for part in found}, "else queries do not travel"
+    assert max(np.prod(part.shape) for part in found) * 10 < lines * table.COLUMNS * D / devices
+    assert max(np.prod(s) for part in hlo.instructions(text) for s in part.shapes) < B * lines * table.COLUMNS
