@@ -243,6 +243,12 @@ def to_dict(config: Config) -> dict[str, dict[str, typing.Any]]:
     return dataclasses.asdict(config)
 
 
+def seeded(config: Config, seed: int) -> Config:
+    """The config with `seed` for both data and run."""
+    data, run = dataclasses.replace(config.data, seed=seed), dataclasses.replace(config.run, seed=seed)
+    return dataclasses.replace(config, data=data, run=run)
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
     """The settings that differ, `{"section.key": (old, new)}`."""
     pairs = ((s, k, o, to_dict(new)[s][k]) for s, values in to_dict(old).items() for k, o in values.items())

@@ -68,10 +68,10 @@ def item_keys(
     model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue, mesh: Mesh | None = None
 ) -> Float[Array, "a c d"]:
     """What every item is found by, `full_ranking.keys`, split by row over a mesh, or on one device."""
-    return _item_keys(_one_device(mesh), model, params, catalogue)
+    return jit_item_keys(_one_device(mesh), model, params, catalogue)
 
 
-_item_keys = jax.jit(full_ranking.keys, static_argnames=("mesh", "model"))
+jit_item_keys = jax.jit(full_ranking.keys, static_argnames=("mesh", "model"))
 
 
 def _encoded(
@@ -92,10 +92,14 @@ def _encoded(
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "rerank"))
-def _answer(
+def answer(
     mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch, rerank: int
 ):
-    """What `Answers` holds of each user of a batch, and which of them are real, (B,); whole on every device."""
+    """What `Answers` holds of each user of one batch, and which of them are real, (B,); whole on every device.
+
+    Args:
+      keys: `item_keys`; rerank: as in `answers`.
+    """
     apply = functools.partial(model.apply, params["model"])
     reader, listed, items = batch.reader, batch.ranking.readers(), model.spec.items
     read, (nothing, list_items), (asked, list_queries) = _encoded(mesh, model, params, catalogue, batch, reader, listed)
@@ -159,7 +163,7 @@ def answers(
     mesh = _one_device(mesh)
     hidden = None if progress and processes.first() else True  # None: shown in a terminal
     for batch in tqdm.tqdm(mine, desc=progress, unit="batch", disable=hidden, leave=False):
-        said, real = jax.device_get(_answer(mesh, model, params, catalogue, keys, place(batch), rerank))
+        said, real = jax.device_get(answer(mesh, model, params, catalogue, keys, place(batch), rerank))
         found.append(Answers(*(part[real] for part in said)))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
@@ -251,7 +255,7 @@ def evaluate(
             systems[name] = retrieval(ranks[name])
     for name, predict in predictors.items():
         logits = np.concatenate([predict(batch)[batch.user >= 0] for batch in batches])
-        systems[name] = _ranking(model, said.labels, logits, config, seed)
+        systems[name] = by_label(model.spec.labels, said.labels, logits, config.bootstrap, seed)
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if config.scann:
@@ -318,7 +322,8 @@ def _popularity(model, said: Answers, catalogue: Catalogue, batches: Batches, co
     """Ranking metrics of candidates by their number of training events; counts are no probabilities."""
     real = lambda batch: baselines.most_popular(batch, catalogue.counts)[batch.user >= 0]
     counts = np.concatenate([real(batch) for batch in batches])
-    found = _ranking(model, said.labels, np.broadcast_to(counts[:, :, None], said.labels.shape), config, seed)
+    counts = np.broadcast_to(counts[:, :, None], said.labels.shape)
+    found = by_label(model.spec.labels, said.labels, counts, config.bootstrap, seed)
     return {name: v for name, v in found.items() if not name.startswith(("log_loss/", "calibration_error/"))}
 
 
@@ -377,15 +382,20 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, say, k:
 def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
     """All metrics of a model's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
     result = metrics.summary(metrics.retrieval_metrics(said.ranks), config.bootstrap, seed)
-    return result | _ranking(model, said.labels, said.logits, config, seed)
+    return result | by_label(model.spec.labels, said.labels, said.logits, config.bootstrap, seed)
 
 
-def _ranking(model: models.SynerGen, labels, logits, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
+def by_label(
+    names: typing.Sequence[str], labels: np.ndarray, logits: np.ndarray, bootstrap: int = 0, seed: int = 0
+) -> dict[str, metrics.Interval]:
+    """`metrics.ranking_metrics` of each ranked label, keyed "auc/like" and so on.
+
+    Left out are labels of which the logits, (n, K, A), are all NaN, since a baseline may know nothing of them, and metrics
+    that are undefined: a label that is known of the target alone gives no list to rank.
+    """
     result = {}
-    for column, label in enumerate(model.spec.labels):
-        if np.isnan(logits[:, :, column]).all():
-            continue
-        found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], config.bootstrap, seed)
-        # A label that is known of the target alone gives no list to rank: those metrics are undefined.
-        result |= {f"{name}/{label}": value for name, value in found.items() if np.isfinite(value["mean"])}
+    for column, name in enumerate(names):
+        if not np.isnan(logits[:, :, column]).all():
+            found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], bootstrap, seed)
+            result |= {f"{metric}/{name}": value for metric, value in found.items() if np.isfinite(value["mean"])}
     return result

@@ -1,6 +1,6 @@
-"""What a training step will need of each device, told by compiling it for that many virtual ones.
+"""What training and validation will need of each device, told by compiling them for that many virtual ones.
 
-The step is the one that `train.train` runs, lowered and compiled with the shapes and shardings of its state, batch and
+The step is the one that `train.train` runs, and validation that of `evaluate.validator`, lowered and compiled with the shapes and shardings of its state, batch and
 catalogue alone: nothing is allocated, so that a hundred million items on 256 devices can be planned on a laptop.
 What XLA makes of it for a CPU is what it makes elsewhere as far as partitioning goes: the same collectives, the same
 shards. Temporaries may differ: attention is the plain one, whose logits a fused kernel never keeps, and bfloat16
@@ -15,10 +15,14 @@ import time
 import typing
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from synergen_jax import flops, hlo, sharding, table, train
-from synergen_jax.batch import Catalogue, LogSpec, TrainBatch
+from synergen_jax import evaluate, flops, hlo, sharding, table, train
+from synergen_jax import model as models
+from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
+from synergen_jax.table import StoredCatalogue
 
 MIB = 2**20
 
@@ -36,21 +40,23 @@ class Plan:
     catalogue: int
     temporaries: int  # activations, gradients and whatever else the step holds for a while
     outputs: int  # that do not take the place of an argument
+    validation: int  # what validation holds for a while: the items' keys, a batch, and temporaries
     collectives: dict[str, int]
     flops: float  # of the whole step, all devices together
     seconds: float  # that lowering and compiling took
 
     @property
     def total(self) -> int:
-        """Bytes that a device must have."""
-        return self.parameters + self.optimiser + self.data + self.catalogue + self.temporaries + self.outputs
+        """Bytes that a device must have, in a step or while it validates."""
+        step = self.data + self.temporaries + self.outputs
+        return self.parameters + self.optimiser + self.catalogue + max(step, self.validation)
 
 
-def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue) -> Plan:
-    """Compiles the training step of a config on all devices of this process.
+def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, catalogue: Catalogue) -> Plan:
+    """Compiles the training step and the validation of a config on all devices of this process.
 
     Args:
-      batch, catalogue: their shapes and dtypes, of the whole batch; arrays or `jax.ShapeDtypeStruct`s.
+      batch, targets, catalogue: their shapes and dtypes, of whole batches; arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
       UserError: mesh, batch and model do not fit together.
@@ -64,6 +70,7 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue)
     catalogue = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()
     compiled = step.lower(state, batch, catalogue).compile()
+    validation = _validation(mesh, model, state.served, catalogue, targets)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return Plan(
@@ -76,10 +83,24 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, catalogue: Catalogue)
         catalogue=device_bytes(catalogue),
         temporaries=memory.temp_size_in_bytes,
         outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        validation=validation,
         collectives=hlo.payload(compiled.as_text()),
         flops=flops.train_step(config, spec),
         seconds=seconds,
     )
+
+
+def _validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, targets: EvalBatch) -> int:
+    """Bytes of `Plan.validation`: first the keys are made, then batches are answered."""
+    data = mesh.shape["data"]
+    padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
+    targets = placed(jax.tree.map(padded, targets), NamedSharding(mesh, PartitionSpec("data")))
+    made = evaluate.jit_item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
+    shape = (*catalogue.item_counts.shape, model.config.width)
+    keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, table.SPLIT))
+    said = evaluate.answer.lower(mesh, model, params, catalogue, keys, targets, 0).compile().memory_analysis()
+    answering = device_bytes(targets) + said.temp_size_in_bytes + said.output_size_in_bytes
+    return device_bytes(keys) + max(made.temp_size_in_bytes, answering)
 
 
 def placed(tree: typing.Any, shardings: typing.Any) -> typing.Any:

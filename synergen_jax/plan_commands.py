@@ -20,7 +20,7 @@ from data_pipelines import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax import plan as planning
 from synergen_jax import report
-from synergen_jax.batch import Catalogue, LogSpec, TrainBatch
+from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.plan import MIB, Plan
@@ -96,6 +96,7 @@ def text(plans: list[Plan], config: Config, sizes: Sizes, memory: float) -> str:
         ("batch", lambda one: one.data),
         ("catalogue", lambda one: one.catalogue),
         ("activations, temporaries", lambda one: one.temporaries + one.outputs),
+        ("or else, in validation", lambda one: one.validation),
         ("total", lambda one: one.total),
     ):
         row(f"{name}, MiB", lambda one, of=of: f"{of(one) / MIB:,.1f}")
@@ -132,8 +133,11 @@ def _elsewhere(config: Config, sizes: Sizes, devices: int) -> Plan:
     return Plan(**answer)
 
 
-def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, Catalogue]:
-    """The sizes of the log, and shapes and dtypes of a batch and of the catalogue: what the real feed gives, made small."""
+def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBatch, Catalogue]:
+    """The sizes of the log, and shapes and dtypes of batches and of the catalogue: what the real feed gives, made small.
+
+    A target has as many seen items as a window has events, and a little more.
+    """
     few = Sizes(min(sizes.items, 1000), min(sizes.queries, 100), sizes.text)
     log, spec = few.log(config.data.max_history + 2), sizes.log(1).spec
     one = configs.override(config, ["--data.batch=2", "--optimiser.accumulate=1", "--data.split=leave-one-out"])
@@ -143,6 +147,7 @@ def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, 
     shape = lambda x, rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     batch = jax.tree.map(lambda x: shape(x, config.data.batch), dataclasses.replace(sample, negatives=np.zeros((1, 0))))
     batch = dataclasses.replace(batch, negatives=shape(sample.negatives, config.data.negatives))
+    targets = next(iter(feed.evaluation_feed(log, split, "validation", one)))
     rows = lambda matrices, count: {name: shape(matrix, count) for name, matrix in matrices.items()}
     whole = Catalogue(
         rows(catalogue.item_matrices, spec.items),
@@ -150,7 +155,7 @@ def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, 
         shape(catalogue.counts, spec.items),
         shape(catalogue.query_counts, spec.queries),
     )
-    return spec, batch, whole
+    return spec, batch, jax.tree.map(lambda x: shape(x, config.evaluate.batch), targets), whole
 
 
 def _main() -> None:

@@ -12,7 +12,6 @@ A family is a TOML file: the config that all start from, and under each variant'
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -93,12 +92,7 @@ def sweep(
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = len(family.variants) * len(seeds)
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
-        config = family.variants[name]
-        config = dataclasses.replace(
-            config,
-            data=dataclasses.replace(config.data, seed=seed),
-            run=dataclasses.replace(config.run, seed=seed),
-        )
+        config = configs.seeded(family.variants[name], seed)
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
         done = where / f"evaluation_{split}.json"

@@ -102,16 +102,15 @@ def test_keys_are_those_of_one_device(shape, monkeypatch):
 def test_neither_the_catalogue_nor_all_scores_are_made_whole(shape):
     lines, devices = 64, 8
     mesh = make_mesh(shape)
-    one = lambda dtype, *size, spec=jax.P("data"): jax.ShapeDtypeStruct(
-        size, dtype, sharding=jax.NamedSharding(mesh, spec)
-    )
-    keys = one(jnp.float32, lines, table.COLUMNS, D, spec=table.SPLIT)
+    one = lambda spec, dtype, *size: jax.ShapeDtypeStruct(size, dtype, sharding=jax.NamedSharding(mesh, spec))
+    users = functools.partial(one, jax.P("data"))
+    keys = one(table.SPLIT, jnp.float32, lines, table.COLUMNS, D)
 
     def both(query, keys, target, seen):
         ranks = full_ranking.ranks(mesh, query, keys, target, seen, lines * table.COLUMNS)
         return ranks, full_ranking.first(mesh, query, keys, seen, 10, lines * table.COLUMNS)
 
-    arguments = one(jnp.float32, B, D), keys, one(jnp.int32, B), one(jnp.int32, B, M)
+    arguments = users(jnp.float32, B, D), keys, users(jnp.int32, B), users(jnp.int32, B, M)
     text = jax.jit(both).lower(*arguments).compile().as_text()
     found = hlo.collectives(text)
     assert {"all-gather", "all-reduce"} <= {part.kind for part in found}, "else queries do not travel"

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from synergen_jax import cli, flops, plan, plan_commands, sharding, train
+from data_pipelines import feed as feeds
+from data_pipelines import splits
+from synergen_jax import cli, flops, plan, plan_commands, sharding, table, train
 from synergen_jax import config as configs
 from synergen_jax.bench_commands import open_log
 from synergen_jax.plan_commands import Sizes
@@ -38,7 +40,7 @@ def on_first(tree):
 
 
 def test_shapes_are_those_of_the_feed():
-    spec, batch, catalogue = plan_commands.abstract_inputs(CONFIG, SIZES)
+    spec, batch, targets, catalogue = plan_commands.abstract_inputs(CONFIG, SIZES)
     log = SIZES.log(10)
     real, feed = open_log(CONFIG, log)
     assert spec == log.spec
@@ -46,6 +48,8 @@ def test_shapes_are_those_of_the_feed():
     ranked = configs.override(CONFIG, ["--data.rank_events=3", "--data.rank_candidates=5"])
     assert shapes(plan_commands.abstract_inputs(ranked, SIZES)[1]) == shapes(next(open_log(ranked, log)[1](0)))
     assert shapes(catalogue) == shapes(real)
+    evaluated = feeds.evaluation_feed(log, splits.split(log, CONFIG.data), "validation", CONFIG)
+    assert shapes(targets) == shapes(next(iter(evaluated)))
 
 
 def test_memory_is_what_training_takes(found):
@@ -57,10 +61,17 @@ def test_memory_is_what_training_takes(found):
     assert found.optimiser == on_first(state.opt_state)
     assert found.data == on_first(sharding.place(next(feed(0)), sharding.batch_shardings(mesh)))
     assert found.temporaries > 0
-    assert found.total == found.parameters + found.optimiser + found.data + found.catalogue + found.temporaries + (
-        found.outputs
-    )
+    step = found.data + found.temporaries + found.outputs
+    assert found.total == found.parameters + found.optimiser + found.catalogue + max(step, found.validation)
     assert found.flops == flops.train_step(CONFIG, log.spec)
+
+
+def test_validation_splits_the_catalogue_over_the_devices(found):
+    """What it takes beyond a step of twice as many items is mostly their keys, once over all devices."""
+    more = plan.plan(CONFIG, *plan_commands.abstract_inputs(CONFIG, SIZES._replace(items=40_000)))
+    keys = (table.lines(40_000) - 1) * table.COLUMNS * CONFIG.model.width * 4 / 8
+    assert keys < more.validation - found.validation < 3 * keys
+    assert more.validation < 40_000 * CONFIG.model.width * 4
 
 
 def test_gradients_are_sent(found):
@@ -117,7 +128,7 @@ def test_weak_scaling_keeps_the_batch_of_a_device(monkeypatch, capsys):
 
     def elsewhere(config, sizes, devices):
         asked.append((config.data.batch, devices))
-        return plan.Plan(devices, {"data": devices, "model": 1}, config.data.batch, 1, 1, 1, 1, 1, 1, {}, 1.0, 0.0)
+        return plan.Plan(devices, {"data": devices, "model": 1}, config.data.batch, 1, 1, 1, 1, 1, 1, 1, {}, 1.0, 0.0)
 
     monkeypatch.setattr(plan_commands, "_elsewhere", elsewhere)
     assert cli.main(["plan", "quickstart", "--devices=2,4,64", "--weak", *ARGUMENTS]) == 0

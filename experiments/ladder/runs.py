@@ -47,13 +47,8 @@ class Run(typing.NamedTuple):
 
 def planned(variants: collections.abc.Mapping[str, Config], seeds: collections.abc.Iterable[int]) -> list[Run]:
     """All runs, in an order that leaves whole rungs behind when it is stopped: the first variant with all seeds, the next."""
-
-    def seeded(config: Config, seed: int) -> Config:
-        data, run = dataclasses.replace(config.data, seed=seed), dataclasses.replace(config.run, seed=seed)
-        return dataclasses.replace(config, data=data, run=run)
-
     seeds = list(seeds)
-    return [Run(name, seed, seeded(config, seed)) for name, config in variants.items() for seed in seeds]
+    return [Run(name, seed, configs.seeded(config, seed)) for name, config in variants.items() for seed in seeds]
 
 
 # --- what is written ------------------------------------------------------------------------------------------
@@ -232,12 +227,7 @@ def measured(
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        found = {}
-        for column, label in enumerate(model.spec.labels):
-            if not np.isnan(logits[:, :, column]).all():  # of the label a baseline may know nothing
-                values = metrics.ranking_metrics(said.labels[:, :, column], logits[:, :, column], bootstrap=0)
-                found |= {f"{name}/{label}": v["mean"] for name, v in values.items() if np.isfinite(v["mean"])}
-        return found
+        return {name: v["mean"] for name, v in evaluation.by_label(model.spec.labels, said.labels, logits).items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
     masks = slices.masks(targets, source.catalogue) | activity(targets, source)
