@@ -138,8 +138,7 @@ def test_meshes_that_cut_a_process_in_two_are_refused():
         sharding.make_mesh(MeshConfig(2, 1), devices)
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (2, 2)])
-def test_evaluation_on_a_mesh_gives_the_same_answers(shape):
+def test_evaluation_on_a_mesh_gives_the_same_answers():
     """Users and items spread over the devices, the last batch padded to a multiple of them."""
     log = random_log(users=21)
     config = Config(data=DataConfig(max_history=8), evaluate=EvaluateConfig(batch=6, rank_candidates=5))
@@ -147,7 +146,7 @@ def test_evaluation_on_a_mesh_gives_the_same_answers(shape):
     model, params, _ = small_model.make(spec=log.spec)
     catalogue = examples.catalogue(log, split)
     targets = feed.evaluation_feed(log, split, "test", config)
-    mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[:4])
+    mesh = sharding.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
     layout = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, model, mesh)).params
     placed, stored = jax.device_put(params, layout), place_catalogue(catalogue, mesh)
     ask = lambda *args, **kw: evaluate.answers(*args, targets, rerank=20, **kw)
