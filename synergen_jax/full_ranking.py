@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from synergen_jax import lookup, losses, table
+from synergen_jax import lookup, table
 from synergen_jax import model as models
 from synergen_jax.table import StoredCatalogue
 
@@ -28,17 +28,20 @@ def keys(
 ) -> Float[Array, "a c d"]:
     """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0. In `jit`."""
     stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
+    lines = catalogue.item_counts.shape[0]
+    some = min(max(TILE * mesh.size // table.COLUMNS, 1), lines)  # lines at one time
 
-    def some(part):
-        """Keys of a few lines: what is made on the way is small beside the catalogue."""
-        line, (rows, counts) = part
-        ids = line * table.COLUMNS + jnp.arange(table.COLUMNS)
+    def more(number, found):
+        begin = jnp.minimum(number * some, lines - some)
+        rows, counts = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, some), stored)
+        ids = (begin + jnp.arange(some))[:, None] * table.COLUMNS + jnp.arange(table.COLUMNS)[None]
         vectors = lookup.join(model, params["model"], rows, counts, ids).astype(model.config.dtype)
-        return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+        made = jnp.where(ids[..., None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+        return jax.lax.dynamic_update_slice_in_dim(found, made, begin, 0)
 
-    lines = jnp.arange(catalogue.item_counts.shape[0])
-    found = jax.lax.map(some, (lines, stored), batch_size=max(TILE * mesh.size // table.COLUMNS, 1))
-    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, table.SPLIT))
+    split = NamedSharding(mesh, table.SPLIT)
+    nothing = jnp.zeros((lines, table.COLUMNS, model.config.width))
+    return jax.lax.fori_loop(0, -(-lines // some), more, jax.lax.with_sharding_constraint(nothing, split))
 
 
 def ranks(
@@ -141,24 +144,26 @@ class _Part(typing.NamedTuple):
 
 def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Callable, start: typing.Any) -> typing.Any:
     """`fold(carry, _Part) -> (carry, None)` over the tiles of a device's items (A, C, D). Inside `shard_map`."""
-    wide = keys.shape[1]
-    column = jax.lax.axis_index(table.AXES) * wide
-    ids = (jnp.arange(keys.shape[0])[:, None] * table.COLUMNS + (column + jnp.arange(wide))[None]).reshape(-1)
-    ids = jnp.where(ids < items, ids, 0)
-    parts = losses.tiles(TILE, keys.reshape(-1, keys.shape[2]), ids)
-    size = parts[1].shape[1]
-    line, column = seen // table.COLUMNS, seen % table.COLUMNS - column
-    place = jnp.where((column >= 0) & (column < wide), line * wide + column, ids.size)  # among this device's items
+    lines, wide, _ = keys.shape
+    first = jax.lax.axis_index(table.AXES) * wide  # of this device's columns
+    keys, rows = keys.reshape(lines * wide, -1), lines * wide
+    tiles = -(-rows // TILE)
+    size = -(-rows // tiles)
+    column = seen % table.COLUMNS - first
+    place = jnp.where((column >= 0) & (column < wide), seen // table.COLUMNS * wide + column, rows)  # among its rows
     users = jnp.arange(query.shape[0])[:, None]
 
-    def one(carry, part):
-        number, keys, ids = part
-        at = place - number * size
-        at = jnp.where((at >= 0) & (at < size), at, size)
+    def one(carry, number):
+        begin = jnp.minimum(number * size, rows - size)  # the last tile may begin within the one before
+        row = begin + jnp.arange(size)
+        ids = row // wide * table.COLUMNS + first + row % wide
+        ids = jnp.where((row >= number * size) & (ids < items), ids, 0)
+        at = jnp.where((place >= begin) & (place < begin + size), place - begin, size)
         had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")
-        return fold(carry, _Part(ids, query @ keys.T, (ids > 0)[None] & ~had))
+        score = query @ jax.lax.dynamic_slice_in_dim(keys, begin, size).T
+        return fold(carry, _Part(ids, score, (ids > 0)[None] & ~had))
 
-    return jax.lax.scan(one, start, (jnp.arange(len(parts[1])), *parts))[0]
+    return jax.lax.scan(one, start, jnp.arange(tiles))[0]
 
 
 def _everyone(mine: Array) -> Array:

@@ -70,7 +70,7 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
     catalogue = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()
     compiled = step.lower(state, batch, catalogue).compile()
-    validation = _validation(mesh, model, state.served, catalogue, targets)
+    held = validation(mesh, model, state.served, catalogue, targets)
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return Plan(
@@ -83,15 +83,15 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
         catalogue=device_bytes(catalogue),
         temporaries=memory.temp_size_in_bytes,
         outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        validation=validation,
+        validation=held,
         collectives=hlo.payload(compiled.as_text()),
         flops=flops.train_step(config, spec),
         seconds=seconds,
     )
 
 
-def _validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, targets: EvalBatch) -> int:
-    """Bytes of `Plan.validation`: first the keys are made, then batches are answered."""
+def validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, targets: EvalBatch) -> int:
+    """Bytes of `Plan.validation`: first the keys are made, then batches are answered. Arguments may be shapes."""
     data = mesh.shape["data"]
     padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
     targets = placed(jax.tree.map(padded, targets), NamedSharding(mesh, PartitionSpec("data")))

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines import feed as feeds
 from data_pipelines import splits
-from synergen_jax import cli, flops, plan, plan_commands, sharding, table, train
+from synergen_jax import cli, flops, full_ranking, plan, plan_commands, sharding, table, train
 from synergen_jax import config as configs
 from synergen_jax.bench_commands import open_log
 from synergen_jax.plan_commands import Sizes
@@ -66,12 +66,21 @@ def test_memory_is_what_training_takes(found):
     assert found.flops == flops.train_step(CONFIG, log.spec)
 
 
-def test_validation_splits_the_catalogue_over_the_devices(found):
-    """What it takes beyond a step of twice as many items is mostly their keys, once over all devices."""
-    more = plan.plan(CONFIG, *plan_commands.abstract_inputs(CONFIG, SIZES._replace(items=40_000)))
-    keys = (table.lines(40_000) - 1) * table.COLUMNS * CONFIG.model.width * 4 / 8
-    assert keys < more.validation - found.validation < 3 * keys
-    assert more.validation < 40_000 * CONFIG.model.width * 4
+def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
+    """What many items take more is mostly their keys, once over all devices."""
+    monkeypatch.setattr(full_ranking, "TILE", 1000)  # else scores of so few items outweigh their keys
+    config, mesh = configs.override(CONFIG, ["--evaluate.batch=8"]), sharding.make_mesh(CONFIG.mesh)
+
+    def held(items):
+        spec, _, targets, catalogue = plan_commands.abstract_inputs(config, SIZES._replace(items=items))
+        model = train.make_model(config, spec)
+        params = train.abstract_state(config, model, mesh).served
+        return plan.validation(mesh, model, params, table.abstract_catalogue(catalogue, mesh), targets)
+
+    lines = 200
+    keys = lines * table.COLUMNS * CONFIG.model.width * 4 / mesh.size
+    assert keys < held(2 * lines * table.COLUMNS) - held(lines * table.COLUMNS) < 1.1 * keys
+    assert 0 < found.validation < found.total
 
 
 def test_gradients_are_sent(found):
