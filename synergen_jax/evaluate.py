@@ -250,7 +250,7 @@ def evaluate(
         ranks["model_reranked"] = said.reranked.astype(np.int32)
         systems["model_reranked"] = retrieval(ranks["model_reranked"])
     for name, scorer in others.items():
-        ranks[name] = baseline_ranks(scorer, batches)
+        ranks[name] = baseline_ranks(scorer, batches, model.spec.items)
         if (ranks[name] > 0).all():
             systems[name] = retrieval(ranks[name])
     for name, predict in predictors.items():
@@ -281,10 +281,14 @@ def _leads(values: dict[str, np.ndarray], config: EvaluateConfig, seed: int) -> 
     return metrics.summary(others, config.bootstrap, seed)
 
 
-def baseline_ranks(scorer: baselines.Scorer, batches: Batches) -> np.ndarray:
-    """Rank of each target by a baseline's scores, (n,); 0 where it has nothing to say."""
-    found = []
-    for batch in batches:
+CELLS = 2**26  # scores of a baseline that exist at one time
+
+
+def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np.ndarray:
+    """Rank of each target by a baseline's scores of all `items`, (n,); 0 where it has nothing to say."""
+    found, rows = [], max(CELLS // items, 1)
+    cut = lambda batch, start: jax.tree.map(lambda x: x[start : start + rows], batch)
+    for batch in (cut(batch, start) for batch in batches for start in range(0, len(batch.user), rows)):
         real = batch.user >= 0
         scores = scorer(batch)
         if scores is None:

@@ -67,7 +67,7 @@ def test_bm25_ranks_items_by_the_words_of_the_query():
     scores = scorer(first)
     assert np.isnan(scores[1]).all(), "no query, nothing to say"
     assert scores[0].argmax() in (1, 3) and (scores[0, [1, 3]] > 0).all() and not scores[0, [2, 4, 5, 6]].any()
-    ranks = evaluate.baseline_ranks(scorer, batches)
+    ranks = evaluate.baseline_ranks(scorer, batches, len(TEXTS))
     # "red": items 1 and 3 tie, and the tie counts against it. "blue dress": 2 comes first, then 1 and 6.
     assert ranks[:2].tolist() == [2, 0] and ranks[2] in (2, 3)
     unknown = dataclasses.replace(
@@ -76,9 +76,11 @@ def test_bm25_ranks_items_by_the_words_of_the_query():
     assert not scorer(unknown).any()
 
 
-def test_a_baseline_of_fixed_scores():
+@pytest.mark.parametrize("cells", [1, evaluate.CELLS])  # 1: a target at a time
+def test_a_baseline_of_fixed_scores(cells, monkeypatch):
+    monkeypatch.setattr(evaluate, "CELLS", cells)
     _, _, batches = setting()
-    ranks = evaluate.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches)
+    ranks = evaluate.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches, 7)
     assert ranks.tolist() == [6, 6, 2], "items 3 to 6 tie at 0, which counts against them"
 
 

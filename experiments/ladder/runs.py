@@ -230,6 +230,7 @@ def measured(
         return {name: v["mean"] for name, v in evaluation.by_label(model.spec.labels, said.labels, logits).items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
+    popular = baselines.fixed(source.catalogue.counts)
     masks = slices.masks(targets, source.catalogue) | activity(targets, source)
     return {
         "targets": len(said.ranks),
@@ -238,9 +239,7 @@ def measured(
         "ranking": by_label(said.logits),
         "slices": slices.table({"model": said.ranks}, masks),
         "baselines": {
-            "most_popular": {
-                "retrieval": mean(evaluation.baseline_ranks(baselines.fixed(source.catalogue.counts), targets))
-            },
+            "most_popular": {"retrieval": mean(evaluation.baseline_ranks(popular, targets, model.spec.items))},
             "user_item_mean": {
                 "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets]))
             },
