@@ -287,8 +287,9 @@ CELLS = 2**26  # scores of a baseline that exist at one time
 def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np.ndarray:
     """Rank of each target by a baseline's scores of all `items`, (n,); 0 where it has nothing to say."""
     found, rows = [], max(CELLS // items, 1)
-    cut = lambda batch, start: jax.tree.map(lambda x: x[start : start + rows], batch)
-    for batch in (cut(batch, start) for batch in batches for start in range(0, len(batch.user), rows)):
+    cut = lambda whole, start: jax.tree.map(lambda x: x[start : start + rows], whole)
+    parts = (cut(whole, start) for whole in batches for start in range(0, len(whole.user), rows))
+    for batch in parts:
         real = batch.user >= 0
         scores = scorer(batch)
         if scores is None:
