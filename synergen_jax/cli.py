@@ -210,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan = command(
         "plan",
-        "Compile the training step for many virtual devices, and tell what each would need; no log, nothing is run.",
+        "Compile training and validation for many virtual devices, and tell what each would need; no log, nothing is run.",
         "synergen plan plan_100m --devices 256 --items 100000000\n"
         "  synergen plan ml_1m --devices 2,4,8,16 --weak --mesh.model 2",
     )

@@ -112,7 +112,7 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, workdir {folder}"
     )
     catalogue = place_catalogue(run.catalogue, mesh)
-    validate = evaluation.validator(run.model, catalogue, targets, mesh)
+    validate = evaluation.validator(run.model, catalogue, targets)
     result = train.train(
         run.config,
         run.log.spec,

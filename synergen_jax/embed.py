@@ -48,7 +48,7 @@ class IdentityDropout(typing.NamedTuple):
         return bits(ids.astype(jnp.uint32), self.seed) >= below(self.rate)
 
 
-def lookup(
+def rows_of(
     learned: Float[Array, "a c d"] | None,
     matrices: dict[str, Float[Array, "v w"]],
     counts: Int[Array, "v"],

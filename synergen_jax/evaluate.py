@@ -25,9 +25,11 @@ from jaxtyping import Array, Float
 from synergen_jax import baselines, full_ranking, index, lookup, metrics, processes, sharding, slices
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch, Readers
-from synergen_jax.config import EvaluateConfig, MeshConfig
+from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
 from synergen_jax.table import StoredCatalogue, place_catalogue
+
+CELLS = 2**26  # scores of a baseline that exist at one time
 
 
 class Batches(typing.Protocol):
@@ -43,7 +45,7 @@ class Batches(typing.Protocol):
 class Answers(typing.NamedTuple):
     """What a model says about n targets; numpy."""
 
-    ranks: np.ndarray  # (n,) from 1
+    ranks: np.ndarray  # (n,) from 1; -1 where a score is NaN, which `metrics.retrieval_metrics` refuses
     vectors: np.ndarray  # (n, D) retrieval vectors
     labels: np.ndarray  # (n, K, A) 1, 0, or -1 for unknown
     logits: np.ndarray  # (n, K, A)
@@ -51,27 +53,13 @@ class Answers(typing.NamedTuple):
     reranked: np.ndarray  # (n,) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
 
 
-def _spread(batches: Batches, mesh: Mesh | None):
-    """Batches, and what puts one on the devices: with a mesh its users along `data`, each process reading its own."""
-    if mesh is None:
+def _spread(batches: Batches, mesh: Mesh):
+    """Batches, and what puts one on the devices: of several its users along `data`, each process reading its own."""
+    if mesh.size == 1:
         return batches, lambda batch: batch
     users = NamedSharding(mesh, PartitionSpec("data"))
     mine = batches.shared(mesh.shape["data"], *sharding.block(mesh))
     return mine, lambda batch: sharding.place(batch, users)
-
-
-def _one_device(mesh: Mesh | None) -> Mesh:
-    return mesh or sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-
-
-def item_keys(
-    model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue, mesh: Mesh | None = None
-) -> Float[Array, "a c d"]:
-    """What every item is found by, `full_ranking.keys`, split by row over a mesh, or on one device."""
-    return jit_item_keys(_one_device(mesh), model, params, catalogue)
-
-
-jit_item_keys = jax.jit(full_ranking.keys, static_argnames=("mesh", "model"))
 
 
 def _encoded(
@@ -86,8 +74,13 @@ def _encoded(
     ids = {"item": [one.item for one in tokens], "query": [one.query for one in tokens]}
     made = lookup.vectors(mesh, model, params, catalogue, ids)
     items, queries = made["item"], made["query"]
-    cache = model.apply(params["model"], batch.events, items[0], queries[0], method="encode")
-    read = lambda *args: model.apply(params["model"], cache, *args, method="read")
+
+    def apply(*args, method):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+            return model.apply(params["model"], *args, method=method)
+
+    cache = apply(batch.events, items[0], queries[0], method="encode")
+    read = functools.partial(apply, cache, method="read")
     return read, items[1:], queries[1:]
 
 
@@ -98,7 +91,7 @@ def answer(
     """What `Answers` holds of each user of one batch, and which of them are real, (B,); whole on every device.
 
     Args:
-      keys: `item_keys`; rerank: as in `answers`.
+      keys: `full_ranking.item_keys`; rerank: as in `answers`.
     """
     apply = functools.partial(model.apply, params["model"])
     reader, listed, items = batch.reader, batch.ranking.readers(), model.spec.items
@@ -115,7 +108,7 @@ def answer(
         readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
         vectors = lookup.vectors(mesh, model, params, catalogue, {"item": [first]})["item"][0]
         chosen = apply(read(readers, vectors, wide(asked)), score, method="rank")[..., 0]
-        own = first == batch.target[:, None]
+        own = (first == batch.target[:, None]) & (score > -jnp.inf)
         mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
         place = 1 + jnp.sum((chosen >= mine) & ~own & (score > -jnp.inf), axis=1)
         said = said._replace(reranked=jnp.where(own.any(axis=1), place, ranks))
@@ -145,22 +138,19 @@ def answers(
     batches: Batches,
     progress: str = "",
     rerank: int = 0,
-    mesh: Mesh | None = None,
 ) -> Answers:
-    """Runs a model over all targets; padded rows are left out. `keys` are `item_keys` of the same parameters.
+    """Runs a model over all targets; padded rows are left out.
+
+    The users of a batch are shared out over the `data` axis of the mesh on which the catalogue lies, and its processes, all of
+    which call this, and all get the answers about all targets.
 
     Args:
+      params: on that mesh, too; keys: `full_ranking.item_keys` of them.
       rerank: how many items, retrieved first, the ranking head orders; 0: none.
-      mesh: on which parameters and catalogue lie: the users of a batch are shared out over its `data` axis and its
-        processes, all of which call this, and all get the answers about all targets. None: one device.
-
-    Raises:
-      ValueError: a score is NaN.
     """
-    found = []
+    found, mesh = [], catalogue.mesh
     rerank = min(rerank, model.spec.items - 1)
     mine, place = _spread(batches, mesh)
-    mesh = _one_device(mesh)
     hidden = None if progress and processes.first() else True  # None: shown in a terminal
     for batch in tqdm.tqdm(mine, desc=progress, unit="batch", disable=hidden, leave=False):
         said, real = jax.device_get(answer(mesh, model, params, catalogue, keys, place(batch), rerank))
@@ -168,16 +158,12 @@ def answers(
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def validator(model: models.SynerGen, catalogue: StoredCatalogue, batches: Batches, mesh: Mesh | None = None):
-    """`validate(params)`: metrics that a training run logs, and of which NDCG@10 selects its checkpoint.
-
-    Args:
-      mesh: as in `answers`; the metrics are then the same on all processes.
-    """
+def validator(model: models.SynerGen, catalogue: StoredCatalogue, batches: Batches):
+    """`validate(params)`: metrics that a training run logs, the same on all processes; NDCG@10 selects its checkpoint."""
 
     def validate(params) -> dict[str, float]:
-        keys = item_keys(model, params, catalogue, mesh)
-        said = answers(model, params, catalogue, keys, batches, mesh=mesh)
+        keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
+        said = answers(model, params, catalogue, keys, batches)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
         for column, label in enumerate(model.spec.labels):
@@ -229,17 +215,24 @@ def evaluate(
     Args:
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
         say of a batch. One that says nothing of some targets is reported by slice alone.
-      mesh: as in `answers`. The model is asked on all processes; all else is left to process 0.
+      catalogue: the host's.
+      mesh: on which the parameters lie; None: the first device. The model is asked on all processes; all else is left to
+        process 0.
       predictors: baselines of the ranked labels by name, on the candidates of the model.
 
     Returns:
       None on other processes than the first.
+
+    Raises:
+      ValueError: a score is NaN, or the catalogue has other items than the model.
     """
-    placed = place_catalogue(catalogue, _one_device(mesh))
-    keys = item_keys(model, params, placed, mesh)
-    said = answers(model, params, placed, keys, batches, "evaluate", config.rerank, mesh)
-    less = _with_less(model, params, placed, keys, batches, mesh)
-    flat = sharding.fetch(keys).reshape(-1, keys.shape[2])[: model.spec.items] if config.scann else None
+    if len(catalogue.counts) != model.spec.items:
+        raise ValueError(f"a catalogue of {len(catalogue.counts)} items, and a model of {model.spec.items}")
+    placed = place_catalogue(catalogue, mesh or sharding.one_device())
+    keys = full_ranking.item_keys(placed.mesh, model, params, placed)
+    said = answers(model, params, placed, keys, batches, "evaluate", config.rerank)
+    less = _with_less(model, params, placed, keys, batches)
+    flat = _on_first_host(keys, model.spec.items) if config.scann and _has_scann(say) else None
     if not processes.first():
         return None
     others = {"most_popular": baselines.fixed(catalogue.counts), **others}
@@ -258,10 +251,9 @@ def evaluate(
         systems[name] = by_label(model.spec.labels, said.labels, logits, config.bootstrap, seed)
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
-    if config.scann:
-        scann, found = approximate(flat, batches, said.vectors, say)
-        if found is not None:
-            systems["model_scann"] = metrics.summary(found, config.bootstrap, seed)
+    if flat is not None:
+        scann, found = approximate(flat, batches, said.vectors)
+        systems["model_scann"] = metrics.summary(found, config.bootstrap, seed)
     values = {system: {name: v["mean"] for name, v in found.items()} for system, found in systems.items()}
     intervals = {
         system: {name: (v["low"], v["high"]) for name, v in found.items() if "low" in v}
@@ -279,9 +271,6 @@ def _leads(values: dict[str, np.ndarray], config: EvaluateConfig, seed: int) -> 
     """Means of the model's values (n,) less each other system's, of the same targets, with paired intervals."""
     others = {system: values["model"] - value for system, value in values.items() if system != "model"}
     return metrics.summary(others, config.bootstrap, seed)
-
-
-CELLS = 2**26  # scores of a baseline that exist at one time
 
 
 def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np.ndarray:
@@ -302,14 +291,35 @@ def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np
     return np.concatenate(found)
 
 
-def _with_less(
-    model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batches: Batches, mesh: Mesh | None
-):
+def _has_scann(say: collections.abc.Callable[[str], None]) -> bool:
+    """Whether process 0 can load ScaNN; all processes ask, and are told the same."""
+    why = ""
+    try:
+        index.load_scann()
+    except UserError as error:
+        why = str(error)
+    if why := processes.everyone(why)[0]:
+        say(f"approximate search is left out: {why}")
+    return not why
+
+
+def _on_first_host(keys: Float[Array, "a c d"], items: int) -> np.ndarray:
+    """Keys (V, D) in the memory of process 0's host, (0, D) on the others', which all help: a piece at a time."""
+    cut = jax.jit(lambda keys, start, stop: keys[start:stop], static_argnums=(1, 2))
+    lines = max(full_ranking.TILE // keys.shape[1], 1)
+    found = [np.zeros((0, *keys.shape[1:]), np.float32)]
+    for start in range(0, keys.shape[0], lines):
+        piece = sharding.fetch(cut(keys, start, min(start + lines, keys.shape[0])))
+        found += [piece] if processes.first() else []
+    return np.concatenate(found).reshape(-1, keys.shape[2])[:items]
+
+
+def _with_less(model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batches: Batches):
     """Ranks of searches, 0 for other targets, by the model without the history and without the query."""
     forms = {"query_without_history": {"visible": 0}, "history_without_query": {"query": 0}}
     found: dict[str, list[np.ndarray]] = {name: [] for name in forms}
+    mesh = catalogue.mesh
     mine, place = _spread(batches, mesh)
-    mesh = _one_device(mesh)
     for batch in mine:
         real, search = jax.device_get(_searches(mesh, place(batch)))
         for name, change in forms.items():
@@ -354,19 +364,14 @@ def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: 
     return {name: metrics.summary(values, config.bootstrap, seed) for name, values in found.items()}, lists, ahead
 
 
-def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, say, k: int = 10):
+def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int = 10):
     """ScaNN beside the exact search over `keys` (V, D), on the retrieval vectors (n, D) of all targets.
 
     Returns:
       What `index.compare` measures, and hr@k and ndcg@k of each target with ScaNN in place of the exact search; seen
-      items are filtered from a list that is longer by as many. (None, None) where ScaNN is not installed.
+      items are filtered from a list that is longer by as many.
     """
-    exact = index.ExactIndex.build(keys)
-    try:
-        scann = index.ScannIndex.build(keys)
-    except UserError as error:
-        say(f"approximate search is left out: {error}")
-        return None, None
+    scann, exact = index.ScannIndex.build(keys), index.ExactIndex.build(keys)
     k = min(k, exact.size)
     measured = index.compare(exact, scann, vectors, k)
     ranks, done = [], 0

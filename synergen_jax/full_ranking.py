@@ -23,10 +23,14 @@ TILE = 65_536  # items of one device whose scores exist at one time
 _USERS = PartitionSpec("data")
 
 
-def keys(
+@functools.partial(jax.jit, static_argnames=("mesh", "model"))
+def item_keys(
     mesh: Mesh, model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue
 ) -> Float[Array, "a c d"]:
-    """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0. In `jit`."""
+    """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0.
+
+    `model.item_keys` are the same on one device, (V, D), for serving.
+    """
     stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
     lines = catalogue.item_counts.shape[0]
     some = min(max(TILE * mesh.size // table.COLUMNS, 1), lines)  # lines at one time
@@ -68,14 +72,14 @@ def ranks(
 
         # A target's own score must be what it is in its tile, to the bit: otherwise rounding would decide ties.
         def find(own, part):
-            return own + jnp.sum(jnp.where(part.ids[None] == target[:, None], part.score, 0.0), axis=1), None
+            return own + jnp.sum(jnp.where(part.ids[None] == target[:, None], part.score, 0.0), axis=1)
 
         own = jax.lax.psum(over(find, jnp.zeros(target.shape)), table.AXES)
 
         def count(found, part):
             ahead = part.allowed & (part.ids[None] != target[:, None]) & (part.score >= own[:, None])
             nans = jnp.isnan(part.score) & (part.ids > 0)[None]
-            return (found[0] + jnp.sum(ahead, axis=1, dtype=jnp.int32), found[1] | jnp.any(nans, axis=1)), None
+            return found[0] + jnp.sum(ahead, axis=1, dtype=jnp.int32), found[1] | jnp.any(nans, axis=1)
 
         none = jnp.zeros(target.shape, jnp.int32)
         ahead, nans = over(count, (none, none > 0))
@@ -99,10 +103,7 @@ def first(
         query, seen = jax.tree.map(_everyone, mine)
 
         def more(found, part):
-            score = jnp.concatenate([found[0], jnp.where(part.allowed, part.score, -jnp.inf)], axis=1)
-            score, at = jax.lax.top_k(score, most)
-            ids = jnp.concatenate([found[1], jnp.broadcast_to(part.ids[None], part.score.shape)], axis=1)
-            return (score, jnp.take_along_axis(ids, at, axis=1)), None
+            return keep_best(found, jnp.where(part.allowed, part.score, -jnp.inf), part.ids)
 
         shape = query.shape[0], most
         found = _over(query, keys, seen, items, more, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)))
@@ -110,6 +111,20 @@ def first(
 
     split = jax.shard_map(local, mesh=mesh, in_specs=(_USERS, table.SPLIT), out_specs=_USERS, check_vma=False)
     return split((query, seen), keys)
+
+
+def keep_best(found: tuple[Array, Array], score: Array, ids: Array) -> tuple[Array, Array]:
+    """The best scores and ids found so far, (..., F), after n more items; of equal ones those that came first.
+
+    Args:
+      score: (..., n), -inf for what is left out; ids: (n,).
+    """
+    most = found[0].shape[-1]
+    ids = jnp.concatenate(
+        [found[1], jnp.broadcast_to(ids.reshape((1,) * (score.ndim - 1) + ids.shape), score.shape)], axis=-1
+    )
+    score, at = jax.lax.top_k(jnp.concatenate([found[0], score], axis=-1), most)
+    return score, jnp.take_along_axis(ids, at, axis=-1)
 
 
 def best_of_all(mesh: Mesh, found: tuple[Array, Array], most: int) -> tuple[Array, Array]:
@@ -143,25 +158,30 @@ class _Part(typing.NamedTuple):
 
 
 def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Callable, start: typing.Any) -> typing.Any:
-    """`fold(carry, _Part) -> (carry, None)` over the tiles of a device's items (A, C, D). Inside `shard_map`."""
+    """`fold(carry, _Part) -> carry` over the tiles of a device's items. Inside `shard_map`.
+
+    Args:
+      query: of all users, (data x B, D); keys: of the device's items, (A, 768 / devices, D); seen: of all users.
+      items: V; start: the first carry.
+    """
     lines, wide, _ = keys.shape
-    first = jax.lax.axis_index(table.AXES) * wide  # of this device's columns
+    offset = jax.lax.axis_index(table.AXES) * wide  # of this device's columns
     keys, rows = keys.reshape(lines * wide, -1), lines * wide
     tiles = -(-rows // TILE)
     size = -(-rows // tiles)
-    column = seen % table.COLUMNS - first
+    column = seen % table.COLUMNS - offset
     place = jnp.where((column >= 0) & (column < wide), seen // table.COLUMNS * wide + column, rows)  # among its rows
     users = jnp.arange(query.shape[0])[:, None]
 
     def one(carry, number):
         begin = jnp.minimum(number * size, rows - size)  # the last tile may begin within the one before
         row = begin + jnp.arange(size)
-        ids = row // wide * table.COLUMNS + first + row % wide
+        ids = row // wide * table.COLUMNS + offset + row % wide
         ids = jnp.where((row >= number * size) & (ids < items), ids, 0)
         at = jnp.where((place >= begin) & (place < begin + size), place - begin, size)
         had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")
         score = query @ jax.lax.dynamic_slice_in_dim(keys, begin, size).T
-        return fold(carry, _Part(ids, score, (ids > 0)[None] & ~had))
+        return fold(carry, _Part(ids, score, (ids > 0)[None] & ~had)), None
 
     return jax.lax.scan(one, start, jnp.arange(tiles))[0]
 

@@ -87,10 +87,7 @@ def _best(mine: tuple, keys: Array, ids: Array, place: Array, most: int) -> tupl
         def more(found, part):
             keys, ids, place = part
             free = jax.vmap(jax.vmap(lambda known: (ids > 0) & ~jnp.isin(ids, known)))(known)
-            score = jnp.where(free, query @ keys.T, -jnp.inf)
-            score, at = jax.lax.top_k(jnp.concatenate([found[0], score], axis=2), most)
-            places = jnp.concatenate([found[1], jnp.broadcast_to(place, (*query.shape[:2], place.size))], axis=2)
-            return (score, jnp.take_along_axis(places, at, axis=2)), None
+            return full_ranking.keep_best(found, jnp.where(free, query @ keys.T, -jnp.inf), place), None
 
         shape = *query.shape[:2], most
         return jax.lax.scan(more, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, place.dtype)), items)[0]

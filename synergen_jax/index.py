@@ -160,7 +160,7 @@ class ScannIndex:
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> ScannIndex:
-        scann = _scann()
+        scann = load_scann()
         vectors, ids = _checked(vectors, ids)
         start = time.perf_counter()
         builder = scann.builder(vectors, 10, "dot_product")
@@ -201,7 +201,7 @@ class ScannIndex:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> ScannIndex:
-        scann = _scann()
+        scann = load_scann()
         folder, description = _verified(folder, "scann")
         with _silence():
             searcher = scann.load_searcher(str(folder / "scann"), assets_backcompat_shim=False)
@@ -283,8 +283,12 @@ def _checked_queries(queries: np.ndarray, k: int, index: Index) -> np.ndarray:
     return queries
 
 
-def _scann():
-    """ScaNN's Python interface without TensorFlow, imported where it is needed."""
+def load_scann():
+    """ScaNN's Python interface without TensorFlow, imported where it is needed.
+
+    Raises:
+      UserError: it cannot be loaded.
+    """
     try:
         with _silence():
             from scann.scann_ops.py import scann_ops_pybind

@@ -6,7 +6,8 @@ candidate be received?). Each reader sees the first `visible` events and itself.
 is a `read` by a context token whose keys and values are kept. The same weights serve all three, and the result
 equals the interleaved Transformer under its task-specific mask (`dense.py`) to rounding.
 
-The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids.
+The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids on one device,
+`lookup` is that on a mesh.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ def query_vectors(
 
 def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
     matrices = {name: matrix for name, matrix in matrices.items() if model.config.uses(name)}
-    rows = embed.lookup(params["tables"].get(table), matrices, counts, ids, dropout)
+    rows = embed.rows_of(params["tables"].get(table), matrices, counts, ids, dropout)
     return model.apply(params["model"], rows, ids, method="join_rows")
 
 
@@ -304,5 +305,5 @@ def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int 
         vectors = item_vectors(model, params, catalogue, ids)
         return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
 
-    ids = np.arange(catalogue.counts.shape[0], dtype=np.int32)  # of the host: the same on every process
+    ids = np.arange(catalogue.counts.shape[0], dtype=np.int32)
     return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

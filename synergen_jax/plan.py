@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from synergen_jax import evaluate, flops, hlo, sharding, table, train
+from synergen_jax import evaluate, flops, full_ranking, hlo, sharding, table, train
 from synergen_jax import model as models
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
@@ -41,7 +41,7 @@ class Plan:
     temporaries: int  # activations, gradients and whatever else the step holds for a while
     outputs: int  # that do not take the place of an argument
     validation: int  # what validation holds for a while: the items' keys, a batch, and temporaries
-    collectives: dict[str, int]
+    collectives: dict[str, int]  # of a training step
     flops: float  # of the whole step, all devices together
     seconds: float  # that lowering and compiling took
 
@@ -95,7 +95,7 @@ def validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCata
     data = mesh.shape["data"]
     padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
     targets = placed(jax.tree.map(padded, targets), NamedSharding(mesh, PartitionSpec("data")))
-    made = evaluate.jit_item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
+    made = full_ranking.item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
     shape = (*catalogue.item_counts.shape, model.config.width)
     keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, table.SPLIT))
     said = evaluate.answer.lower(mesh, model, params, catalogue, keys, targets, 0).compile().memory_analysis()

@@ -1,4 +1,4 @@
-"""What `synergen plan` does: a fresh process for each number of devices compiles the step, and a table tells the rest.
+"""What `synergen plan` does: a fresh process for each number of devices compiles, and a table tells the rest.
 
 The number of virtual devices is settled when jax starts, hence the processes. As a script this module is one of them: it
 reads what is planned as JSON from stdin, and prints what it found.

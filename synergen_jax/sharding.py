@@ -63,6 +63,11 @@ def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = 
     return Mesh(np.array(devices[:wanted]).reshape(shape), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+
+
 def block(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """Which of how many equal blocks of the users of a batch lies on the devices of a process: (index, blocks).
 
@@ -127,17 +132,6 @@ def place(batch: typing.Any, shardings: typing.Any) -> typing.Any:
     """This process's `block` of a host batch as global arrays on the mesh; `shardings` may be a prefix of its tree."""
     one = jax.make_array_from_process_local_data
     return jax.tree.map(lambda s, part: jax.tree.map(lambda x: one(s, x), part), shardings, batch)
-
-
-def put(tree: typing.Any, sharding: NamedSharding) -> typing.Any:
-    """Arrays that every process has whole, as global arrays of that sharding.
-
-    `jax.device_put` would do, but compares them between all processes first, which takes as many copies.
-    """
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-    one = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x)[part])
-    return jax.tree.map(one, tree)
 
 
 def fetch(array: jax.Array) -> np.ndarray:

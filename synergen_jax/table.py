@@ -70,7 +70,7 @@ def check(devices: int) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StoredCatalogue:
-    """A `batch.Catalogue` on a training mesh."""
+    """A `batch.Catalogue` on a mesh."""
 
     item: dict[str, Array]  # semantic matrices, (A, 768, width) each
     item_counts: Array  # (A, 768) int32
@@ -78,6 +78,11 @@ class StoredCatalogue:
     query_counts: Array
     events: Array  # () float32: sum of the items' counts
     met: Array  # () float32: items with a count
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that it lies on; outside of `jit`."""
+        return self.item_counts.sharding.mesh
 
 
 def catalogue_shardings(mesh: Mesh) -> StoredCatalogue:

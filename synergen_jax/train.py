@@ -157,11 +157,14 @@ def train(
       catalogue: on the mesh of `config.mesh`.
 
     Raises:
+      ValueError: the catalogue lies on another mesh.
       UserError: the mesh, the batch and the model do not fit together, or `workdir` belongs to other data.
       NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
       PreemptedError: SIGTERM or SIGINT came; the step that ran is finished, and its checkpoint is on disk.
     """
     mesh = sharding.make_mesh(config.mesh)
+    if catalogue.mesh != mesh:
+        raise ValueError(f"the catalogue lies on {catalogue.mesh}, and the config asks for {mesh}")
     sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     _, blocks = sharding.block(mesh)
     model = make_model(config, spec)

@@ -11,7 +11,7 @@ import numpy as np
 from synergen_jax import batch as batches
 from synergen_jax import model as models
 from synergen_jax import sharding
-from synergen_jax.config import MeshConfig, ModelConfig
+from synergen_jax.config import ModelConfig
 from synergen_jax.table import place_catalogue
 
 SPEC = batches.LogSpec(60, 6, 9, ("engage", "like"), (("genres", 7), ("text", 5)), (("text", 5),))
@@ -54,7 +54,7 @@ def make(config=CONFIG, spec=SPEC, seed=0):
 
 def stored(catalogue):
     """A catalogue as it is stored on the first device."""
-    return place_catalogue(catalogue, sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
+    return place_catalogue(catalogue, sharding.one_device())
 
 
 def events(rng, users, length, spec=SPEC, span=10**8):

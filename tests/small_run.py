@@ -53,9 +53,8 @@ class Run:
 
     def train(self, workdir, validate=None, fingerprint="", feed=None):
         workdir.mkdir(parents=True, exist_ok=True)
-        mesh = sharding.make_mesh(self.config.mesh)
-        catalogue = place_catalogue(self.catalogue, mesh)
-        validate = validate or evaluate.validator(self.model, catalogue, self.targets("validation"), mesh)
+        catalogue = place_catalogue(self.catalogue, sharding.make_mesh(self.config.mesh))
+        validate = validate or evaluate.validator(self.model, catalogue, self.targets("validation"))
         return train.train(
             self.config,
             self.log.spec,

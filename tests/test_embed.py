@@ -13,11 +13,11 @@ from synergen_jax import model as models
 
 def test_lookup_by_hand():
     learned, matrix = jnp.arange(768 * 2.0).reshape(1, 768, 2), jnp.arange(5.0)[:, None] * 10
-    found = embed.lookup(learned, {"text": matrix}, jnp.array([0, 3, 0, 1, 0]), jnp.array([[1, 2], [3, 4]]))
+    found = embed.rows_of(learned, {"text": matrix}, jnp.array([0, 3, 0, 1, 0]), jnp.array([[1, 2], [3, 4]]))
     # 2 has no training event; 4 is new.
     assert found["id"].tolist() == [[[2, 3], [0, 0]], [[6, 7], [0, 0]]]
     assert found["text"][..., 0].tolist() == [[10, 20], [30, 40]]
-    assert set(embed.lookup(None, {"text": matrix}, jnp.zeros(5, jnp.int32), jnp.array([1]))) == {"text"}
+    assert set(embed.rows_of(None, {"text": matrix}, jnp.zeros(5, jnp.int32), jnp.array([1]))) == {"text"}
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.999])

@@ -9,9 +9,10 @@ import small_model
 from small_log import random_log
 
 from data_pipelines import examples, feed, splits, windows
-from synergen_jax import baselines, evaluate, metrics
+from synergen_jax import baselines, evaluate, full_ranking, index, metrics, plan, sharding, table, train
 from synergen_jax import model as models
-from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
+from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
+from synergen_jax.errors import UserError
 
 CONFIG = Config(
     data=DataConfig(max_history=8),
@@ -176,12 +177,50 @@ def test_scores_that_are_not_numbers_are_refused(setting):
         evaluate.evaluate(model, broken, catalogue, batches, CONFIG.evaluate, lambda _: None)
 
 
+def test_a_catalogue_of_other_items_is_refused(setting):
+    log, split, model, params, catalogue = setting
+    more = dataclasses.replace(catalogue, counts=np.append(catalogue.counts, 1))
+    with pytest.raises(ValueError, match="items"):
+        evaluate.evaluate(model, params, more, feed.evaluation_feed(log, split, "test", CONFIG), CONFIG.evaluate)
+
+
+def test_scann_is_left_out_aloud_where_it_cannot_be_loaded(setting, report, monkeypatch):
+    log, split, model, params, catalogue = setting
+
+    def missing():
+        raise UserError("no such package")
+
+    monkeypatch.setattr(index, "load_scann", missing)
+    said = []
+    batches = feed.evaluation_feed(log, split, "test", CONFIG)
+    found = evaluate.evaluate(model, params, catalogue, batches, CONFIG.evaluate, said.append)
+    assert found.scann is None and "model_scann" not in found.values
+    assert said == ["approximate search is left out: no such package"]
+
+
+def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
+    """The compiler cannot do it: without the mesh at hand, lowering is refused."""
+    log, split, *_, catalogue = setting
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, width=256, depth=2, attention="splash")
+    )
+    model = models.SynerGen(config.model, log.spec)
+    mesh = sharding.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
+    params = train.abstract_state(config, model, mesh).served
+    targets = next(iter(feed.evaluation_feed(log, split, "test", config).shared(2, 0, 1)))
+    targets = plan.placed(targets, sharding.batch_shardings(mesh).events)
+    placed = table.abstract_catalogue(catalogue, mesh)
+    keys = jax.ShapeDtypeStruct((1, 768, 256), np.float32, sharding=placed.item_counts.sharding)
+    traced = evaluate.answer.trace(mesh, model, params, placed, keys, targets, 0)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     """By hand for each target: the ten items of highest retrieval score that were not seen, then by the head."""
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     keys, stored = models.item_keys(model, params, catalogue), small_model.stored(catalogue)
-    stored_keys = evaluate.item_keys(model, params, stored)
+    stored_keys = full_ranking.item_keys(stored.mesh, model, params, stored)
     said = evaluate.answers(model, params, stored, stored_keys, batches, rerank=10)
     plain = evaluate.answers(model, params, stored, stored_keys, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)

@@ -19,7 +19,7 @@ from small_log import random_log
 from test_cli import CONFIG, Place
 
 from data_pipelines import examples, feed, splits
-from synergen_jax import evaluate, last_words, processes, sharding, train
+from synergen_jax import evaluate, full_ranking, last_words, processes, sharding, train
 from synergen_jax.cli import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
@@ -149,14 +149,17 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     mesh = sharding.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
     layout = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, model, mesh)).params
     placed, stored = jax.device_put(params, layout), place_catalogue(catalogue, mesh)
-    ask = lambda *args, **kw: evaluate.answers(*args, targets, rerank=20, **kw)
     one = small_model.stored(catalogue)
-    plain = ask(model, params, one, evaluate.item_keys(model, params, one))
-    spread = ask(model, placed, stored, evaluate.item_keys(model, placed, stored, mesh), mesh=mesh)
+
+    def ask(params, catalogue):
+        keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
+        return evaluate.answers(model, params, catalogue, keys, targets, rerank=20)
+
+    plain, spread = ask(params, one), ask(placed, stored)
     assert (plain.reranked != plain.ranks).any()
     for name, found, expected in zip(plain._fields, spread, plain, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
-    validate = evaluate.validator(model, one, targets), evaluate.validator(model, stored, targets, mesh)
+    validate = evaluate.validator(model, one, targets), evaluate.validator(model, stored, targets)
     assert validate[0](params) == pytest.approx(validate[1](placed), abs=1e-6)
 
 

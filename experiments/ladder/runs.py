@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from batches import Batches, Source, relevant
 
-from synergen_jax import baselines, metrics, sharding, slices, train, workdir
+from synergen_jax import baselines, full_ranking, metrics, sharding, slices, train, workdir
 from synergen_jax import config as configs
 from synergen_jax import evaluate as evaluation
 from synergen_jax import model as models
@@ -222,7 +222,7 @@ def measured(
       catalogue: on the device; targets: the host's batches; placed: the same on the device.
     """
     rerank = config.evaluate.rerank
-    keys = evaluation.item_keys(model, params, catalogue)
+    keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
     said = evaluation.answers(model, params, catalogue, keys, placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
