@@ -257,8 +257,7 @@ class Targets:
             target(self.log, self.config, *place) for place in (places if len(places) else self.places[:1]).tolist()
         ]
         # One shape for all batches, so that an evaluation is compiled once.
-        most = min(int(self.places[:, 1].max()), self.log.spec.items) if self.config.data.filter_seen else 0
-        width = 1 << (max(16, most) - 1).bit_length()
+        width = seen_width(self.config, self.log.spec.items, int(self.places[:, 1].max()))
         for row in rows:
             row["seen"] = np.pad(row["seen"], (0, width - len(row["seen"])))
         real = len(places)
@@ -267,6 +266,12 @@ class Targets:
         batch["user"][real:] = -1
         batch["ranking"].label[real:] = -1
         return EvalBatch(**batch)
+
+
+def seen_width(config: Config, items: int, events: int) -> int:
+    """M: room for what users have had, of whom none has more than `events` events before a target; a power of two."""
+    most = min(events, items) if config.data.filter_seen else 0
+    return 1 << (max(16, most) - 1).bit_length()
 
 
 def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:

@@ -136,7 +136,7 @@ def _elsewhere(config: Config, sizes: Sizes, devices: int) -> Plan:
 def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBatch, Catalogue]:
     """The sizes of the log, and shapes and dtypes of batches and of the catalogue: what the real feed gives, made small.
 
-    A target has as many seen items as a window has events, and a little more.
+    Users have as many events as a window.
     """
     few = Sizes(min(sizes.items, 1000), min(sizes.queries, 100), sizes.text)
     log, spec = few.log(config.data.max_history + 2), sizes.log(1).spec
@@ -147,7 +147,11 @@ def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, 
     shape = lambda x, rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     batch = jax.tree.map(lambda x: shape(x, config.data.batch), dataclasses.replace(sample, negatives=np.zeros((1, 0))))
     batch = dataclasses.replace(batch, negatives=shape(sample.negatives, config.data.negatives))
-    targets = next(iter(feed.evaluation_feed(log, split, "validation", one)))
+    # Users may have had all of the few items: none is left out, and room is made for what would be.
+    every = configs.override(one, ["--data.filter_seen=false"])
+    targets = next(iter(feed.evaluation_feed(log, split, "validation", every)))
+    room = examples.seen_width(config, spec.items, config.data.max_history)
+    targets = dataclasses.replace(targets, seen=np.zeros((1, room), np.int32))
     rows = lambda matrices, count: {name: shape(matrix, count) for name, matrix in matrices.items()}
     whole = Catalogue(
         rows(catalogue.item_matrices, spec.items),

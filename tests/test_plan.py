@@ -48,6 +48,8 @@ def test_shapes_are_those_of_the_feed():
     ranked = configs.override(CONFIG, ["--data.rank_events=3", "--data.rank_candidates=5"])
     assert shapes(plan_commands.abstract_inputs(ranked, SIZES)[1]) == shapes(next(open_log(ranked, log)[1](0)))
     assert shapes(catalogue) == shapes(real)
+    few = SIZES._replace(items=2)  # which every user has had
+    assert plan_commands.abstract_inputs(CONFIG, few)[2].seen.shape == targets.seen.shape
     evaluated = feeds.evaluation_feed(log, splits.split(log, CONFIG.data), "validation", CONFIG)
     assert shapes(targets) == shapes(next(iter(evaluated)))
 
