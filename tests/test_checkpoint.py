@@ -19,7 +19,7 @@ from synergen_jax.errors import UserError
 
 
 def state(value, mesh=None):
-    mesh = mesh or sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    mesh = mesh or sharding.one_device()
     place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     return {"table": place(jnp.full((8, 4), value, jnp.float32), "model"), "step": place(jnp.asarray(int(value)))}
 

@@ -36,7 +36,7 @@ def setting():
     return model, params, catalogue, batch
 
 
-MESH = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+MESH = sharding.one_device()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

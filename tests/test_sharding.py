@@ -141,7 +141,7 @@ def test_the_old_state_is_donated():
     config = configs.from_dict(WORDS)
     log = random_log(users=30)
     split = splits.split(log, config.data)
-    mesh = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    mesh = sharding.one_device()
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
@@ -223,7 +223,7 @@ def test_on_cpus_micro_batches_stay_in_the_cache(batch, history, micro):
 
 def test_micro_batches_of_packed_rows_go_by_their_room_for_ranked_events():
     """A row of 200 events and 8 lists of 8 has 472 tokens; with room for 64 lists it has 976, and half as many rows fit."""
-    mesh = sharding.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    mesh = sharding.one_device()
     config = of_batch(128, 0, max_history=200, rank_events=8, rank_candidates=8)
     assert [sharding.micro_batches(config, mesh, ranked) for ranked in (None, 8, 64)] == [16, 16, 32]
 
