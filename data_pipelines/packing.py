@@ -25,7 +25,8 @@ import numpy as np
 
 from synergen_jax.batch import Candidates, Events, Readers
 
-ROOMS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # room for ranked events, over what a full row of average windows needs
+# Room for ranked events, over what a full row of average windows needs: below one where they cost more than events do.
+ROOMS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ between key and query.
 
 from __future__ import annotations
 
-import itertools
 import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 BLOCK = 128  # queries of a block: few enough to leave much out, many enough for a matrix unit
@@ -157,13 +157,15 @@ def _in_spans(queries: _Queries, keys: _Keys, bound: typing.Callable[[int], int]
     if length <= BLOCK:
         return _attend(queries, keys, form)
     spans = min(SPANS, -(-length // BLOCK))
+    ends = [length * n // spans for n in range(1, spans + 1)]
+    leaves, tree = jax.tree.flatten(queries)
+    # One split, not a slice a span: its gradient is one concatenation, that of slices a sum of padded arrays.
+    parts = zip(*(jax.lax.split(x, np.diff(ends, prepend=0), axis=_axis(x)) for x in leaves))
     found = []
-    for start, stop in itertools.pairwise(length * n // spans for n in range(spans + 1)):
-        cut = lambda tree, start, stop: jax.tree.map(
-            lambda x: jax.lax.slice_in_dim(x, start, stop, axis=_axis(x)), tree
-        )
+    for part, stop in zip(parts, ends):
         seen = min(bound(stop), keys.k.shape[2])
-        found.append(_in_blocks(cut(queries, start, stop), cut(keys, 0, seen), form))
+        near = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, seen, axis=_axis(x)), keys)
+        found.append(_in_blocks(jax.tree.unflatten(tree, part), near, form))
     return jnp.concatenate(found, axis=2)
 
 

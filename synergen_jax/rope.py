@@ -54,6 +54,15 @@ def rotate(x: Float[Array, "b h l dh"], angle: Float[Array, "b l p"]) -> Float[A
     """Turns plane j of `x`, spanned by its coordinates j and j + Dh / 2, by `angle[..., j]`; no angles turn nothing."""
     if not angle.shape[-1]:
         return x
-    cos, sin = (f(angle)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    cos, sin = _turn(angle)
+    cos, sin = cos[:, None].astype(x.dtype), sin[:, None].astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def _turn(angle: Array) -> tuple[Array, Array]:
+    """Cosine and sine. On a CPU, XLA holds trigonometry to be cheap and computes it again in every operation that takes
+    it, but never a division: that by their length, which is one, makes sure that a pass computes them once."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    length = jnp.sqrt(cos * cos + sin * sin)
+    return cos / length, sin / length

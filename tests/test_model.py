@@ -333,6 +333,16 @@ def test_rotation_turns_each_plane():
     np.testing.assert_allclose(turned.reshape(-1), [0, -2, 1, 0], atol=1e-6)
 
 
+def test_a_pass_computes_its_angles_trigonometry_once():
+    """Not again in each block, for queries and keys, and in the backward pass: that was a seventh of a step."""
+    model, params, catalogue = small_model.make()
+    events = small_model.events(np.random.default_rng(0), B, L)
+    vectors = small_model.vectors(model, params, catalogue, events)
+    loss = lambda params: jnp.sum(model.apply(params["model"], events, *vectors, method=context_hidden))
+    program = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert program.count(" cosine(") <= 2  # one loop makes all cosines, one all sines, by the length of both
+
+
 def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
     """By their learned weights, one a label; features that are not known (zeros) add nothing."""
     spec = dataclasses.replace(small_model.SPEC, candidate_features=("position",))
