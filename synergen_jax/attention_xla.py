@@ -13,6 +13,7 @@ between key and query.
 
 from __future__ import annotations
 
+import functools
 import typing
 
 import jax
@@ -163,9 +164,8 @@ def _in_spans(queries: _Queries, keys: _Keys, bound: typing.Callable[[int], int]
     parts = zip(*(jax.lax.split(x, np.diff(ends, prepend=0), axis=_axis(x)) for x in leaves))
     found = []
     for part, stop in zip(parts, ends):
-        seen = min(bound(stop), keys.k.shape[2])
-        near = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, seen, axis=_axis(x)), keys)
-        found.append(_in_blocks(jax.tree.unflatten(tree, part), near, form))
+        near = functools.partial(_first, min(bound(stop), keys.k.shape[2]))
+        found.append(_in_blocks(jax.tree.unflatten(tree, part), jax.tree.map(near, keys), form))
     return jnp.concatenate(found, axis=2)
 
 
@@ -188,6 +188,11 @@ def _in_blocks(queries: _Queries, keys: _Keys, form: Form) -> Vectors:
 
     found = jnp.moveaxis(jax.lax.map(one, jax.tree.map(cut, queries)), 0, 2)
     return found.reshape(*found.shape[:2], blocks * size, found.shape[-1])[:, :, :length]
+
+
+def _first(count: int, x: Array) -> Array:
+    """The first `count` vectors or places."""
+    return jax.lax.slice_in_dim(x, 0, count, axis=_axis(x))
 
 
 def _axis(x: Array) -> int:

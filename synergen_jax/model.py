@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from synergen_jax import embed, rope
 from synergen_jax.attention import Causal, Prefix
 from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
-from synergen_jax.blocks import KINDS, dense, norm
+from synergen_jax.blocks import KINDS, RMSNorm, dense
 from synergen_jax.config import ModelConfig
 from synergen_jax.dropout import Dropout
 
@@ -71,7 +71,7 @@ class SynerGen(nn.Module):
         self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
-        self.final_norm = norm(dtype, None)
+        self.final_norm = RMSNorm(dtype)
         # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
         self.retrieval_head = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_model
 
-from synergen_jax import dense, rope
+from synergen_jax import blocks, dense, rope
 from synergen_jax import model as models
 from synergen_jax.batch import Events, Readers
 from synergen_jax.config import ModelConfig
@@ -331,6 +332,19 @@ def test_rotation_turns_each_plane():
     x = jnp.asarray([1.0, 2.0, 0.0, 0.0]).reshape(1, 1, 1, 4)  # planes (1, 0) and (2, 0)
     turned = rope.rotate(x, jnp.asarray([np.pi / 2, np.pi]).reshape(1, 1, 2))
     np.testing.assert_allclose(turned.reshape(-1), [0, -2, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_rms_norm_and_its_gradients_are_those_of_flax(dtype, close):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 16)) * 30, dtype)
+    scale, weight = jnp.linspace(0.5, 2, 16), jnp.linspace(-1, 1, 16)
+
+    def run(norm):
+        loss = lambda scale, x: jnp.sum(norm.apply({"params": {"scale": scale}}, x) @ weight)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), jax.value_and_grad(loss, (0, 1))(scale, x))
+
+    ours, theirs = run(blocks.RMSNorm(jnp.dtype(dtype))), run(nn.RMSNorm(dtype=dtype))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=close, atol=close * np.abs(b).max()), ours, theirs)
 
 
 def test_a_pass_computes_its_angles_trigonometry_once():

@@ -26,7 +26,7 @@ from synergen_jax.config import Config
 from synergen_jax.optimiser import make_optimiser
 from synergen_jax.synthetic import SyntheticLog
 
-LENGTHS = {200: 4, 1000: 1}  # events: batch; the logits of 6,000 masked tokens are as many as a CPU likes to hold
+LENGTHS = {200: 8, 1000: 1}  # events: batch; the logits of 6,000 masked tokens are as many as a CPU likes to hold
 CANDIDATES = 4
 SMALL = {"data": {"batch": 2, "negatives": 8}, "model": {"width": 16, "depth": 1}}
 # Whatever settings are asked for: what both sides compute the same.
