@@ -40,7 +40,7 @@ from synergen_jax import model as models
 from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, nearest
 from synergen_jax.logs import FILE as METRICS
 from synergen_jax.table import place_catalogue
 
@@ -97,11 +97,23 @@ def fit(arguments, settings) -> dict[str, typing.Any]:
     return _fit(Run(config, log), arguments.workdir)
 
 
+def _check_selected(run: Run) -> None:
+    """Refuses to choose checkpoints by a label that the log does not have."""
+    _, auc, label = run.config.run.select.partition("auc/")
+    labels = run.log.spec.labels
+    if auc and label not in labels:
+        raise UserError(
+            f"run.select {run.config.run.select}: {run.log.name} has no label {label!r}{nearest(label, labels)}; "
+            f"it has {', '.join(labels)}"
+        )
+
+
 def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     with processes.together():
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
+        _check_selected(run)
         batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *sharding.block(mesh))
         targets = run.targets("validation")
         if processes.first():  # once nothing is left to be refused

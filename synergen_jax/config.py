@@ -137,7 +137,7 @@ class RunConfig:
     log_every: int = 10
     eval_every: int = 100  # steps between validations; 0 validates at the end alone
     patience: int = 5  # validations without a better one before the run stops; 0 never stops early
-    select: str = "ndcg@10"  # validation metric that tells which is better; higher is
+    select: str = "ndcg@10"  # validation metric that tells which is better: ndcg@10, hr@10, shown_mrr, auc/LABEL
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints that are kept beside the best one
     seed: int = 0
@@ -288,8 +288,8 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "optimiser.table": ("auto", "dense", "adam", "adagrad"),
-    "run.select": ("ndcg@10", "hr@10", "shown_mrr"),
 }
+SELECT = ("ndcg@10", "hr@10", "shown_mrr")
 _AT_LEAST = {
     "data.max_history": 2,  # in a window of one event nobody sees anything
     "data.stride": 0,
@@ -365,6 +365,11 @@ def _checked(config: Config, where: str) -> Config:
         if not values[name] < bound:
             raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
     m, loss, data = config.model, config.loss, config.data
+    if config.run.select not in SELECT and not config.run.select.startswith("auc/"):
+        raise UserError(
+            f"{where}: run.select must be one of {', '.join(SELECT)}, or auc/ and a label, not {config.run.select!r}"
+            f"{nearest(config.run.select, SELECT)}"
+        )
     if not (m.matrices or m.item_ids):
         raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
     if data.crop and not data.stride:

@@ -273,6 +273,8 @@ def test_wrong_arguments(refused, arguments, words):
             ("data.validation_from",),
         ),
         (["--data.split", "time", "--data.test_from", "3e9"], ("time split", "test")),
+        (["--run.select", "ndgc@10"], ("run.select", "did you mean 'ndcg@10'")),
+        (["--run.select", "auc/liek"], ("run.select", "'liek'", "did you mean 'like'")),
     ],
 )
 def test_wrong_settings(refused, place, tmp_path, settings, words):

@@ -224,6 +224,13 @@ def test_checkpoints_of_another_log_are_refused(whole):
         Run().train(workdir, fingerprint="other")
 
 
+def test_checkpoints_may_be_chosen_by_how_a_label_is_ranked(tmp_path):
+    aucs = iter([0.5, 0.9, 0.6, 0.7])
+    validate = lambda params: {"ndcg@10": 1.0, "auc/like": next(aucs)}
+    result = Run(run={"select": "auc/like"}).train(tmp_path, validate)
+    assert (result.best, result.best_step) == (0.9, 10)
+
+
 def test_early_stopping_keeps_the_best(tmp_path):
     run = Run(run={"steps": 100, "eval_every": 2, "patience": 3, "checkpoint_every": 100, "keep": 1})
     result = run.train(tmp_path, fixed(0.1, 0.4, 0.3, 0.4, 0.2, 0.1))
