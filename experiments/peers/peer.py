@@ -10,10 +10,13 @@ and standard input and output. Their defaults hold for whatever is no argument h
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import logging
 import os
 import pathlib
+import pickle
 import sys
 import time
 import typing
@@ -48,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--epochs", type=int, default=100, help="at most")
     one.add_argument("--evaluate-every", type=int, default=1, help="epochs")
     one.add_argument("--patience", type=int, default=10, help="validations without a better NDCG@10")
+    one.add_argument("--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it")
     return top
 
 
@@ -77,8 +81,27 @@ def read(path: pathlib.Path) -> tuple[dict[str, Part], int]:
         return parts, int(found["items"])
 
 
-def make_model(arguments, callbacks=(), epochs: int = 10**6):
-    """An untrained model of theirs; Lightning's trainer is quiet and writes nothing."""
+def trainer(callbacks=()):
+    """A trainer of Lightning's that is quiet, writes nothing, and goes on for as long as it is asked to.
+
+    RecTools' checkpoints hold the name of this function.
+    """
+    import pytorch_lightning as lightning
+
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=10**6,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=list(callbacks),
+    )
+
+
+def make_model(arguments, get_trainer=trainer):
+    """An untrained model of theirs."""
     import pytorch_lightning as lightning
     import torch
     from rectools.models import HSTUModel, SASRecModel
@@ -89,18 +112,6 @@ def make_model(arguments, callbacks=(), epochs: int = 10**6):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     torch.set_num_threads(arguments.threads)
     lightning.seed_everything(arguments.seed, verbose=False)
-
-    def trainer():
-        return lightning.Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_epochs=epochs,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            callbacks=list(callbacks),
-        )
 
     return {"sasrec": SASRecModel, "hstu": HSTUModel}[arguments.model](
         n_factors=arguments.width,
@@ -113,7 +124,7 @@ def make_model(arguments, callbacks=(), epochs: int = 10**6):
         dropout_rate=arguments.dropout,
         lr=arguments.learning_rate,
         lightning_module_kwargs={"logits_t": arguments.temperature},
-        get_trainer_func=trainer,
+        get_trainer_func=get_trainer,
     )
 
 
@@ -149,7 +160,51 @@ def speed(arguments) -> None:
             self.left, self.targets, self.start = int(line), 0, time.perf_counter()
 
     parts, _ = read(arguments.events)
-    make_model(arguments, [Meter()]).fit(Dataset.construct(parts["train"].frame()))
+    make_model(arguments, lambda: trainer([Meter()])).fit(Dataset.construct(parts["train"].frame()))
+
+
+@dataclasses.dataclass
+class SoFar:
+    """Where training stands."""
+
+    epoch: int = 0
+    best: float = -1.0  # validation NDCG@10
+    best_epoch: int = 0
+    waited: int = 0  # validations since the best
+    weights: typing.Any = None  # of the best epoch
+    seconds: float = 0.0
+
+
+def told(arguments) -> dict[str, typing.Any]:
+    """The settings that a run must go on with; it may go on for longer."""
+    free = ("events", "out", "keep", "threads", "epochs", "patience")
+    settings = {name: value for name, value in vars(arguments).items() if name not in free}
+    return settings | {"events": hashlib.sha256(arguments.events.read_bytes()).hexdigest()[:12]}
+
+
+def keep(arguments, model, so_far: SoFar) -> None:
+    """Writes where training stands; a file cut off half-way never takes the place of a whole one."""
+    import torch
+
+    part = arguments.keep.with_suffix(".part")
+    with part.open("wb") as file:
+        pickle.dump((told(arguments), pickle.dumps(model), so_far, torch.get_rng_state()), file)
+    part.replace(arguments.keep)
+
+
+def resume(arguments):
+    """The model and where its training stood."""
+    import torch
+
+    with arguments.keep.open("rb") as file:
+        settings, model, so_far, luck = pickle.load(file)
+    if settings != told(arguments):
+        other = [f"{name} {value}" for name, value in settings.items() if told(arguments).get(name) != value]
+        print(f"peer.py: error: --keep {arguments.keep} is of a run with {', '.join(other)}", file=sys.stderr)
+        raise SystemExit(2)
+    model = pickle.loads(model)
+    torch.set_rng_state(luck)  # after the model, which draws weights of its own before it is filled
+    return model, so_far
 
 
 def quality(arguments) -> None:
@@ -164,7 +219,10 @@ def quality(arguments) -> None:
         "test": Part(*(np.concatenate(both) for both in zip(parts["train"], parts["validation"]))),
     }
     history = {name: Dataset.construct(part.frame()) for name, part in before.items()}
-    model = make_model(arguments, epochs=1)
+    model, so_far = make_model(arguments), SoFar()
+    if arguments.keep and arguments.keep.is_file():
+        model, so_far = resume(arguments)
+        say(resumed=so_far.epoch)
 
     def recommend(part: str, users: np.ndarray, k: int):
         """Their own top k of unseen items, asked at the time of the target."""
@@ -181,18 +239,20 @@ def quality(arguments) -> None:
         found = recommend("validation", parts["validation"].user, 10)
         return calc_metrics({"ndcg": NDCG(10, divide_by_achievable=True)}, found, truth)["ndcg"]
 
-    best, best_epoch, waited, weights, start = -1.0, 0, 0, None, time.perf_counter()
-    for epoch in range(arguments.evaluate_every, arguments.epochs + 1, arguments.evaluate_every):
+    start = time.perf_counter() - so_far.seconds
+    while so_far.epoch < arguments.epochs and so_far.waited < arguments.patience:
         model.fit_partial(history["validation"], arguments.evaluate_every, arguments.evaluate_every)
         value = ndcg()
-        waited = 0 if value > best else waited + 1
-        if value > best:
-            best, best_epoch = value, epoch
-            weights = {name: x.clone() for name, x in model.torch_model.state_dict().items()}
-        say(epoch=epoch, validation_ndcg_10=value, seconds=time.perf_counter() - start)
-        if waited >= arguments.patience:
-            break
-    model.torch_model.load_state_dict(weights)
+        so_far.epoch += arguments.evaluate_every
+        so_far.waited += 1
+        if value > so_far.best:
+            so_far.best, so_far.best_epoch, so_far.waited = value, so_far.epoch, 0
+            so_far.weights = {name: x.clone() for name, x in model.torch_model.state_dict().items()}
+        so_far.seconds = time.perf_counter() - start
+        if arguments.keep:
+            keep(arguments, model, so_far)
+        say(epoch=so_far.epoch, validation_ndcg_10=value, seconds=so_far.seconds)
+    model.torch_model.load_state_dict(so_far.weights)
     users = parts["test"].user
     scores = np.full((len(users), items), -np.inf, np.float32)
     row = {int(user): n for n, user in enumerate(users)}
@@ -209,7 +269,11 @@ def quality(arguments) -> None:
         f"ndcg@{k}": NDCG(k, divide_by_achievable=True) for k in (10, 50, 200)
     }
     theirs = calc_metrics(cut | {"mrr@200": MRR(200)}, pd.concat(tops), parts["test"].frame())
-    say(best_epoch=best_epoch, validation_ndcg_10=best, rectools={name: float(x) for name, x in theirs.items()})
+    say(
+        best_epoch=so_far.best_epoch,
+        validation_ndcg_10=so_far.best,
+        rectools={name: float(x) for name, x in theirs.items()},
+    )
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--patience", type=int, default=10, help="validations")
     one.add_argument("--threads", type=int, default=2)
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it")
     one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
     return one
 
@@ -51,6 +52,9 @@ def main() -> int:
     import events
 
     events.check(arguments.peer_python)
+    for flag, path in (("--keep", arguments.keep), ("--json", arguments.json)):
+        if path and not path.parent.is_dir():
+            events.refuse(f"{flag} {path}: there is no folder {path.parent}; make it first")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     import numpy as np
@@ -62,22 +66,29 @@ def main() -> int:
     from synergen_jax.config import DataConfig
 
     log = EventLog.load(locate(arguments.log, None))
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("log", "peer_python", "json")}
+    own = ("log", "peer_python", "keep", "json")
+    settings = {name: value for name, value in vars(arguments).items() if name not in own}
+    kept = {"keep": arguments.keep.resolve()} if arguments.keep else {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         events.write(log, splits.split(log, DataConfig()), folder / "events.npz")
         peer = events.Peer(
-            arguments.peer_python, "quality", folder / "events.npz", out=folder / "scores.npy", **settings
+            arguments.peer_python, "quality", folder / "events.npz", out=folder / "scores.npy", **settings, **kept
         )
         last = {}
-        while (answer := peer.answer()) is not None:
-            last = answer
-            if "epoch" in answer:
-                print(
-                    f"epoch {answer['epoch']}: validation NDCG@10 {answer['validation_ndcg_10']:.4f}, "
-                    f"{answer['seconds']:.0f} s",
-                    flush=True,
-                )
+        try:
+            while (answer := peer.answer()) is not None:
+                last = answer
+                if "resumed" in answer:
+                    print(f"{arguments.keep}: goes on after epoch {answer['resumed']}", flush=True)
+                if "epoch" in answer:
+                    print(
+                        f"epoch {answer['epoch']}: validation NDCG@10 {answer['validation_ndcg_10']:.4f}, "
+                        f"{answer['seconds']:.0f} s",
+                        flush=True,
+                    )
+        except RuntimeError as error:
+            events.refuse(str(error))
         scores = np.load(folder / "scores.npy")
         with np.load(folder / "events.npz") as found:
             target = found["test_item"].astype(np.int32)
