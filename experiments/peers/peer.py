@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--epochs", type=int, default=100, help="at most")
     one.add_argument("--evaluate-every", type=int, default=1, help="epochs")
     one.add_argument("--patience", type=int, default=10, help="validations without a better NDCG@10")
-    one.add_argument("--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it")
+    one.add_argument(
+        "--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it"
+    )
     return top
 
 

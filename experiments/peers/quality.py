@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--patience", type=int, default=10, help="validations")
     one.add_argument("--threads", type=int, default=2)
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it")
+    one.add_argument(
+        "--keep", type=pathlib.Path, help="a file: where training stands; if it is there, it goes on from it"
+    )
     one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
     return one
 
