@@ -159,6 +159,7 @@ def test_every_number_has_a_bound_or_a_reason():
         "data.log",
         "data.target_actions",
         "model.leave_out",
+        "run.select",
     }  # names that the log knows
 
 

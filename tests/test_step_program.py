@@ -40,7 +40,8 @@ def program(shape, kind, batch=16, **loss):
     state = train.abstract_state(config, train.make_model(config, spec), mesh)
     step = train.make_step(config, train.make_model(config, spec), mesh, jax.tree.map(lambda x: x.sharding, state))
     arguments = state, placed(one, sharding.batch_shardings(mesh)), table.abstract_catalogue(catalogue, mesh)
-    return step.lower(*arguments).compile().as_text()
+    # As outside of the tests, which compile in a shorter time: what a scatter becomes is what is looked at.
+    return step.lower(*arguments).compile({"xla_cpu_use_fusion_emitters": True}).as_text()
 
 
 def of_table_size(text, devices):
