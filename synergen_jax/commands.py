@@ -40,7 +40,7 @@ from synergen_jax import model as models
 from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError, nearest
+from synergen_jax.errors import UserError, naming
 from synergen_jax.logs import FILE as METRICS
 from synergen_jax.table import place_catalogue
 
@@ -97,23 +97,11 @@ def fit(arguments, settings) -> dict[str, typing.Any]:
     return _fit(Run(config, log), arguments.workdir)
 
 
-def _check_selected(run: Run) -> None:
-    """Refuses to choose checkpoints by a label that the log does not have."""
-    _, auc, label = run.config.run.select.partition("auc/")
-    labels = run.log.spec.labels
-    if auc and label not in labels:
-        raise UserError(
-            f"run.select {run.config.run.select}: {run.log.name} has no label {label!r}{nearest(label, labels)}; "
-            f"it has {', '.join(labels)}"
-        )
-
-
 def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     with processes.together():
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
-        _check_selected(run)
         batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *sharding.block(mesh))
         targets = run.targets("validation")
         if processes.first():  # once nothing is left to be refused
@@ -150,6 +138,19 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         "stopped": result.stopped,
         "events_per_second": result.events_per_second,
     }
+
+
+def load(folder: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> tuple[Run, models.Params]:
+    """A run, and the parameters of its best checkpoint on the first device: what `recommender.Recommender` serves.
+
+    Args:
+      folder: a workdir of `synergen train`; data_dir: where logs lie, as `--data-dir`.
+
+    Raises:
+      UserError: it is no workdir, has no checkpoint yet, or its log is gone or another one.
+    """
+    run, params, _, _ = _open(pathlib.Path(folder), [], data_dir)
+    return run, params
 
 
 def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tuple[Run, models.Params, int, Mesh]:
@@ -277,6 +278,9 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
         raise UserError(f"--only {unknown[0]}: the family's variants are {', '.join(family.variants)}")
     if arguments.only:
         family = family._replace(variants={name: family.variants[name] for name in arguments.only})
+    for name, config in family.variants.items():  # what the log does not have is told before hours of training
+        with naming(f"variant {name}"):
+            train.make_model(config, EventLog.load(locate(config.data.log, arguments.data_dir)).spec)
     return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
 
 

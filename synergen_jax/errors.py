@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import difflib
 import typing
 
@@ -24,6 +26,15 @@ def nearest(word: str, choices: typing.Iterable[str]) -> str:
     """The ending of a message about an unknown word."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextlib.contextmanager
+def naming(what: str) -> collections.abc.Iterator[None]:
+    """Errors of wrong input that come up within begin with what they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 def first_line(error: BaseException) -> str:

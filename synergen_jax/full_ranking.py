@@ -164,19 +164,18 @@ def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Calla
       query: of all users, (data x B, D); keys: of the device's items, (A, 768 / devices, D); seen: of all users.
       items: V; start: the first carry.
     """
-    lines, wide, _ = keys.shape
-    offset = jax.lax.axis_index(table.AXES) * wide  # of this device's columns
-    keys, rows = keys.reshape(lines * wide, -1), lines * wide
+    columns = keys.shape[1]
+    keys = keys.reshape(-1, keys.shape[2])
+    rows = keys.shape[0]
     tiles = -(-rows // TILE)
     size = -(-rows // tiles)
-    column = seen % table.COLUMNS - offset
-    place = jnp.where((column >= 0) & (column < wide), seen // table.COLUMNS * wide + column, rows)  # among its rows
+    place = table.place_among_own(seen, columns)
     users = jnp.arange(query.shape[0])[:, None]
 
     def one(carry, number):
         begin = jnp.minimum(number * size, rows - size)  # the last tile may begin within the one before
         row = begin + jnp.arange(size)
-        ids = row // wide * table.COLUMNS + offset + row % wide
+        ids = table.id_of_own(row, columns)
         ids = jnp.where((row >= number * size) & (ids < items), ids, 0)
         at = jnp.where((place >= begin) & (place < begin + size), place - begin, size)
         had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")

@@ -155,10 +155,9 @@ def vectors(
 
     def local(values, place):
         every = jax.lax.all_gather(place, "data", tiled=True)
-        line, wide = every // table.COLUMNS, values.shape[1]
-        column = every % table.COLUMNS - jax.lax.axis_index(table.AXES) * wide
-        own = (column >= 0) & (column < wide)
-        mine = jnp.where(own[..., None], values.at[line, column.clip(0, wide - 1)].get(mode="clip"), 0)
+        at = table.place_among_own(every, values.shape[1])
+        flat = values.reshape(-1, values.shape[2])
+        mine = jnp.where((at >= 0)[..., None], flat.at[at].get(mode="clip"), 0)
         return jax.lax.psum(jax.lax.psum_scatter(mine, "data", tiled=True), "model")
 
     split = jax.shard_map(local, mesh=mesh, in_specs=(table.SPLIT, _USERS), out_specs=_USERS)

@@ -56,6 +56,20 @@ def take(stored: Array, ids: Int[Array, "..."]) -> Array:
     return stored.at[ids // COLUMNS, ids % COLUMNS].get(mode="clip")
 
 
+def place_among_own(ids: Int[Array, "..."], columns: int) -> Int[Array, "..."]:
+    """Where rows lie in this device's part of a stored table, (A x columns, ...), flat; -1 for those of other devices.
+
+    Inside `shard_map`; so is `id_of_own`. `columns` are those of a device, 768 / devices.
+    """
+    column = ids % COLUMNS - jax.lax.axis_index(AXES) * columns
+    return jnp.where((column >= 0) & (column < columns), ids // COLUMNS * columns + column, -1)
+
+
+def id_of_own(place: Int[Array, "..."], columns: int) -> Int[Array, "..."]:
+    """The ids of rows at some places of this device's part: the inverse of `place_among_own`."""
+    return place // columns * COLUMNS + jax.lax.axis_index(AXES) * columns + place % columns
+
+
 def check(devices: int) -> None:
     """Refuses a number of devices over which tables cannot be split."""
     if COLUMNS % devices:

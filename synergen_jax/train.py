@@ -49,9 +49,15 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
     """The model of a run.
 
     Raises:
-      UserError: its attention backend cannot run here, or it leaves out what the log does not have.
+      UserError: its attention backend cannot run here, or it names what the log does not have.
     """
     attention.check(config)
+    _, auc, label = config.run.select.partition("auc/")
+    if auc and label not in spec.labels:
+        raise UserError(
+            f"run.select {config.run.select}: the log has no label {label!r}{nearest(label, spec.labels)}; "
+            f"it has {', '.join(spec.labels)}"
+        )
     names = {name for name, _ in spec.item_matrices + spec.query_matrices}
     if unknown := [name for name in config.model.left_out if name not in names]:
         raise UserError(f"model.leave_out: the log has no matrix {unknown[0]!r}{nearest(unknown[0], names)}")
@@ -222,9 +228,8 @@ def train(
                     with meter.paused():
                         progress = progress.after(step, _selected(config, validation := validate(state.served)))
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
-                    found = ", ".join(
-                        f"{name} {validation[name]:.4f}" for name in sorted(validation) if "/" not in name
-                    )
+                    shown = sorted(name for name in validation if "/" not in name or name == config.run.select)
+                    found = ", ".join(f"{name} {validation[name]:.4f}" for name in shown)
                     with bar.external_write_mode():
                         say(f"step {step}: loss {values['loss']:.4f}; validation {found}")
                     if config.run.patience and progress.waited >= config.run.patience and not last:

@@ -22,7 +22,8 @@ from small_run import TREE, cycle_log
 
 from data_pipelines import event_log
 from synergen_jax import config as configs
-from synergen_jax import train
+from synergen_jax import sweep_commands, train
+from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, LossConfig
 from synergen_jax.errors import UserError
 from synergen_jax.sweep_commands import Family
@@ -390,6 +391,7 @@ def words(folder, *more):
         (["--family", "no_such"], "no family file 'no_such'"),
         (["--data.log", "ml-1m"], "holds the log small, but recipe is for ml-1m"),
         (["--model.widht", "8"], "did you mean 'width'"),
+        (["--model.leave_out", "txet"], "variant recipe: model.leave_out: the log has no matrix 'txet'"),
         (["--seeds", "0,one"], "--seeds"),
         (["--model.width"], "needs a value"),
     ],
@@ -399,6 +401,13 @@ def test_wrong_words_are_told_in_one_line(file, capsys, monkeypatch, more, messa
     assert ladder.main(words(file.parent, *more)) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
+
+
+def test_the_ladder_of_movielens_1m_asks_for_what_its_log_has():
+    """As `synergen data prepare ml-1m` makes it: without a matrix of texts."""
+    spec = LogSpec(3707, 6, 1, ("engage", "like"), (("genres", 18),))
+    for config in sweep_commands.load(pathlib.Path("ladder_1m")).variants.values():
+        train.make_model(config, spec)
 
 
 def spare(folder):

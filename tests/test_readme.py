@@ -42,8 +42,8 @@ LADDER = [command[2:] for command in COMMANDS if command[:2] == ["python", "expe
 def data_dir(tmp_path_factory):
     """A data folder whose ml-100k is a small random log."""
     rng = np.random.default_rng(0)
-    users = np.repeat([f"{user}" for user in range(40)], 12)
-    items = [f"{item}" for _ in range(40) for item in rng.permutation(30)[:12]]
+    users = np.repeat([f"{user}" for user in range(45)], 12)
+    items = [f"{item}" for _ in range(45) for item in rng.permutation(30)[:12]]
     log = Interactions(
         users.tolist(),
         items,
@@ -60,13 +60,21 @@ def data_dir(tmp_path_factory):
 
 def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
     monkeypatch.setenv("SYNERGEN_DATA", str(data_dir))
+    monkeypatch.chdir(data_dir)
+    settings = ["--run.steps", "2", "--model.width", "16", "--data.batch", "8", "--mesh.data", "1"]
+    assert cli.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
     names = {}
     with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
-        first, second = blocks("python")
+        first, serve, second = blocks("python")
         exec(compile(first, "README.md", "exec"), names)
         assert names["hidden"].shape == (*names["batch"].retrieval.item.shape, 32)
         assert np.isfinite(names["hidden"]).all()
         usual = names["cache"]
+        exec(compile(serve, "README.md", "exec"), names)
+        labels = names["run"].log.spec.labels
+        assert names["chances"].shape == (3, len(labels)) and len(names["found"]) == 10
+        assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
+        assert int(names["cache"].length[0]) == len(names["record"]["item"]) + 1
         exec(compile(second, "README.md", "exec"), names)
         assert names["synergen"].phase is names["by_day"]
         own = names["synergen"].apply(

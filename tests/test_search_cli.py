@@ -165,6 +165,15 @@ def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):
     assert "| joint " in (shop.root / "sweep" / "sweep_validation.md").read_text()
 
 
+def test_a_sweep_refuses_what_the_log_does_not_have_before_it_trains(shop, capsys, tmp_path):
+    (tmp_path / "family.toml").write_text(
+        f'base = "{shop.root / "shop.toml"}"\n[variants.joint]\n[variants.bare]\nmodel.leave_out = "txet"\n'
+    )
+    assert shop.call("sweep", tmp_path / "family.toml", "--workdir", tmp_path / "sweep", "--seeds", "0") == 2
+    assert "variant bare: model.leave_out: the log has no matrix 'txet'; did you mean 'text'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -17,7 +17,7 @@ import sys
 import time
 import typing
 
-from synergen_jax.errors import UserError
+from synergen_jax.errors import UserError, naming
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,7 +86,7 @@ def run(arguments, settings) -> None:
     from batches import Batches
 
     from synergen_jax import config as configs
-    from synergen_jax import report, sweep_commands
+    from synergen_jax import report, sweep_commands, train
 
     family = sweep_commands.load(arguments.family, settings)
     base = configs.load(family.base, settings)
@@ -104,6 +104,8 @@ def run(arguments, settings) -> None:
                 f"{arguments.file} holds the log {log.name}, but {name} is for {config.data.log}: give that log's "
                 f"file, or --data.log {log.name}"
             )
+        with naming(f"{family.base}, variant {name}"):  # before hours of training
+            train.make_model(config, log.spec)
     import jax
 
     device = jax.devices()[0]
