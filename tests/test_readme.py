@@ -69,7 +69,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
         exec(compile(first, "README.md", "exec"), names)
         assert names["hidden"].shape == (*names["batch"].retrieval.item.shape, 32)
         assert np.isfinite(names["hidden"]).all()
-        usual = names["cache"]
+        usual, params = names["cache"], names["params"]
         exec(compile(serve, "README.md", "exec"), names)
         labels = names["run"].log.spec.labels
         assert names["chances"].shape == (3, len(labels)) and len(names["found"]) == 10
@@ -77,9 +77,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
         assert int(names["cache"].length[0]) == len(names["record"]["item"]) + 1
         exec(compile(second, "README.md", "exec"), names)
         assert names["synergen"].phase is names["by_day"]
-        own = names["synergen"].apply(
-            names["params"]["model"], names["batch"].events, *names["vectors"], method="encode"
-        )
+        own = names["synergen"].apply(params["model"], names["batch"].events, *names["vectors"], method="encode")
     difference = np.abs(own.keys[0] - usual.keys[0]).max(axis=(1, 3))
     assert np.isfinite(difference).all() and difference.max() > 0.01, "another encoding of time gives other keys"
     np.testing.assert_allclose(own.values[0], usual.values[0], atol=1e-6)  # the first values know no time
