@@ -62,7 +62,7 @@ def rotate(x: Float[Array, "b h l dh"], angle: Float[Array, "b l p"]) -> Float[A
 
 def _turn(angle: Array) -> tuple[Array, Array]:
     """Cosine and sine. On a CPU, XLA holds trigonometry to be cheap and computes it again in every operation that takes
-    it, but never a division: that by their length, which is one, makes sure that a pass computes them once."""
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    length = jnp.sqrt(cos * cos + sin * sin)
-    return cos / length, sin / length
+    it, but never a division: that by one, of which XLA does not know that it is one, makes sure that a pass computes
+    them once."""
+    one = 1.0 + 0.0 * angle
+    return jnp.cos(angle) / one, jnp.sin(angle) / one

@@ -354,7 +354,7 @@ def test_a_pass_computes_its_angles_trigonometry_once():
     vectors = small_model.vectors(model, params, catalogue, events)
     loss = lambda params: jnp.sum(model.apply(params["model"], events, *vectors, method=context_hidden))
     program = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
-    assert program.count(" cosine(") <= 2  # one loop makes all cosines, one all sines, by the length of both
+    assert program.count(" cosine(") == 1
 
 
 def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
