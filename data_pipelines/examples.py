@@ -156,7 +156,7 @@ def example(
     asked = windows.action_table(log, data.target_actions)[events.action]
     ranked = np.sort(rng.permutation((target * asked).nonzero()[0])[: data.rank_events])
     known, size = int(train_stop[user]), data.rank_candidates
-    item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items)
+    item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items, told=known)
     slots = len(ranked) if packed else data.rank_events
     lists = ranked if slots == length else np.arange(len(ranked))
 
@@ -274,6 +274,12 @@ def seen_width(config: Config, items: int, events: int) -> int:
     return 1 << (max(16, most) - 1).bit_length()
 
 
+@functools.lru_cache(maxsize=1)
+def _all_items(items: int) -> np.ndarray:
+    """The ids 1 .. V - 1, made once and not for every target: of a hundred million items they are 400 MB."""
+    return np.arange(1, items, dtype=np.int32)
+
+
 def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
     """The arrays of one target."""
     data = config.data
@@ -286,7 +292,14 @@ def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates
     candidates, label, row = windows.candidates(
-        rng, record, np.array([event]), event + 1, size, windows.label_table(log), np.arange(1, log.spec.items)
+        rng,
+        record,
+        np.array([event]),
+        event + 1,
+        size,
+        windows.label_table(log),
+        _all_items(log.spec.items),
+        told=len(item),
     )
     feature = windows.features(record, row) if log.spec.candidate_features else None
     one = lambda x: np.array([x], np.int32)

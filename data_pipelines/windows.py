@@ -82,6 +82,7 @@ def candidates(
     size: int,
     table: np.ndarray,
     items: np.ndarray,
+    told: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The lists to be ranked at some events, each event's own item first.
 
@@ -94,6 +95,8 @@ def candidates(
       known: how many leading events tell which items the user has.
       table: `label_table` of the log.
       items: ids that others are drawn from.
+      told: how many leading events may tell how a shown item was received. A request that goes on behind them is not
+        over: what it has not chosen so far is unknown.
 
     Returns:
       items (E, K) int32, labels (E, K, A) int8, and the row of the record's shown lists in which each candidate
@@ -116,12 +119,25 @@ def candidates(
             place[row, 0] = shown[own][0] if own.any() else -1
             shown = rng.permutation(shown[~own])[:others]
             item[row, 1 : 1 + len(shown)] = record["shown_item"][shown]
-            label[row, 1 : 1 + len(shown)] = table[record["shown_action"][shown]]
+            label[row, 1 : 1 + len(shown)] = _received(record, shown, request, table, told)
             place[row, 1 : 1 + len(shown)] = shown
         else:
             item[row, 1 : 1 + len(mine)] = mine
             label[row, 1 : 1 + len(mine), 0] = 0
     return item, label, place
+
+
+def _received(record: Record, shown: np.ndarray, request: int, table: np.ndarray, told: int) -> np.ndarray:
+    """Labels (n, A) of some rows of a request's list, by what the first `told` events tell."""
+    if not np.any(record["request"][told:] == request):
+        return table[record["shown_action"][shown]]
+    mine = record["request"][:told] == request
+    last = dict(zip(record["item"][:told][mine].tolist(), record["action"][:told][mine].tolist()))
+    unknown = np.full(table.shape[1], -1, np.int8)
+    items = record["shown_item"][shown].tolist()
+    return np.array([table[last[item]] if item in last else unknown for item in items], np.int8).reshape(
+        -1, len(unknown)
+    )
 
 
 def features(record: Record, place: np.ndarray) -> np.ndarray:

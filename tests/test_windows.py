@@ -101,7 +101,9 @@ def test_every_unseen_item_has_the_same_chance():
 
 def test_candidates_without_a_shown_list():
     record = user([1, 2, 3, 4], action=[2, 3, 1, 2])
-    item, label, _ = windows.candidates(rng(), record, np.array([1, 2]), 4, 3, TABLE, np.arange(1, 10))
+    item, label, _ = windows.candidates(
+        rng(), record, np.array([1, 2]), 4, 3, TABLE, np.arange(1, 10), told=len(record["item"])
+    )
     assert item.shape == (2, 3) and label.shape == (2, 3, 2)
     assert item.dtype == np.int32 and label.dtype == np.int8
     assert item[:, 0].tolist() == [2, 3], "each event's own item comes first"
@@ -115,7 +117,9 @@ def test_known_events_alone_tell_what_a_user_has():
     record = user([1, 2, 3, 4])
     drawn = set()
     for seed in range(50):
-        item, *_ = windows.candidates(rng(seed), record, np.array([1]), 2, 4, TABLE, np.arange(1, 6))
+        item, *_ = windows.candidates(
+            rng(seed), record, np.array([1]), 2, 4, TABLE, np.arange(1, 6), told=len(record["item"])
+        )
         drawn |= set(item[0, 1:].tolist())
         assert not set(item[0, 1:].tolist()) & {1, 2}
     assert drawn == {3, 4, 5}, "items that come later may be drawn: at that time nobody could know"
@@ -127,7 +131,9 @@ def test_candidates_of_a_shown_list():
     wanted = {7: [0, 0], 8: [0, 0], 9: [1, 1]}
     seen = set()
     for seed in range(20):
-        item, label, _ = windows.candidates(rng(seed), record, np.array([1]), 3, 3, TABLE, np.arange(1, 10))
+        item, label, _ = windows.candidates(
+            rng(seed), record, np.array([1]), 3, 3, TABLE, np.arange(1, 10), told=len(record["item"])
+        )
         assert item[0, 0] == 2 and label[0, 0].tolist() == [1, 0]
         for other, of in zip(item[0, 1:].tolist(), label[0, 1:].tolist()):
             assert of == wanted[other]
@@ -136,9 +142,26 @@ def test_candidates_of_a_shown_list():
     assert seen == {7, 8, 9}, "drawn from the list of the event's own request"
 
 
+def test_a_request_that_goes_on_behind_the_split_tells_what_it_has_chosen_alone():
+    """Training must not learn from a list that the validation and the test item were chosen from it, nor what was not."""
+    shown = [(3, item, 2 if item < 6 else 0) for item in (3, 6, 4, 5, 8)]
+    record = user([1, 2, 3, 4, 5], request=[1, 2, 3, 3, 3], shown=shown)
+
+    def labels(told):
+        item, label, _ = windows.candidates(rng(), record, np.array([2]), told, 5, TABLE, np.arange(1, 10), told=told)
+        return dict(zip(item[0].tolist(), label[0].tolist()))
+
+    chosen, not_chosen, unknown = TABLE[2].tolist(), TABLE[0].tolist(), [-1, -1]
+    assert labels(3) == {3: chosen, 4: unknown, 5: unknown, 6: unknown, 8: unknown}
+    assert labels(4) == {3: chosen, 4: chosen, 5: unknown, 6: unknown, 8: unknown}
+    assert labels(5) == {3: chosen, 4: chosen, 5: chosen, 6: not_chosen, 8: not_chosen}
+
+
 def test_a_shown_list_that_is_too_short_is_padded():
     record = user([1, 2], request=[1, 2], shown=[(2, 2, 2), (2, 5, 0)])
-    item, label, _ = windows.candidates(rng(), record, np.array([0, 1]), 2, 4, TABLE, np.arange(1, 10))
+    item, label, _ = windows.candidates(
+        rng(), record, np.array([0, 1]), 2, 4, TABLE, np.arange(1, 10), told=len(record["item"])
+    )
     assert np.all(item[0] > 0), "the other event has no list: unseen items"
     assert item[1].tolist() == [2, 5, 0, 0]
     assert label[1].tolist() == [[1, 0], [0, 0], [-1, -1], [-1, -1]]
@@ -147,7 +170,9 @@ def test_a_shown_list_that_is_too_short_is_padded():
 @pytest.mark.parametrize("items", [2, 3, 4, 6])
 def test_candidates_of_a_tiny_catalogue(items):
     record = user([1] * 3)
-    item, label, _ = windows.candidates(rng(), record, np.arange(3), 3, 5, TABLE, np.arange(1, items))
+    item, label, _ = windows.candidates(
+        rng(), record, np.arange(3), 3, 5, TABLE, np.arange(1, items), told=len(record["item"])
+    )
     for row, of in zip(item, label):
         there = row[row > 0]
         assert len(set(there.tolist())) == len(there) == min(5, items - 1)
@@ -156,7 +181,11 @@ def test_candidates_of_a_tiny_catalogue(items):
 
 def test_one_candidate_and_no_event():
     record = user([1, 2])
-    item, label, _ = windows.candidates(rng(), record, np.array([1]), 2, 1, TABLE, np.arange(1, 10))
+    item, label, _ = windows.candidates(
+        rng(), record, np.array([1]), 2, 1, TABLE, np.arange(1, 10), told=len(record["item"])
+    )
     assert item.tolist() == [[2]] and label.tolist() == [[[1, 0]]]
-    item, label, _ = windows.candidates(rng(), record, np.zeros(0, np.int64), 2, 4, TABLE, np.arange(1, 10))
+    item, label, _ = windows.candidates(
+        rng(), record, np.zeros(0, np.int64), 2, 4, TABLE, np.arange(1, 10), told=len(record["item"])
+    )
     assert item.shape == (0, 4) and label.shape == (0, 4, 2)
