@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import errno
 import functools
 import gc
 import logging
@@ -123,6 +124,8 @@ class Checkpoints:
             try:
                 found = self._reader.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore(), **items))
             except Exception as error:  # a damaged file surfaces as almost any exception
+                if _of_the_machine(error):
+                    raise
                 wrong = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             if wrong := next(filter(None, processes.everyone(wrong)), ""):  # what one cannot read, none takes
                 damaged.append(step)
@@ -137,7 +140,7 @@ class Checkpoints:
             left = (step for step in steps if step not in damaged)
             found = next(filter(None, (read(step, state=state) for step in left)), None)
         if found is None and steps:
-            raise UserError(f"{self.folder}: none of its checkpoints can be read; delete the folder to start afresh")
+            raise UserError(f"{self.folder}: none of its checkpoints can be read; move the folder away to start afresh")
         if found is None:
             return None
         if not self._read_only:
@@ -169,3 +172,10 @@ def _quiet():
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether a machine is out of memory or of open files: that tells nothing about the file that was being read."""
+    lacks = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return memory or (isinstance(error, OSError) and error.errno in lacks)

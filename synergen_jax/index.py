@@ -107,13 +107,14 @@ class ExactIndex:
         # Blocks of a power of two: few shapes to compile, bounded memory.
         most = max(1, _CELLS // self.size)
         block = 1 << min(most.bit_length() - 1, max(len(queries) - 1, 0).bit_length(), 10)
+        wide = min(self.size, 1 << (k - 1).bit_length())
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
         for start in range(0, len(queries), block):
             part = queries[start : start + block]
             padded = np.zeros((block, self.width), np.float32)
             padded[: len(part)] = part
-            best = jax.device_get(_top_k(self._vectors, padded, k))
-            scores[start : start + block], rows[start : start + block] = (x[: len(part)] for x in best)
+            best = jax.device_get(_top_k(self._vectors, padded, wide))
+            scores[start : start + block], rows[start : start + block] = (x[: len(part), :k] for x in best)
         return scores, self._ids[rows]
 
     def save(self, folder: str | pathlib.Path) -> None:

@@ -38,8 +38,9 @@ class Recommender:
     """
 
     def __init__(self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None):
-        self.model, self.params, self.catalogue = model, params, catalogue
-        self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, catalogue)))
+        self.model, self.params = model, params
+        self.catalogue = jax.device_put(catalogue)  # once, not with every call
+        self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, self.catalogue)))
 
     def encode(self, events: Events) -> Cache:
         """The cache of one user's history, (1, L) events, padding last."""
@@ -49,8 +50,11 @@ class Recommender:
         """The cache with one more event.
 
         Raises:
-          UserError: the cache is full; encode the history anew.
+          UserError: the cache is full: encode the history anew; or an id is out of range.
         """
+        self._check("item", [item], 0, len(self.catalogue.counts))
+        self._check("action", [action], 1, self.model.spec.actions)
+        self._check("query", [query], 0, len(self.catalogue.query_counts))
         if int(cache.length[0]) >= cache.capacity:
             raise UserError(
                 f"the cache is full with {cache.capacity} events: encode the newest part of the history anew"
@@ -68,8 +72,9 @@ class Recommender:
           exclude: items that must not come back.
 
         Raises:
-          UserError: k is larger than the catalogue without the excluded items.
+          UserError: k is larger than the catalogue without the excluded items, or there is no such query.
         """
+        self._check("query", [query], 0, len(self.catalogue.query_counts))
         exclude = np.unique([item for item in exclude if item > 0])
         if not 1 <= k <= self.index.size - len(exclude):
             raise UserError(
@@ -82,7 +87,13 @@ class Recommender:
         return ids[0][keep][:k], scores[0][keep][:k]
 
     def rank(self, cache: Cache, items: typing.Sequence[int], time: int, query: int = 0) -> np.ndarray:
-        """Probability of each ranked label for each item, (K, A), in one read of the cache."""
+        """Probability of each ranked label for each item, (K, A), in one read of the cache.
+
+        Raises:
+          UserError: there is no such item or query.
+        """
+        self._check("item", items, 1, len(self.catalogue.counts))
+        self._check("query", [query], 0, len(self.catalogue.query_counts))
         padded = np.zeros(1 << max(len(items) - 1, 0).bit_length(), np.int32)
         padded[: len(items)] = items
         readers = self._readers(cache, padded, time, query)
@@ -118,6 +129,12 @@ class Recommender:
         if order:
             found.sort(key=lambda r: -r.probability[order])
         return found[:k]
+
+    @staticmethod
+    def _check(what: str, ids: typing.Sequence[int], least: int, size: int) -> None:
+        """Refuses ids outside of least .. size - 1: what is looked up would be that of another."""
+        if wrong := [one for one in ids if not least <= one < size]:
+            raise UserError(f"{what} {wrong[0]} is out of range: ids are {least} .. {size - 1}")
 
     @staticmethod
     def _readers(cache: Cache, items, time: int, query: int) -> Readers:

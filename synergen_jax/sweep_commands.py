@@ -87,7 +87,7 @@ def sweep(
     What is finished is not done again, so that a sweep that was stopped goes on when it is run again.
 
     Args:
-      fit: trains a config in a workdir; evaluate: evaluates a workdir on a split, and returns its JSON.
+      fit: trains a config in a workdir, and returns its JSON; evaluate: evaluates a workdir on a split, and returns its JSON.
     """
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = len(family.variants) * len(seeds)
@@ -96,8 +96,12 @@ def sweep(
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
         done = where / f"evaluation_{split}.json"
-        fit(config, where)
-        result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else evaluate(where, split)
+        trained = fit(config, where)
+        result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+        # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
+        now = {"step": trained["best_step"], "settings": configs.to_dict(config)["evaluate"]}
+        if {name: result.get(name) for name in now} != now:
+            result = evaluate(where, split)
         found.setdefault(name, []).append(result)
     rows = table(found)
     protocol = next(iter(found.values()))[0]["protocol"].partition(", checkpoint of step")[0]

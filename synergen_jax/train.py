@@ -174,14 +174,17 @@ def train(
     sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     _, blocks = sharding.block(mesh)
     model = make_model(config, spec)
-    state, shardings = init_state(config, model, mesh)
-    step_fn = make_step(config, model, mesh, shardings)
+    wanted = abstract_state(config, model, mesh)
+    step_fn = make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, wanted))
     layout = sharding.batch_shardings(mesh)
     laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
 
     with Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints:
         progress, position = Progress(), 0
-        if (found := checkpoints.restore(state)) is not None:
+        found = checkpoints.restore(wanted)  # before there is a fresh state: two may not fit
+        if found is None:
+            state, _ = init_state(config, model, mesh)
+        else:
             state, saved = found
             if saved["fingerprint"] != fingerprint:
                 raise UserError(f"the checkpoints in {workdir} were trained on another log: give another --workdir")
@@ -193,8 +196,11 @@ def train(
                     f"the same to the bit, the feed begins anew at batch {position}, and sums may round otherwise"
                 )
         start = int(state.step)
+        if progress.stopped == "patience" and not 0 < config.run.patience <= progress.waited:
+            progress = dataclasses.replace(progress, stopped="")  # more patience than the run had
         if start >= config.run.steps or progress.stopped:
-            say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}")
+            why = f", and stopped after run.patience {config.run.patience}" if progress.stopped else ""
+            say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}{why}")
             return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
 
         hidden = None if processes.first() else True  # None: shown in a terminal

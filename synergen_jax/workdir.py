@@ -44,7 +44,11 @@ def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerp
         old, log = read(workdir)
         if log["fingerprint"] != fingerprint:
             raise UserError(f"{workdir} was trained on another log ({log['path']}): give another --workdir")
-        changed = {k: v for k, v in configs.differences(old, config).items() if not k.startswith(FREE)}
+        other = configs.differences(old, config)
+        # How long the lists of a validation are decides what it finds: values of before would choose the checkpoint.
+        by_lists = config.run.select not in ("ndcg@10", "hr@10")
+        fixed = ("evaluate.rank_candidates",) if by_lists else ()
+        changed = {k: v for k, v in other.items() if k in fixed or not k.startswith(FREE)}
         if changed:
             listed = ", ".join(f"{name} {was!r} -> {now!r}" for name, (was, now) in changed.items())
             raise UserError(

@@ -72,12 +72,28 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, damage):
         assert value(checkpoints.restore(state(0))) == (7, 7)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(24, "Too many open files"), ValueError("RESOURCE_EXHAUSTED: out")]
+)
+def test_a_machine_out_of_memory_or_files_damages_no_checkpoint(tmp_path, monkeypatch, error):
+    save_all(tmp_path, [0, 0])
+
+    def fail(*args, **kwargs):
+        raise error
+
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        monkeypatch.setattr(checkpoints._reader, "restore", fail)
+        with pytest.raises(type(error)):
+            checkpoints.restore(state(0))
+    assert not list(tmp_path.glob("*.damaged"))
+
+
 def test_if_none_can_be_read_it_is_an_error(tmp_path):
     save_all(tmp_path, [1, 2])
     for file in tmp_path.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    wanted = pytest.raises(UserError, match="none of its checkpoints can be read; delete the folder")
+    wanted = pytest.raises(UserError, match="none of its checkpoints can be read; move the folder away")
     with Checkpoints(tmp_path, say=lambda _: None) as checkpoints, wanted:
         checkpoints.restore(state(0))
 

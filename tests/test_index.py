@@ -45,6 +45,14 @@ def test_exact_search_by_hand():
     assert scores.dtype == np.float32 and ids.dtype == np.int32
 
 
+def test_few_programs_serve_every_k():
+    vectors = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    exact, before = ExactIndex.build(vectors), index._top_k._cache_size()
+    for k in range(1, 50):  # item 0 is never found
+        assert exact.search(vectors[:1], k)[1].shape == (1, k)
+    assert index._top_k._cache_size() - before <= 7  # 1, 2, 4, ... 32, and all of them
+
+
 def test_exact_search_equals_sorting_in_many_blocks(monkeypatch):
     vectors, queries = clustered(500, 8), near(clustered(500, 8), 77)
     one = ExactIndex.build(vectors).search(queries, 20)

@@ -148,6 +148,25 @@ def test_order_by_a_label(served, history, candidates):
     assert not exclude & {r.item for r in found}
 
 
+def test_ids_out_of_range_are_refused_and_not_taken_for_others(served, history):
+    _, cache, time = history
+    size = served.model.spec.items
+    for wrong in (0, -1, size):
+        with pytest.raises(UserError, match=rf"item {wrong} is out of range: ids are 1 .. {size - 1}"):
+            served.rank(cache, [1, wrong], time)
+    with pytest.raises(UserError, match="query -2 is out of range"):
+        served.retrieve(cache, time, 3, query=-2)
+    with pytest.raises(UserError, match="action 99 is out of range"):
+        served.append(cache, item=1, action=99, time=time)
+    with pytest.raises(UserError, match=f"item {size} is out of range"):
+        served.append(cache, item=size, action=1, time=time)
+
+
+def test_the_catalogue_lies_on_the_device(served):
+    """From the host it would be sent with every call."""
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(served.catalogue))
+
+
 def test_an_unknown_label(served, history):
     _, cache, time = history
     with pytest.raises(UserError, match="cannot order by 'love'; ranked labels: engage, like"):

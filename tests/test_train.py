@@ -238,7 +238,9 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert (result.step, result.stopped, result.best, result.best_step) == (10, "patience", 0.4, 8)
     assert kept(tmp_path) == [8, 10]
     again = Run(run={"steps": 100, "eval_every": 2, "patience": 3, "checkpoint_every": 100, "keep": 1})
-    assert again.train(tmp_path).step == 10 and "nothing to do" in again.said[-1]
+    assert again.train(tmp_path).step == 10 and "nothing to do" in again.said[-1] and "patience 3" in again.said[-1]
+    longer = Run(run={"steps": 100, "eval_every": 2, "patience": 4, "checkpoint_every": 100, "keep": 1})
+    assert longer.train(tmp_path, fixed(0.1)).step == 12, "one more validation, and patience ends again"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):

@@ -1,5 +1,6 @@
 """The folder of a run belongs to one config and one log."""
 
+import contextlib
 import json
 import pathlib
 
@@ -76,6 +77,15 @@ def test_settings_that_may_not(tmp_path, setting):
         workdir.start(folder, configs.override(Config(), [f"--{setting}"]), LOG, "abc")
     assert setting.partition("=")[0] in str(error.value)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("select", "free"), [("ndcg@10", True), ("shown_mrr", False), ("auc/like", False)])
+def test_how_long_lists_are_may_change_unless_they_choose_the_checkpoint(tmp_path, select, free):
+    config = configs.override(Config(), ["--run.select", select])
+    workdir.start(tmp_path / "run", config, LOG, "abc")
+    wanted = contextlib.nullcontext() if free else pytest.raises(UserError, match=r"evaluate\.rank_candidates .* -> 7")
+    with wanted:
+        workdir.start(tmp_path / "run", configs.override(config, ["--evaluate.rank_candidates", "7"]), LOG, "abc")
 
 
 def test_another_log(tmp_path):
