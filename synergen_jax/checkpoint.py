@@ -116,6 +116,7 @@ class Checkpoints:
 
         Raises:
           UserError: there are checkpoints, but none can be read.
+          Exception: memory, open files or permission are lacking; nothing is set aside.
         """
         steps, damaged = self.steps()[::-1], []
 
@@ -175,7 +176,10 @@ def _quiet():
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether a machine is out of memory or of open files: that tells nothing about the file that was being read."""
-    lacks = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-    memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-    return memory or (isinstance(error, OSError) and error.errno in lacks)
+    """Whether memory, open files or permission are lacking: that tells nothing about the file that was being read.
+
+    Python reads a part of a checkpoint's files; TensorStore reads the others, and tells of the same by a word.
+    """
+    lacks = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+    told = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED"))
+    return told or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in lacks)

@@ -218,7 +218,7 @@ def _evaluate(
         protocol += f"; {run.log.query_note}"
     say(evaluation_report.text(found, protocol, config, run.log.spec.labels))
     about = {"split": part, "log": run.log.name, "step": step, "protocol": protocol}
-    about["settings"] = configs.to_dict(config)["evaluate"]
+    about["settings"] = sweep_commands.evaluated_by(config)
     result = about | evaluation_report.as_json(found)
     workdir.write_json(folder / f"evaluation_{part}.json", result)
     curves = None

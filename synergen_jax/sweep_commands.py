@@ -87,7 +87,7 @@ def sweep(
     What is finished is not done again, so that a sweep that was stopped goes on when it is run again.
 
     Args:
-      fit: trains a config in a workdir, and returns its JSON; evaluate: evaluates a workdir on a split, and returns its JSON.
+      fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
     """
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = len(family.variants) * len(seeds)
@@ -99,7 +99,7 @@ def sweep(
         trained = fit(config, where)
         result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
-        now = {"step": trained["best_step"], "settings": configs.to_dict(config)["evaluate"]}
+        now = {"step": trained["best_step"], "settings": evaluated_by(config)}
         if {name: result.get(name) for name in now} != now:
             result = evaluate(where, split)
         found.setdefault(name, []).append(result)
@@ -114,6 +114,11 @@ def sweep(
     workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found})
     say(f"\ntable: {folder / f'sweep_{split}.md'}")
     return summary
+
+
+def evaluated_by(config: Config) -> dict[str, typing.Any]:
+    """The settings that an evaluation depends on and `synergen evaluate` may change; part of its JSON."""
+    return configs.to_dict(config)["evaluate"] | {"filter_seen": config.data.filter_seen}
 
 
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:

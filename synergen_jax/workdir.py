@@ -21,7 +21,7 @@ from synergen_jax import config as configs
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 
-# Settings that a resumed run may change: they alter where and how often, never what is computed.
+# Settings that a resumed run may change: they alter where and how often, never what is computed. See `start`, too.
 FREE = (
     "mesh.",
     "evaluate.",

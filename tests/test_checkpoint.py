@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what a damaged one does, another mesh, and a donated state."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -73,9 +74,16 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(24, "Too many open files"), ValueError("RESOURCE_EXHAUSTED: out")]
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("RESOURCE_EXHAUSTED: out"),
+        ValueError("PERMISSION_DENIED: Error opening file"),
+    ],
 )
-def test_a_machine_out_of_memory_or_files_damages_no_checkpoint(tmp_path, monkeypatch, error):
+def test_a_lack_of_memory_files_or_permission_damages_no_checkpoint(tmp_path, monkeypatch, error):
     save_all(tmp_path, [0, 0])
 
     def fail(*args, **kwargs):
@@ -83,8 +91,9 @@ def test_a_machine_out_of_memory_or_files_damages_no_checkpoint(tmp_path, monkey
 
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         monkeypatch.setattr(checkpoints._reader, "restore", fail)
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error)) as told:
             checkpoints.restore(state(0))
+        assert told.value is error, "no UserError, which is a ValueError, too"
     assert not list(tmp_path.glob("*.damaged"))
 
 

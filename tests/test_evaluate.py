@@ -1,6 +1,7 @@
 """The evaluation protocol against a plain loop over users."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -147,6 +148,35 @@ def test_approximate_search_beside_exact(report):
     # So small a catalogue is searched whole: ScaNN differs from the exact search by its rounding alone.
     assert report[1].scann["recall@10"] > 0.95
     assert abs(scann["hr@10"] - model["hr@10"]) < 0.1
+
+
+def test_approximate_search_is_asked_for_as_many_as_serving_would(monkeypatch):
+    """By what each user had, whatever the padding; the ranks are those of a plain loop."""
+    asked = []
+
+    class Spy(index.ExactIndex):
+        def search(self, queries, k):
+            asked.append((len(queries), k))
+            return super().search(queries, k)
+
+    monkeypatch.setattr(index, "ScannIndex", Spy)
+    rng = np.random.default_rng(0)
+    keys, vectors = rng.normal(size=(51, 4)).astype(np.float32), rng.normal(size=(7, 4)).astype(np.float32)
+    scores = vectors @ keys.T
+    seen, target, ranks = np.zeros((8, 64), np.int32), np.zeros(8, np.int32), []
+    real = [0, 1, 2, 3, 5, 6, 7]  # row 4 is padding
+    for row, had, score in zip(real, (0, 3, 20, 4, 0, 45, 20), scores):
+        order = 1 + np.argsort(-score[1:], kind="stable")
+        seen[row, :had] = order[:had]  # the best ones: as many must be searched beyond them
+        target[row] = order[had + row % 5]
+        ranks.append(1 + row % 5)
+    user = np.where(np.arange(8) == 4, -1, np.arange(8))
+    batch = types.SimpleNamespace(user=user, seen=seen, target=target)
+    _, found = evaluate.approximate(keys, [batch], vectors, 3)
+    searches = asked[4:]  # after those of `index.compare`
+    assert sorted(searches) == [(1, 50), (2, 3), (2, 7), (2, 35)]
+    np.testing.assert_array_equal(found["hr@3"], np.array(ranks) <= 3)
+    np.testing.assert_allclose(found["ndcg@3"], (np.array(ranks) <= 3) / np.log2(1 + np.array(ranks)), rtol=1e-6)
 
 
 def test_batch_size_does_not_change_what_is_found(setting, report):

@@ -13,6 +13,7 @@ import time
 import array_log
 import batches
 import jax
+import jax.numpy as jnp
 import ladder
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from small_run import TREE, cycle_log
 
 from data_pipelines import event_log
 from synergen_jax import config as configs
-from synergen_jax import sweep_commands, train
+from synergen_jax import sharding, sweep_commands, train
 from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, LossConfig
 from synergen_jax.errors import UserError
@@ -299,6 +300,23 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
     assert told.finished[0]["validation"] != told.finished[1]["validation"]
 
 
+@pytest.mark.parametrize("name", ["loss", "norm/gradient"])
+def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_run(tmp_path, name):
+    class Trainer:
+        mesh = sharding.one_device()
+        start = staticmethod(lambda config: None)
+
+        def step(self, state, batch, catalogue, seed):
+            return state, {"loss": jnp.float32(1), "norm/gradient": jnp.float32(1)} | {name: jnp.float32(np.inf)}
+
+    array_log.write(cycle_log(), tmp_path / "cycle.npz")
+    config = tiny()
+    with batches.Batches(array_log.ArrayLog(tmp_path / "cycle.npz"), 0, 0) as feeds:
+        feed = feeds.train(config, False)
+        found = runs.trained(Trainer(), config, None, feed, None, float("inf"), lambda _: None)
+    assert (found.stopped, found.steps, found.params) == ("not finite", 1, None)
+
+
 @pytest.mark.slow  # compiles the same step twice
 def test_the_step_with_the_seed_as_an_argument_is_that_of_training():
     config = tiny(model={"dropout": 0.5})
@@ -352,6 +370,19 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     capsys.readouterr()
     assert ladder.main(["report", str(folder), str(folder), "--out", str(tmp_path / "f")]) == 2
     assert "is in another of the folders, too" in capsys.readouterr().err
+
+
+def test_without_the_recipe_no_other_variant_is_called_so(tmp_path):
+    for name, value in (("time", 0.1), ("order", 0.2)):
+        runs.append(tmp_path, entry(name, 0, value))
+    plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": []}
+    plan |= {"variants": ["recipe", "time", "order"], "asked": [["recipe", 0], ["time", 0], ["order", 0]]}
+    (tmp_path / runs.PLAN).write_text(json.dumps(plan))
+    assert ladder.main(["report", str(tmp_path), "--out", str(tmp_path / "f")]) == 0
+    text = (tmp_path / "f.md").read_text()
+    assert "| time | 1 | 0.1000 |" in text and "| order | 1 | 0.2000 |" in text and "not run: recipe" in text
+    assert "+0.1000" not in text and "most_popular" not in text and "The recipe by slice" not in text
+    assert [path.name for path in tmp_path.glob("*.png")] == ["f_curves.png"]
 
 
 # --- the command ----------------------------------------------------------------------------------------------

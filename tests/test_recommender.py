@@ -162,9 +162,27 @@ def test_ids_out_of_range_are_refused_and_not_taken_for_others(served, history):
         served.append(cache, item=size, action=1, time=time)
 
 
-def test_the_catalogue_lies_on_the_device(served):
-    """From the host it would be sent with every call."""
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(served.catalogue))
+def test_the_catalogue_lies_on_the_device(served, monkeypatch):
+    """From the host it would be sent with every call, and with every piece of the keys."""
+    keys, given = models.item_keys, []
+    monkeypatch.setattr(models, "item_keys", lambda *args: given.append(args[2]) or keys(*args))
+    made = Recommender(served.model, served.params, jax.device_get(served.catalogue))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made.catalogue))
+    assert len(given) == 1 and given[0] is made.catalogue
+
+
+def test_an_extended_catalogue_has_more_ids(served, history):
+    _, cache, time = history
+    text = np.ones((1, served.catalogue.item_matrices["text"].shape[1]), np.float16)
+    words = np.ones((1, served.catalogue.query_matrices["text"].shape[1]), np.float16)
+    more = Recommender(served.model, served.params, extended(served.catalogue, {"text": text}, {"text": words}))
+    queries = served.model.spec.queries
+    assert np.isfinite(more.rank(cache, [ITEMS + 1], time, query=queries)).all()
+    with pytest.raises(UserError, match=f"item {ITEMS + 2} is out of range"):
+        more.rank(cache, [ITEMS + 2], time)
+    for ask in (more.retrieve, more.recommend):
+        with pytest.raises(UserError, match=f"query {queries + 1} is out of range"):
+            ask(cache, time, 3, query=queries + 1)
 
 
 def test_an_unknown_label(served, history):

@@ -155,12 +155,16 @@ def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):
     assert shop.call(*arguments, "--only", "joint", "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert first["table"][0]["variant"] == "joint" and float(first["table"][0]["search NDCG@10"]) >= 0
-    when = (shop.root / "sweep" / "joint" / "seed-0" / "evaluation_validation.json").stat().st_mtime_ns
     evaluation = shop.root / "sweep" / "joint" / "seed-0" / "evaluation_validation.json"
     told = evaluation.read_text()
     evaluation.write_text(json.dumps(json.loads(told) | {"step": 1}))  # of a run that was not finished
     assert shop.call(*arguments, "--only", "joint") == 0
     assert json.loads(evaluation.read_text()) == json.loads(told), "evaluated anew"
+    workdir = evaluation.parent
+    assert shop.call("evaluate", workdir, "--split", "validation", "--data.filter_seen", "false") == 0
+    assert "seen items kept" in evaluation.read_text()
+    assert shop.call(*arguments, "--only", "joint") == 0
+    assert json.loads(evaluation.read_text()) == json.loads(told), "by the settings of the sweep"
     when = evaluation.stat().st_mtime_ns
     capsys.readouterr()
     assert shop.call(*arguments) == 0

@@ -210,9 +210,11 @@ def test_a_run_goes_on_on_another_mesh_and_says_so(whole, tmp_path):
     np.testing.assert_allclose([got[step] for step in wanted], list(wanted.values()), atol=1e-4)
 
 
-def test_a_finished_run_has_nothing_to_do(whole):
+def test_a_finished_run_has_nothing_to_do(whole, monkeypatch):
+    """Nor is there a fresh state beside the one that is read."""
     _, result, workdir = whole
     again = Run()
+    monkeypatch.setattr(train, "init_state", None)
     found = again.train(workdir, fixed(0.5))
     assert "nothing to do" in again.said[-1] and found.step == 20
     assert_equal(found.state, result.state)

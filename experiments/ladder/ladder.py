@@ -122,7 +122,7 @@ def run(arguments, settings) -> None:
             family, base, arguments.seeds, arguments.out, log, feeds, start + arguments.budget, command, about, say
         )
     if told.finished:
-        print("\n" + report.table(results.rows(results.Ladder.of(told.finished, family.variants))))
+        print("\n" + report.table(results.rows(results.Ladder.of(told.finished, command["variants"]))))
     if told.left:
         print(f"\n{len(told.left)} runs are left: the same command goes on with them")
 

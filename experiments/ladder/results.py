@@ -30,15 +30,16 @@ Seeds = dict[int, Entry]
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Finished runs that have metrics, by variant and seed, the recipe first."""
+    """Finished runs that have metrics, by variant and seed, the recipe first if it is there."""
 
     variants: dict[str, Seeds]
     failed: list[Entry]  # runs whose loss was not finite before there was anything to evaluate
+    first: str = ""  # the recipe's name; no variant where the recipe has no finished run
 
     @classmethod
     def of(cls, entries: collections.abc.Iterable[Entry], order: collections.abc.Iterable[str] = ()) -> Ladder:
         """Args:
-        order: of the variants; others follow as they come.
+        order: of the variants, the recipe first; others follow as they come.
         """
         variants: dict[str, Seeds] = {name: {} for name in order}
         failed = []
@@ -47,12 +48,13 @@ class Ladder:
                 variants.setdefault(entry["variant"], {})[entry["seed"]] = entry
             else:
                 failed.append(entry)
-        return cls({name: dict(sorted(seeds.items())) for name, seeds in variants.items() if seeds}, failed)
+        first = next(iter(variants), "")
+        return cls({name: dict(sorted(seeds.items())) for name, seeds in variants.items() if seeds}, failed, first)
 
     @property
     def recipe(self) -> Seeds:
-        """The first variant, with which others are compared; {} where nothing is finished."""
-        return next(iter(self.variants.values()), {})
+        """The runs that others are compared with; {} where none of them is finished."""
+        return self.variants.get(self.first, {})
 
     def gains(self, variant: str, metric: str = "ndcg@10") -> list[float]:
         """How much better each seed of a variant does on the test split than the recipe with the same seed."""
