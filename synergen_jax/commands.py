@@ -268,7 +268,7 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
     """`synergen sweep`."""
 
     def fit_one(config: Config, folder: pathlib.Path):
-        return _fit(Run(config, EventLog.load(locate(config.data.log, arguments.data_dir))), folder)
+        return _fit(Run(config, logs[config.data.log]), folder)
 
     def evaluate_one(folder: pathlib.Path, part: str):
         run, params, step, mesh = _open(folder, [], arguments.data_dir, spread=True)
@@ -279,9 +279,11 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
         raise UserError(f"--only {unknown[0]}: the family's variants are {', '.join(family.variants)}")
     if arguments.only:
         family = family._replace(variants={name: family.variants[name] for name in arguments.only})
+    names = dict.fromkeys(config.data.log for config in family.variants.values())
+    logs = {name: EventLog.load(locate(name, arguments.data_dir)) for name in names}
     for name, config in family.variants.items():  # what the log does not have is told before hours of training
         with naming(f"variant {name}"):
-            train.make_model(config, EventLog.load(locate(config.data.log, arguments.data_dir)).spec)
+            train.make_model(config, logs[config.data.log].spec)
     return sweep_commands.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit_one, evaluate_one, say)
 
 

@@ -289,7 +289,7 @@ _CHOICES = {
     "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "optimiser.table": ("auto", "dense", "adam", "adagrad"),
 }
-SELECT = ("ndcg@10", "hr@10", "shown_mrr")
+_SELECT = ("ndcg@10", "hr@10", "shown_mrr")
 _AT_LEAST = {
     "data.max_history": 2,  # in a window of one event nobody sees anything
     "data.stride": 0,
@@ -365,10 +365,10 @@ def _checked(config: Config, where: str) -> Config:
         if not values[name] < bound:
             raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
     m, loss, data = config.model, config.loss, config.data
-    if config.run.select not in SELECT and not config.run.select.startswith("auc/"):
+    if config.run.select not in _SELECT and not config.run.select.startswith("auc/"):
         raise UserError(
-            f"{where}: run.select must be one of {', '.join(SELECT)}, or auc/ and a label, not {config.run.select!r}"
-            f"{nearest(config.run.select, SELECT)}"
+            f"{where}: run.select must be one of {', '.join(_SELECT)}, or auc/ and a label, not {config.run.select!r}"
+            f"{nearest(config.run.select, _SELECT)}"
         )
     if not (m.matrices or m.item_ids):
         raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
