@@ -43,7 +43,14 @@ class Recommender:
         self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, self.catalogue)))
 
     def encode(self, events: Events) -> Cache:
-        """The cache of one user's history, (1, L) events, padding last."""
+        """The cache of one user's history, (1, L) events, padding last.
+
+        Raises:
+          UserError: an id is out of range.
+        """
+        self._check("item", np.ravel(events.item), 0, len(self.catalogue.counts))
+        self._check("action", np.ravel(events.action), 0, self.model.spec.actions)
+        self._check("query", np.ravel(events.query), 0, len(self.catalogue.query_counts))
         return _encode(self.model, self.params, self.catalogue, events)
 
     def append(self, cache: Cache, item: int, action: int, time: int, query: int = 0) -> Cache:
@@ -72,9 +79,10 @@ class Recommender:
           exclude: items that must not come back.
 
         Raises:
-          UserError: k is larger than the catalogue without the excluded items, or there is no such query.
+          UserError: k is larger than the catalogue without the excluded items, or there is no such query or excluded item.
         """
         self._check("query", [query], 0, len(self.catalogue.query_counts))
+        self._check("excluded item", exclude, 0, len(self.catalogue.counts))
         exclude = np.unique([item for item in exclude if item > 0])
         if not 1 <= k <= self.index.size - len(exclude):
             raise UserError(

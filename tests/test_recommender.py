@@ -160,6 +160,16 @@ def test_ids_out_of_range_are_refused_and_not_taken_for_others(served, history):
         served.append(cache, item=1, action=99, time=time)
     with pytest.raises(UserError, match=f"item {size} is out of range"):
         served.append(cache, item=size, action=1, time=time)
+    for wrong in (-1, size):
+        for ask in (served.retrieve, served.recommend):
+            with pytest.raises(UserError, match=f"excluded item {wrong} is out of range"):
+                ask(cache, time, 3, exclude=[1, wrong])
+    good = Events(*np.ones((4, 1, 3), np.int32))
+    for field, most in (("item", size), ("action", served.model.spec.actions), ("query", served.model.spec.queries)):
+        for wrong in (-1, most):
+            bad = dataclasses.replace(good, **{field: np.array([[1, wrong, 1]], np.int32)})
+            with pytest.raises(UserError, match=f"{field} {wrong} is out of range: ids are 0 .. {most - 1}"):
+                served.encode(bad)
 
 
 def test_the_catalogue_lies_on_the_device(served, monkeypatch):
