@@ -315,10 +315,20 @@ def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
     }
 
 
-def user_history(record, config: Config) -> tuple[Events, int]:
-    """The last L events of a record, (1, L), and the Unix time of their second 0."""
+def user_history(record, config: Config, room: int = 0) -> tuple[Events, int]:
+    """The last L events of a record, (1, L), and the Unix time of their second 0.
+
+    Args:
+      room: how many events will be appended to the cache of these: as many places stay free at their end.
+
+    Raises:
+      UserError: no event fits beside them.
+    """
+    length = config.data.max_history
+    if not 0 <= room < length:
+        raise UserError(f"room for {room} more events cannot be kept in a history of data.max_history = {length}")
     stop = len(record["item"])
-    events = windows.window(record, max(0, stop - config.data.max_history), stop, config.data.max_history)
+    events = windows.window(record, max(0, stop - (length - room)), stop, length)
     return jax.tree.map(lambda x: x[None], events), int(record["time"][0])
 
 

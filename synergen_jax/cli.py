@@ -246,7 +246,7 @@ TAKE_SETTINGS = ("train", "evaluate", "quickstart", "sweep", "bench", "plan")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+    return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
 def _cluster(command: argparse.ArgumentParser) -> None:

@@ -123,12 +123,14 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         say,
         run.log.fingerprint,
     )
-    if result.events_per_second and processes.first():
-        report.plot_curves(folder / METRICS, folder / "curves.png")
+    if processes.first():
+        if (folder / METRICS).exists():
+            report.plot_curves(folder / METRICS, folder / "curves.png")
         why = "no better validation" if result.stopped == "patience" else "all steps done"
+        rate = f"; {result.events_per_second:,.0f} events a second" if result.events_per_second else ""
         say(
             f"stopped at step {result.step} ({why}); best validation {run.config.run.select} {result.best:.4f} at step "
-            f"{result.best_step}; {result.events_per_second:,.0f} events a second"
+            f"{result.best_step}{rate}"
         )
     return {
         "workdir": str(folder),
@@ -171,7 +173,8 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
                 f"{odd[0]} is fixed by training; settings of an evaluation are evaluate.*, mesh.* and data.filter_seen"
             )
         path = pathlib.Path(log["path"])
-        log_found = EventLog.load(path if path.exists() else locate(config.data.log, data_dir))
+        there = data_dir is None and path.exists()
+        log_found = EventLog.load(path if there else locate(config.data.log, data_dir))
         if log_found.fingerprint != log["fingerprint"]:
             raise UserError(
                 f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again"
@@ -306,11 +309,13 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
         say(f"{'' if number == 1 else chr(10)}[{number}/4] {text}")
         marks[number] = time.perf_counter() - start
 
+    config = configs.load("quickstart", settings)
+    if config.data.log != "ml-100k":
+        raise UserError(f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that")
     step(1, "prepare MovieLens-100K")
     log = prepare_log("ml-100k", source=arguments.source, data_dir=arguments.data_dir)
     summary = log.summary()
     say(f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items in {log.path}")
-    config = configs.load("quickstart", settings)
     run = Run(config, log)
     step(2, "train (some two minutes on two cores; interrupt it and run again: it goes on)")
     trained = _fit(run, arguments.workdir)

@@ -244,9 +244,13 @@ def to_dict(config: Config) -> dict[str, dict[str, typing.Any]]:
 
 
 def seeded(config: Config, seed: int) -> Config:
-    """The config with `seed` for both data and run."""
+    """The config with `seed` for both data and run.
+
+    Raises:
+      UserError: the seed is no uint32.
+    """
     data, run = dataclasses.replace(config.data, seed=seed), dataclasses.replace(config.run, seed=seed)
-    return dataclasses.replace(config, data=data, run=run)
+    return _checked(dataclasses.replace(config, data=data, run=run), f"seed {seed}")
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:

@@ -214,7 +214,7 @@ def plot_curves(path: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Pa
     for axes, (title, unit, parts, log) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         _draw(axes, title, unit, parts, log)
     out = pathlib.Path(out)
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         figure.savefig(temporary, format="png")
     return out
 
@@ -300,7 +300,7 @@ def html_page(title: str, sections: Sequence[tuple[str, str | pathlib.Path]], ou
     head = f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>'
     body = f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts)
     out = pathlib.Path(out)
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         temporary.write_text(
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n',
             encoding="utf-8",
@@ -324,7 +324,7 @@ def _escaped(text: str) -> str:
     return text if isinstance(text, Html) else html.escape(text)
 
 
-class _replacing:
+class replacing:
     """A temporary path that replaces `path` if all goes well, and is removed if it does not."""
 
     def __init__(self, path: pathlib.Path):

@@ -21,7 +21,8 @@ import typing
 from synergen_jax import config as configs
 from synergen_jax import report, workdir
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError
+from synergen_jax.errors import Stopped, UserError
+from synergen_jax.train import NotFiniteError
 
 # Columns of the table: heading -> where the number lies in an evaluation's JSON, "SYSTEM" standing for the system.
 COLUMNS = {
@@ -49,8 +50,10 @@ def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
     """Reads a family; `overrides` are command-line words that hold for all variants.
 
     Raises:
-      UserError: the file does not parse, or a variant's settings are wrong.
+      UserError: the file does not parse, a variant's settings are wrong, or the overrides hold a seed.
     """
+    if any(word.partition("=")[0] in ("--data.seed", "--run.seed") for word in overrides):
+        raise UserError("the seeds of a family's runs are given by --seeds, not by --data.seed and --run.seed")
     if not path.is_file():
         shipped = configs.shipped(families=True)
         if str(path) not in shipped:
@@ -88,7 +91,11 @@ def sweep(
 
     Args:
       fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
+
+    Raises:
+      Stopped: losses of some runs were not finite. The others are trained, evaluated and in the table before.
     """
+    failed: list[str] = []
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = len(family.variants) * len(seeds)
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
@@ -96,23 +103,32 @@ def sweep(
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
         done = where / f"evaluation_{split}.json"
-        trained = fit(config, where)
+        try:
+            trained = fit(config, where)
+        except NotFiniteError as error:
+            failed.append(f"{name}, seed {seed}: {error}")
+            say(f"without a result: {error}")
+            continue
         result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
         now = {"step": trained["best_step"], "settings": evaluated_by(config)}
         if {name: result.get(name) for name in now} != now:
             result = evaluate(where, split)
         found.setdefault(name, []).append(result)
+    without = Stopped(f"{len(failed)} of {total} runs are without a result: {'; '.join(failed)}")
+    if not found:
+        raise without
     rows = table(found)
     protocol = next(iter(found.values()))[0]["protocol"].partition(", checkpoint of step")[0]
     title = f"{family.base}, {split} split, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds"
     say(f"\n{title}\n{protocol}\n\n{report.table(rows)}")
-    (folder / f"sweep_{split}.md").write_text(
-        f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8"
-    )
+    with report.replacing(folder / f"sweep_{split}.md") as temporary:
+        temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
     summary = {"base": family.base, "split": split, "seeds": list(seeds), "protocol": protocol, "table": rows}
-    workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found})
+    workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})
     say(f"\ntable: {folder / f'sweep_{split}.md'}")
+    if failed:
+        raise without
     return summary
 
 

@@ -33,6 +33,8 @@ FREE = (
     "run.patience",
 )
 
+_FIRST = ("log.json", "log.tmp", "config.tmp")  # what a run that is killed at its very beginning leaves
+
 
 def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str) -> None:
     """Makes the folder of a run, or checks that the one that is there belongs to the same config and log.
@@ -54,7 +56,7 @@ def start(workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerp
             raise UserError(
                 f"{workdir} belongs to another config ({listed}): give another --workdir, or the old values"
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or any(p.name not in _FIRST for p in workdir.iterdir())):
         raise UserError(f"{workdir} exists and is no workdir of synergen: give a new or empty folder")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "log.json", {"path": str(log_path.resolve()), "fingerprint": fingerprint})

@@ -624,6 +624,12 @@ def test_the_history_of_a_user():
     assert events.time.tolist() == [[120, 180, 240, 300, 360, 420]]
     assert offset == 1_000_000_000
     assert examples.user_history(user([5]), configure())[0].mask.tolist() == [[True] + [False] * 5]
+    events, offset = examples.user_history(user(range(1, 9)), configure(), room=2)
+    assert events.item.tolist() == [[5, 6, 7, 8, 0, 0]]
+    assert (events.time[0, 0], offset) == (240, 1_000_000_000)
+    for room in (-1, 6):
+        with pytest.raises(UserError, match=f"room for {room} more events .* data.max_history = 6"):
+            examples.user_history(user(range(1, 9)), configure(), room)
 
 
 def test_training_never_meets_cold_items():

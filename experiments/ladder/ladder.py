@@ -1,8 +1,8 @@
 """The ladder: a recipe with several seeds, and what each of its levers does, on one accelerator.
 
   python ladder.py prepare ml-1m --out ml-1m.npz                        # with the whole installation
-  python ladder.py run ml-1m.npz --family ladder_1m --out ladder            # with jax, flax, optax and orbax alone
-  python ladder.py report ladder --out experiments/results/ml_1m        # with matplotlib
+  python ladder.py run ml-1m.npz --family ladder_1m --out ladder        # with jax, flax, optax, orbax, jaxtyping, tqdm
+  python ladder.py report ladder --out experiments/results/ladder_1m    # with matplotlib
 
 `run` writes a line of JSON a finished run, and goes on where it was stopped.
 """
@@ -97,6 +97,8 @@ def run(arguments, settings) -> None:
         family = family._replace(variants={name: family.variants[name] for name in arguments.variants})
     if arguments.workers < 0:
         raise UserError(f"--workers must be at least 0, not {arguments.workers}")
+    if not 0 <= arguments.cache_gib < 2**20:
+        raise UserError(f"--cache-gib must be a number of GiB, not {arguments.cache_gib}")
     log = ArrayLog(arguments.file)
     for name, config in family.variants.items():
         if pathlib.Path(config.data.log).name != log.name:
@@ -152,6 +154,9 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
         if settings and arguments.command != "run":
             raise UserError(f"unknown argument {settings[0]!r}")
         {"prepare": prepare, "run": run, "report": report}[arguments.command](arguments, settings)
+    except ModuleNotFoundError as error:
+        print(f"ladder.py: error: {error}: install {error.name} (experiments/ladder/README.md)", file=sys.stderr)
+        return 2
     except (UserError, OSError) as error:
         print(f"ladder.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import statistics
 
 import results
 
-from synergen_jax.report import COLOURS
+from synergen_jax.report import COLOURS, replacing
 
 METRIC = "ndcg@10"
 LINES = ("-", "--", ":", "-.")
@@ -99,5 +99,6 @@ def _figure(panels: int, size: tuple[float, float]):
 
 
 def _save(figure, path: pathlib.Path) -> bool:
-    figure.savefig(path, format="png", metadata={"Software": None})  # the same bytes from the same numbers
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})  # the same bytes from the same numbers
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import typing
@@ -158,7 +157,7 @@ def write(folders: collections.abc.Sequence[pathlib.Path], out: pathlib.Path) ->
     """Writes OUT.md and, where there is something to draw, OUT_curves.png, OUT_ladder.png and OUT_slices.png.
 
     Raises:
-      UserError: a folder holds no ladder, or nothing finished; or they are of different logs, or have the same run twice.
+      UserError: a folder holds no ladder, or nothing finished; or they are of different logs, families or settings, or have the same run twice.
     """
     import plots
 
@@ -178,9 +177,8 @@ def write(folders: collections.abc.Sequence[pathlib.Path], out: pathlib.Path) ->
             written.append(path)
             pictures.append(f"![{title}]({path.name})\n\n{title}.")
     text = "\n\n".join([*_about(plans, entries, ladder, asked), *_tables(ladder), *pictures])
-    temporary = written[0].with_name(f".{written[0].name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(written[0])
+    with report.replacing(written[0]) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     return written
 
 
@@ -199,6 +197,11 @@ def _gathered(folders: collections.abc.Sequence[pathlib.Path]) -> tuple[list[dic
             raise UserError(f"{path}: damaged; the command that wrote the folder writes it anew") from None
         if plans[-1]["fingerprint"] != plans[0]["fingerprint"]:
             raise UserError(f"{folder} is of another log than {folders[0]}: report them apart")
+        for name in ("family", "settings"):
+            if plans[-1][name] != plans[0][name]:
+                raise UserError(
+                    f"{folder} has {name} {plans[-1][name]!r}, and {folders[0]} {plans[0][name]!r}: report them apart"
+                )
         for entry in runs.read(folder):
             key = entry["variant"], entry["seed"]
             if key in found:

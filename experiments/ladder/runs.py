@@ -260,12 +260,20 @@ def activity(targets: collections.abc.Iterable[EvalBatch], source: Source) -> di
 
 
 def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) -> None:
-    """Writes down what was asked for, beside what earlier commands asked for: a report tells what is missing."""
+    """Writes down what was asked for, beside what earlier commands asked for: a report tells what is missing.
+
+    Raises:
+      UserError: an earlier command was given another family or other settings: its runs are not to be compared with these.
+    """
     asked = [[run.variant, run.seed] for run in runs]
     try:
-        before = json.loads((folder / PLAN).read_text(encoding="utf-8"))["asked"]
+        old = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        before, was = old["asked"], {name: old[name] for name in ("family", "settings")}
     except (OSError, ValueError, KeyError, TypeError):
-        before = []
+        before, was = [], {}
+    for name, value in was.items():
+        if value != plan[name]:
+            raise UserError(f"{folder} is a ladder with {name} {value!r} in place of {plan[name]!r}: give another --out")
     workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
 
 
