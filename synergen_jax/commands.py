@@ -311,7 +311,9 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
 
     config = configs.load("quickstart", settings)
     if config.data.log != "ml-100k":
-        raise UserError(f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that")
+        raise UserError(
+            f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that"
+        )
     step(1, "prepare MovieLens-100K")
     log = prepare_log("ml-100k", source=arguments.source, data_dir=arguments.data_dir)
     summary = log.summary()

@@ -92,6 +92,7 @@ def value_and_grad(
     key: Array | None,
     step: Array | int = 0,
     micro: int = 1,
+    filter_seen: bool = True,
 ) -> tuple[Array, Parts, Gradients]:
     """The objective of a batch, its unweighted parts, and the gradients of everything that is learned.
 
@@ -101,6 +102,7 @@ def value_and_grad(
     Args:
       key: of sampling and dropout; None for no dropout.
       step: steps done before.
+      filter_seen: as `data.filter_seen`: hard candidates are no items of the user's window.
     """
     sample_key, dropout_key, id_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
     total = weights(batch, config, step)
@@ -133,7 +135,8 @@ def value_and_grad(
 
     def one(variables, made, batch, place, key):
         placed = {name: f._replace(asked=dataclasses.replace(f.asked, place=place[name])) for name, f in found.items()}
-        return _loss(mesh, model, variables, made, placed, catalogue, batch, config, total, (shared, filled), key)
+        rest = config, total, (shared, filled), key, filter_seen
+        return _loss(mesh, model, variables, made, placed, catalogue, batch, *rest)
 
     grad = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)
     place = {name: f.asked.place for name, f in found.items()}
@@ -181,6 +184,7 @@ def _loss(
     total: Parts,
     negative: tuple[Array, Array],
     key: Array | None,
+    filter_seen: bool,
 ) -> tuple[Array, Parts]:
     """The share of the objective that `batch` contributes to a batch of weights `total`, and its unweighted parts.
 
@@ -190,6 +194,7 @@ def _loss(
       total: `weights` of the whole batch; each loss is a sum divided by its weight.
       negative: `negatives` of the whole batch; not used by the full softmax.
       key: of dropout; None for none.
+      filter_seen: as in `value_and_grad`.
     """
     # Context, retrieval and ranking tokens of one place drop other features each.
     rngs = lambda n: None if key is None else {"dropout": jax.random.fold_in(key, n)}
@@ -243,7 +248,8 @@ def _loss(
             first = hard.FIRST if key is not None else 0
             most = min(max(config.hard_candidates, first), pool_ids.size)
             pooled = hard.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
-            best = hard.best(mesh, wanted, pooled, candidates, events.item, events.first, most)
+            had = events.item if filter_seen else None
+            best = hard.best(mesh, wanted, pooled, candidates, had, events.first, most)
             sampled = (candidates.item.shape[2] - 1) / jnp.maximum(catalogue.met, 1)  # uniform draws of an item
             draw = None if key is None else jax.random.fold_in(key, 3)
             candidates, place = hard.draw(candidates, best, config.hard_candidates, draw)

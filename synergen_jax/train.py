@@ -98,8 +98,9 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         micro = sharding.micro_batches(config, mesh, batch.ranking.item.shape[1])
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+            loss, filter_seen = config.loss, config.data.filter_seen
             value, parts, gradients = objective.value_and_grad(
-                mesh, model, state.params, catalogue, batch, config.loss, key, state.step, micro
+                mesh, model, state.params, catalogue, batch, loss, key, state.step, micro, filter_seen
             )
         params, opt_state, norms = update.apply(config, mesh, state.params, state.opt_state, state.step, gradients)
         metrics = {

@@ -309,6 +309,9 @@ def test_configs_that_are_not_there(refused, place, tmp_path):
     arguments = ("--workdir", tmp_path / "new", "--data-dir", place.data)
     refused(["train", "quikstart", *arguments], "'quikstart'", "did you mean 'quickstart'")
     refused(["train", tmp_path, *arguments], tmp_path, "shipped configs")
+    refused(
+        ["quickstart", "--data.log", "tiny", *arguments], "quickstart is on ml-100k", "train quickstart --data.log tiny"
+    )
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     refused(["train", tmp_path / "bytes.toml", *arguments], "bytes.toml")
 

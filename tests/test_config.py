@@ -211,3 +211,15 @@ def test_configs_that_cannot_be_read(tmp_path):
         with pytest.raises(UserError, match=f"{name}: cannot be read as a config: ") as error:
             configs.load(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_seeds_are_checked_wherever_they_come_from():
+    assert configs.seeded(Config(), 3).run.seed == configs.seeded(Config(), 3).data.seed == 3
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"seed {seed}: data.seed must be"):
+            configs.seeded(Config(), seed)
+
+
+def test_no_event_is_left_between_two_windows():
+    with pytest.raises(UserError, match=r"data\.stride 51 is above data\.max_history 50: events between two windows"):
+        configs.load("ml_100k", ["--data.max_history", "50", "--data.stride", "51"])

@@ -122,6 +122,8 @@ def test_hard_candidates_by_hand():
     assert longer.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
     assert place[0, 0, :2].tolist() == [1, 4]
     assert (longer.label[0, 0, 2:, 1] == -1).all() and (longer.label[0, 1] == -1).all()
+    longer, _ = draw(candidates, best(scores, pool, candidates, None, 4), 4, None)
+    assert longer.item[0, 0].tolist() == [1, 2, 3, 4, 5, 0], "where people come back to items, 4 may come again"
 
 
 def test_hard_candidates_are_drawn_from_the_first_hundred():

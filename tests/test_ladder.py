@@ -231,6 +231,27 @@ def test_the_recipe_comes_first_with_all_seeds_and_what_is_finished_is_not_run_a
         )
 
 
+def test_a_ladder_has_one_family_and_the_same_settings_for_all_its_runs(tmp_path, capsys):
+    """Otherwise a variant's difference from the recipe would be that of the settings, too."""
+    plan = {"family": "f", "settings": ["--run.steps", "9"], "fingerprint": "0" * 64, "variants": ["recipe", "time"]}
+    planned = runs.planned({"recipe": Config(data=SMALL)}, (0,))
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        other = {"settings": ["--run.steps", "8"]} if name == "c" else {}
+        runs._note(tmp_path / name, plan | other | {"log": "small"}, planned)
+        runs.append(tmp_path / name, entry("time" if name == "b" else "recipe", 0 if name != "c" else 1, 0.5))
+    runs._note(tmp_path / "a", plan | {"log": "small"}, planned)
+    with pytest.raises(
+        UserError, match=r"a is a ladder with settings \['--run.steps', '9'\] in place of \[\]: give another"
+    ):
+        runs._note(tmp_path / "a", plan | {"settings": []}, planned)
+    with pytest.raises(UserError, match="a is a ladder with family 'f' in place of 'g'"):
+        runs._note(tmp_path / "a", plan | {"family": "g"}, planned)
+    report = lambda *names: ladder.main(["report", *(str(tmp_path / n) for n in names), "--out", str(tmp_path / "r")])
+    assert report("a", "b") == 0
+    assert report("a", "c") == 2 and "c has settings ['--run.steps', '8'], and" in capsys.readouterr().err
+
+
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
@@ -472,6 +493,16 @@ def test_help_needs_no_jax():
         text=True,
     )
     assert done.returncode == 0 and "--budget SECONDS" in done.stdout, done.stderr
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "plots", raising=False)
+    runs.append(tmp_path, entry("recipe", 0, 0.5))
+    plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": [], "variants": ["recipe"]}
+    (tmp_path / runs.PLAN).write_text(json.dumps(plan | {"asked": [["recipe", 0]]}))
+    assert ladder.main(["report", str(tmp_path), "--out", str(tmp_path / "r")]) == 2
+    assert "matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # two programs that import jax and compile, each with a worker that imports it, too

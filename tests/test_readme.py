@@ -62,6 +62,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
     monkeypatch.setenv("SYNERGEN_DATA", str(data_dir))
     monkeypatch.chdir(data_dir)
     settings = ["--run.steps", "2", "--model.width", "16", "--data.batch", "8", "--mesh.data", "1"]
+    settings += ["--data.max_history", "10", "--data.stride", "10"]  # users have more events than a window holds
     assert cli.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
     names = {}
     with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
@@ -74,7 +75,8 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
         labels = names["run"].log.spec.labels
         assert names["chances"].shape == (3, len(labels)) and len(names["found"]) == 10
         assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
-        assert int(names["cache"].length[0]) == len(names["record"]["item"]) + 1
+        assert int(names["cache"].length[0]) == 10 < len(names["record"]["item"])
+        np.testing.assert_array_equal(names["events"].item[0, :9], names["record"]["item"][-9:])
         exec(compile(second, "README.md", "exec"), names)
         assert names["synergen"].phase is names["by_day"]
         own = names["synergen"].apply(params["model"], names["batch"].events, *names["vectors"], method="encode")

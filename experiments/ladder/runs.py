@@ -273,7 +273,9 @@ def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) ->
         before, was = [], {}
     for name, value in was.items():
         if value != plan[name]:
-            raise UserError(f"{folder} is a ladder with {name} {value!r} in place of {plan[name]!r}: give another --out")
+            raise UserError(
+                f"{folder} is a ladder with {name} {value!r} in place of {plan[name]!r}: give another --out"
+            )
     workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
 
 
