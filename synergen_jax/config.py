@@ -399,7 +399,13 @@ def _checked(config: Config, where: str) -> Config:
         raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
     if not loss.temperature > 0:
         raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
-    if loss.retrieval_weight and not loss.full_softmax and not (loss.in_batch or data.negatives):
+    if loss.hard_candidates and data.rank_candidates < 2:
+        raise UserError(
+            f"{where}: data.rank_candidates {data.rank_candidates} leaves no room for a sampled candidate, which "
+            "loss.hard_candidates are weighed by: set it to 2 or more"
+        )
+    pooled = loss.retrieval_weight or loss.hard_candidates
+    if pooled and not loss.full_softmax and not (loss.in_batch or data.negatives):
         raise UserError(f"{where}: InfoNCE has no negatives: set loss.in_batch, data.negatives or loss.full_softmax")
     if loss.full_softmax and config.optimiser.table in ("adam", "adagrad"):
         raise UserError(

@@ -175,9 +175,11 @@ def expected_draws(score: Array, found: Best, count: int, log_pooled: Array | No
       score: retrieval scores of the candidates, (B, E, K).
       log_pooled: of how often each is expected in the pool; None where the pool has every item once.
     """
-    least = found.score[..., -1:]
+    least = found.score[..., -1:]  # -inf where there are fewer: nothing is behind them
     least = least - 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
-    return jnp.where(score >= least, count / FIRST * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
+    there = jnp.sum(found.score > -jnp.inf, axis=-1, keepdims=True)  # among which they are drawn
+    drawn = count / jnp.maximum(there, count)
+    return jnp.where(score >= least, drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
 
 
 def log_oversampled(drawn: Array, sampled: Array) -> Array:

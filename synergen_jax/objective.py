@@ -224,15 +224,14 @@ def _loss(
     if config.full_softmax:
         pool, pool_counts = vectors["every"], catalogue.item_counts
         pool_ids = jnp.arange(pool_counts.size).reshape(pool_counts.shape)
-        log_q = lambda counts: None
+        log_count = lambda counts: None
     else:
         pool, pool_counts, pool_ids = negative_items, negative_counts, negative[0]
         uniform = pool_ids.size - config.in_batch
-        log_q = lambda counts: (
-            losses.log_expected_count(counts, catalogue.events, catalogue.met, negative[1], uniform)
-            if config.log_q
-            else None
+        log_count = lambda counts: losses.log_expected_count(
+            counts, catalogue.events, catalogue.met, negative[1], uniform
         )
+    log_q = log_count if config.log_q else lambda counts: None
     pool_keys = keys(pool)
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
@@ -244,7 +243,7 @@ def _loss(
         # What a ranked event is after, its retrieval reader has asked already.
         wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
-            log_pooled = log_q(candidate_counts)
+            log_pooled = log_count(candidate_counts)
             first = hard.FIRST if key is not None else 0
             most = min(max(config.hard_candidates, first), pool_ids.size)
             pooled = hard.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
@@ -257,7 +256,7 @@ def _loss(
             more = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, more, 0)
             candidate_items = jnp.concatenate([candidate_items, more], axis=2)
             if log_pooled is not None:
-                log_pooled = jnp.concatenate([log_pooled, log_q(pool_counts)[place]], axis=2)
+                log_pooled = jnp.concatenate([log_pooled, log_count(pool_counts)[place]], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)

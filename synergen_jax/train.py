@@ -63,6 +63,11 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
         raise UserError(f"model.leave_out: the log has no matrix {unknown[0]!r}{nearest(unknown[0], names)}")
     if not config.model.item_ids and not any(config.model.uses(name) for name, _ in spec.item_matrices):
         raise UserError("model.item_ids is false, and no matrix of the log is used: items have no vectors")
+    if config.loss.hard_candidates and spec.candidate_features:
+        raise UserError(
+            "loss.hard_candidates: items of no shown list lack the log's features of candidates "
+            f"({', '.join(spec.candidate_features)}), by which the head would tell them from the others: set it to 0"
+        )
     return models.SynerGen(config.model, spec)
 
 

@@ -223,3 +223,11 @@ def test_seeds_are_checked_wherever_they_come_from():
 def test_no_event_is_left_between_two_windows():
     with pytest.raises(UserError, match=r"data\.stride 51 is above data\.max_history 50: events between two windows"):
         configs.load("ml_100k", ["--data.max_history", "50", "--data.stride", "51"])
+
+
+def test_hard_candidates_want_a_pool_and_a_sampled_candidate():
+    words = ["--loss.hard_candidates", "4", "--loss.retrieval_weight", "0", "--loss.full_softmax", "false"]
+    with pytest.raises(UserError, match="InfoNCE has no negatives"):
+        configs.load("ml_100k", [*words, "--loss.in_batch", "0", "--data.negatives", "0"])
+    with pytest.raises(UserError, match=r"data\.rank_candidates 1 leaves no room for a sampled candidate"):
+        configs.load("ml_100k", ["--loss.hard_candidates", "4", "--data.rank_candidates", "1"])

@@ -605,7 +605,7 @@ def test_an_evaluation_sees_nothing_from_its_target_on(kind, filter_seen):
 @pytest.mark.parametrize("kind", ["leave-one-out", "time"])
 def test_a_validation_is_not_told_what_the_test_part_holds(kind):
     """A list that a validation and a test item were chosen from: the validation knows of the first one alone."""
-    shown = [(3, item, 1) for item in (4, 5)] + [(3, 8, 0)]
+    shown = [(3, 4, 2), (3, 5, 2), (3, 8, 0)]
     log = SmallLog([user([1, 2, 3, 4, 5], request=[1, 2, 2, 3, 3], shown=shown)], 10)
     times = {"validation_from": float(log[0]["time"][3]), "test_from": float(log[0]["time"][4])}
     config = configure({"rank_candidates": 3}, split=kind, **times)
