@@ -287,6 +287,7 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
         assert len(cut.left) == 1 and runs.read(tmp_path / "m") == []
         asked = json.loads((tmp_path / "l" / runs.PLAN).read_text())["asked"]
         assert asked == [["recipe", 0], ["recipe", 1], ["recipe", 2]]
+        assert json.loads((tmp_path / "l" / runs.PLAN).read_text())["matrices"] == dict(log.spec.item_matrices)
 
         # Of three validations the second is the best: its parameters are kept, though later steps take their memory.
         seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1, patience=1))
@@ -372,6 +373,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     variants = ["recipe", "time", "order"]
     asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0], ["other", 0]]
     plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": ["--run.steps", "9"]}
+    plan |= {"matrices": {"genres": 18, "text": 256}}
     (folder / runs.PLAN).write_text(json.dumps(plan | {"variants": variants, "asked": asked}))
     assert ladder.main(["report", str(folder), "--out", str(tmp_path / "out" / "f")]) == 0
     text = (tmp_path / "out" / "f.md").read_text()
@@ -380,6 +382,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     assert "| recipe | 3 | 0.2200 ± 0.0200 |" in text
     assert "| most_popular |  | 0.0625 ± 0.0000 |" in text and "| user_item_mean | engage | 0.6250 ± 0.0000 |" in text
     assert "**Partial evidence**: time has 2 of 3 seeds; not run: other." in text and "order, seed 0" in text
+    assert "Matrices of the items in the log: genres (18 wide), text (256 wide)." in text
     assert "--family f --seeds 0,1,2 --out ladder --run.steps 9" in text and '| time | model.rope = "time" |' in text
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["f_curves.png", "f_ladder.png", "f_slices.png"] and all(

@@ -310,7 +310,8 @@ def climb(
     finished = read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _note(folder, command | {"log": log.name, "fingerprint": log.fingerprint}, runs)
+    about_log = {"log": log.name, "fingerprint": log.fingerprint, "matrices": dict(log.spec.item_matrices)}
+    _note(folder, command | about_log, runs)
     trainers: dict[str, Trainer] = {}
     while todo:
         run = todo[0]
