@@ -29,7 +29,7 @@ import uuid
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import beam_workers, event_files, event_log, own_log, shared_files
+from data_pipelines import beam_workers, disk, event_files, event_log, own_log, shared_files
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import ordered
 from data_pipelines.own_log import Options
@@ -71,7 +71,7 @@ def import_log(
     inputs = files.urls if isinstance(files, _Remote) else tuple(map(shared_files.absolute, files.paths))
     roles, table = own_log.opened(files, items, options)
     own_log.make(logs)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as own:
+    with disk.room(logs), tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as own:
         shared = shared_files.absolute(
             own if folder is None else f"{str(folder).rstrip('/')}/{name}-{uuid.uuid4().hex[:8]}"
         )

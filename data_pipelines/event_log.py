@@ -18,10 +18,8 @@ import bisect
 import contextlib
 import datetime
 import difflib
-import errno
 import io
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -32,12 +30,11 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import text
+from data_pipelines import disk, text
 from data_pipelines.records import DTYPES, FEATURES, Fingerprint, validate, validate_tables
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 1
 RECORDS = "event_log_tfds/1.0.0"
 
@@ -296,18 +293,18 @@ def write(
         if not user_ids:
             raise UserError(f"{name}: a log without users")
 
-    with _replacing(path) as folder:
+    with disk.room(path.parent), _replacing(path) as folder:
         _write_records(folder, records(), bool(features), shards)
         columns = {key: list(columns) for key, columns in item_columns.items()}
         items = {key: tables[f"item_{key}"] for key in ("ids", "titles", "texts")}
         _dump(folder / "items.json", {**items, "columns": columns})
         _dump(folder / "queries.json", tables["queries"])
         _dump(folder / "users.json", user_ids)
-        np.save(folder / "lengths.npy", np.array(lengths, np.int32))
+        disk.save(folder / "lengths.npy", np.array(lengths, np.int32))
         for kind, matrices in (("item_matrices", item_matrices), ("query_matrices", query_matrices)):
             (folder / kind).mkdir()
             for key, matrix in matrices.items():
-                np.save(folder / kind / f"{key}.npy", matrix)
+                disk.save(folder / kind / f"{key}.npy", matrix)
         if text_encoder:
             text.save(text_encoder, folder / "text_encoder")
         files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -354,12 +351,10 @@ def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
             if (folder / "old").exists():
                 (folder / "old").rename(path)
             raise
-    except (OSError, RuntimeError) as error:  # the writer of the records says in words alone that a disk is full
-        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-            raise UserError(f"{path.parent}: the disk is full; nothing was written") from None
-        if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-        raise
+    except OSError as error:
+        if disk.is_full(error):
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import typing
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import event_files, event_log, event_rows, item_file, sorted_events, text, timestamps
+from data_pipelines import disk, event_files, event_log, event_rows, item_file, sorted_events, text, timestamps
 from data_pipelines.event_log import EventLog
 from data_pipelines.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.interactions import ordered
@@ -67,7 +67,7 @@ def import_log(
     files = event_files.EventFiles(events)
     roles, table = opened(files, items, options)
     make(logs)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as folder:
+    with disk.room(logs), tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as folder:
         gathered = _Gathered(files, roles, options, pathlib.Path(folder), now)
         gathered.read()
         actions = sorted(gathered.vocabularies["action"].texts())

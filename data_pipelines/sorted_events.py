@@ -11,6 +11,9 @@ import typing
 
 import numpy as np
 
+from data_pipelines import disk
+from synergen_jax.errors import UserError
+
 EVENT = np.dtype(
     [
         ("user", "<i4"),
@@ -33,23 +36,26 @@ class Store:
 
     def __init__(self, folder: pathlib.Path, name: str):
         self._events, self._shown = folder / f"{name}.events", folder / f"{name}.shown"
+        self._added = dict.fromkeys((self._events, self._shown), 0)  # bytes
 
     def append(self, events: np.ndarray, shown: np.ndarray) -> None:
         """Adds (n,) EVENT and int32 (sum of events["shown"],)."""
-        for path, array in ((self._events, events), (self._shown, shown)):
-            with path.open("ab") as file:
-                array.tofile(file)
+        for path, array in ((self._events, np.asarray(events, EVENT)), (self._shown, np.asarray(shown, np.int32))):
+            disk.append(path, array)
+            self._added[path] += array.nbytes
 
     def slices(self) -> typing.Iterator[tuple[np.ndarray, np.ndarray]]:
         """All that was added, in pieces of at most SLICE events."""
         if not self._events.exists():
             return
+        self._check()
         with self._events.open("rb") as events_file, self._shown.open("rb") as shown_file:
             while len(events := np.fromfile(events_file, EVENT, SLICE)):
                 yield events, np.fromfile(shown_file, np.int32, int(events["shown"].sum(dtype=np.int64)))
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All that was added at once."""
+        self._check()
         return np.fromfile(self._events, EVENT), np.fromfile(self._shown, np.int32)
 
     def replace(self, events: np.ndarray, shown: np.ndarray) -> None:
@@ -59,8 +65,16 @@ class Store:
 
     def delete(self) -> None:
         """Removes the files."""
-        self._events.unlink(missing_ok=True)
-        self._shown.unlink(missing_ok=True)
+        for path in self._added:
+            path.unlink(missing_ok=True)
+            self._added[path] = 0
+
+    def _check(self) -> None:
+        for path, added in self._added.items():
+            if (found := path.stat().st_size) != added:
+                raise UserError(
+                    f"{path}: {found:,} bytes of events came back, not {added:,}: see to the disk, then try again"
+                )
 
 
 def take(events: np.ndarray, shown: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

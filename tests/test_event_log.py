@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from data_pipelines import event_log
+from data_pipelines import event_log, text
 from data_pipelines.event_log import EventLog
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
@@ -159,6 +160,33 @@ def test_a_failed_rewrite_keeps_the_log_that_was_there(tmp_path):
     after = event_log.write(tmp_path / "log", **parts(name="new"))
     assert EventLog.load(tmp_path / "log").name == "new" and after.fingerprint == before
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize("file", ["lengths.npy", "item_matrices/tags.npy"])
+def test_a_full_disk_is_told_and_keeps_the_log_that_was_there(tmp_path, monkeypatch, file):
+    """The file is the device of a disk that is always full, which numpy's own writer does not mind."""
+    before = event_log.write(tmp_path / "log", **parts())
+    save = event_log.disk.save
+
+    def on_a_full_disk(path, array):
+        if path.as_posix().endswith(file):
+            path.symlink_to("/dev/full")
+        save(path, array)
+
+    monkeypatch.setattr(event_log.disk, "save", on_a_full_disk)
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: the disk is full; nothing was written$"):
+        event_log.write(tmp_path / "log", **parts(name="new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    assert EventLog.load(tmp_path / "log").name == before.name
+
+
+def test_an_encoder_on_a_full_disk_is_not_saved_in_silence(tmp_path):
+    encoder = text.make("tfidf:2", ["red dress", "blue shoe"])
+    for file in ("idf.npy", "components.npy"):
+        (folder := tmp_path / file).mkdir()
+        (folder / file).symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left"):
+            encoder.save(folder)
 
 
 def test_another_folder_is_not_overwritten(tmp_path):

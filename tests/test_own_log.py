@@ -440,6 +440,31 @@ def test_places_and_names(tmp_path):
         import_log(tmp_path, name="../x", data_dir=tmp_path)
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    """The files of events are the device of a disk that is always full. A small file fails at its last flush alone."""
+    made = sorted_events.Store.__init__
+
+    def on_a_full_disk(store, folder, name):
+        (folder / f"{name}.events").symlink_to("/dev/full")
+        made(store, folder, name)
+
+    monkeypatch.setattr(sorted_events.Store, "__init__", on_a_full_disk)
+    with pytest.raises(UserError) as raised:
+        load(tmp_path, HEAD + GOOD)
+    logs = tmp_path / "data" / "logs"
+    assert str(raised.value) == f"{logs}: the disk is full; nothing was written" and not list(logs.iterdir())
+
+
+def test_events_that_the_disk_lost_are_missed(tmp_path):
+    store = sorted_events.Store(tmp_path, "all")
+    store.append(np.zeros(3, sorted_events.EVENT), np.zeros(0, np.int32))
+    assert len(store.load()[0]) == len(next(store.slices())[0]) == 3
+    (tmp_path / "all.events").write_bytes(bytes(2 * sorted_events.EVENT.itemsize))
+    for read in (store.load, lambda: list(store.slices())):
+        with pytest.raises(UserError, match=r"all\.events: 90 bytes of events came back, not 135"):
+            read()
+
+
 def test_too_many_actions(tmp_path):
     content = "user,item,time,action\n" + "".join(f"ann,a,{NOW - n},action {n}\n" for n in range(1001))
     refused(tmp_path, content, "events.csv: column 'action' holds more than 1,000 different actions: name the right one with --columns action=...")  # fmt: skip
