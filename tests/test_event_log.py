@@ -280,6 +280,15 @@ def test_threads_share_one_log(tmp_path):
     assert sorted(read) == sorted(log.user_ids * 4)
 
 
+def test_a_log_that_was_replaced_is_not_taken_for_the_one_that_was_pickled(tmp_path):
+    """As by an import while a run is going on, whose workers open the log anew."""
+    kept = pickle.dumps(event_log.write(tmp_path / "log", **parts()))
+    assert pickle.loads(kept).fingerprint
+    event_log.write(tmp_path / "log", **parts(queries=["", "red", "green"]))
+    with pytest.raises(UserError, match="the log was replaced by another one while it was in use"):
+        pickle.loads(kept)
+
+
 def test_pickle_is_small_and_reads_in_another_process(tmp_path):
     log = event_log.write(tmp_path / "log", **parts())
     assert log[1]["user_id"] == "b"  # opened: the reader must not travel
