@@ -23,6 +23,7 @@ BLOCK = 32 << 20  # bytes of a CSV file that are read at a time
 ROWS = 500_000  # rows of a parquet file that are read at a time
 FILE = 1 << 40  # row or line r of file n is row n * FILE + r of all files
 SEPARATORS = ",\t;|"
+TABLES = (".csv", ".parquet", ".tsv")  # of a folder, these alone
 LINE_FEED, RETURN, QUOTE = b'\n\r"'
 
 NOT_UTF8, NUL, UNCLOSED, STRAY = (
@@ -138,7 +139,12 @@ def text(column: pl.Series, where: str, lists: str = "") -> pl.Series:
 def _find(pattern: str) -> list[pathlib.Path]:
     path = pathlib.Path(pattern).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.parquet")) or sorted([*path.glob("*.csv"), *path.glob("*.tsv")])
+        tables = [one for one in sorted(path.glob("[!._]*")) if {s.lower() for s in one.suffixes} & set(TABLES)]
+        if odd := [one for one in tables if one.suffix not in TABLES]:
+            raise UserError(
+                f"{odd[0]}: a table by its name, but none that ends in {', '.join(TABLES)}: unpack or rename it"
+            )
+        found = tables
         if not found:
             raise UserError(f"{path}: the folder holds no .parquet, .csv or .tsv file")
     elif path.is_file():

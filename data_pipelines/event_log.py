@@ -37,6 +37,15 @@ from synergen_jax.errors import UserError, first_line
 
 FORMAT = 1
 RECORDS = "event_log_tfds/1.0.0"
+PARTS = {
+    "items.json",
+    "queries.json",
+    "users.json",
+    "lengths.npy",
+    "item_matrices",
+    "query_matrices",
+    "text_encoder",
+} | {RECORDS.partition("/")[0]}  # of a log's folder, beside log.json, which is written last
 
 
 class EventLog:
@@ -204,7 +213,15 @@ class EventLog:
         return self._records
 
     def __reduce__(self):
-        return EventLog.load, (self.path,)
+        return _same, (self.path, self.fingerprint)
+
+
+def _same(path: pathlib.Path, fingerprint: str) -> EventLog:
+    """A log that is opened again, in a worker of the feed for example. Another one at its place would go unseen."""
+    log = EventLog.load(path)
+    if log.fingerprint != fingerprint:
+        raise UserError(f"{path}: the log was replaced by another one while it was in use: run the command again")
+    return log
 
 
 def decode(example: typing.Any, candidate_features: typing.Sequence[str] = ()) -> dict[str, typing.Any]:

@@ -155,8 +155,9 @@ def example(
 
     asked = windows.action_table(log, data.target_actions)[events.action]
     ranked = np.sort(rng.permutation((target * asked).nonzero()[0])[: data.rank_events])
-    known, size = int(train_stop[user]), data.rank_candidates
-    item, label, row = windows.candidates(rng, record, start + ranked, known, size, table, items, told=known)
+    told = int(train_stop[user])
+    had = _had(data, record, told)
+    item, label, row = windows.candidates(rng, record, start + ranked, had, data.rank_candidates, table, items, told)
     slots = len(ranked) if packed else data.rank_events
     lists = ranked if slots == length else np.arange(len(ranked))
 
@@ -174,6 +175,11 @@ def example(
         "target": target,
         "ranking": ranking,
     }
+
+
+def _had(data: DataConfig, record, events: int) -> np.ndarray:
+    """What a user has after so many events, and so is not drawn as a candidate; nothing where people come back to items."""
+    return record["item"][: events if data.filter_seen else 0]
 
 
 def _room(data: DataConfig, start: int, stop: int, train_stop: int) -> int:
@@ -202,6 +208,7 @@ class Targets:
     config: Config
     places: np.ndarray  # (targets, 2): user, event
     repeated: int  # events that are no targets, since the user already had the item
+    told: np.ndarray  # (users,): how many leading events may tell how a shown list was received: none of a later part
     size: int  # users of a batch, all blocks together
     block: int = 0  # which of `blocks` equal blocks of each batch is given
     blocks: int = 1
@@ -214,8 +221,8 @@ class Targets:
           UserError: there is none.
         """
         places, repeated = [], 0
-        wanted = windows.action_table(log, config.data.target_actions)
-        for user, (start, stop) in enumerate(split.targets(part).tolist()):
+        wanted, bounds = windows.action_table(log, config.data.target_actions), split.targets(part)
+        for user, (start, stop) in enumerate(bounds.tolist()):
             if start == stop:
                 continue
             record = log[user]
@@ -230,7 +237,7 @@ class Targets:
                     places.append((user, event))
         if not places:
             raise UserError(f"{log.name}: no {part} target is left ({repeated} were had before; see data.filter_seen)")
-        return cls(log, config, np.array(places, np.int32), repeated, config.evaluate.batch)
+        return cls(log, config, np.array(places, np.int32), repeated, bounds[:, 1], config.evaluate.batch)
 
     @property
     def targets(self) -> int:
@@ -254,7 +261,8 @@ class Targets:
         places = self.places[first : first + size]
         # The last batch may have no target for a block, which then is all padding, of the shape of any other row.
         rows = [
-            target(self.log, self.config, *place) for place in (places if len(places) else self.places[:1]).tolist()
+            target(self.log, self.config, user, event, int(self.told[user]))
+            for user, event in (places if len(places) else self.places[:1]).tolist()
         ]
         # One shape for all batches, so that an evaluation is compiled once.
         width = seen_width(self.config, self.log.spec.items, int(self.places[:, 1].max()))
@@ -280,8 +288,8 @@ def _all_items(items: int) -> np.ndarray:
     return np.arange(1, items, dtype=np.int32)
 
 
-def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
-    """The arrays of one target."""
+def target(log, config: Config, user: int, event: int, told: int) -> dict[str, typing.Any]:
+    """The arrays of one target; `told` as in `Targets`."""
     data = config.data
     record = log[user]
     item = record["item"]
@@ -295,11 +303,11 @@ def target(log, config: Config, user: int, event: int) -> dict[str, typing.Any]:
         rng,
         record,
         np.array([event]),
-        event + 1,
+        _had(data, record, event + 1),
         size,
         windows.label_table(log),
         _all_items(log.spec.items),
-        told=len(item),
+        told,
     )
     feature = windows.features(record, row) if log.spec.candidate_features else None
     one = lambda x: np.array([x], np.int32)

@@ -83,8 +83,9 @@ def read(
     rows = len(ids) + problems.counts().get("bad-lines", 0)
     problems.check(str(path), rows, files.place if files.parquet else "line {}".format)
     keep = [place for place, number in enumerate(numbers) if first.get(ids[place]) == number]
-    column = lambda role: [" ".join(table[roles[role]][i].split()) for i in keep] if role in roles else [""] * len(keep)
-    split = lambda text: tuple(dict.fromkeys(tag.strip() for tag in text.split("|") if tag.strip()))
+    there = lambda text: "" if is_missing(text := " ".join(text.split())) else text
+    column = lambda role: [there(table[roles[role]][i]) for i in keep] if role in roles else [""] * len(keep)
+    split = lambda text: tuple(dict.fromkeys(filter(None, map(there, text.split("|")))))
     found = {name: [split(table[name][i]) for i in keep] for name in tags}
     for name, values in found.items():
         if len(set().union(*values)) > MAX_TAGS:
@@ -98,11 +99,16 @@ def read(
 
 
 def describe(ids: typing.Sequence[str], items: Items | None) -> Described:
-    """What is known of a log's items; one that the file lacks, or that has no title there, goes by its id."""
+    """What is known of a log's items; one that the file lacks, or that has no title there, goes by its id.
+
+    Ids are titles, to be shown, and no texts, to be searched, unless the file describes nothing in words.
+    """
     row = {item: i for i, item in enumerate(items.ids)} if items else {}
     at = np.array([row.get(item, -1) for item in ids])
-    named = lambda values: [(i >= 0 and values[i]) or item for i, item in zip(at, ids)]
-    titles, texts = (named(items.titles), named(items.words)) if items else (list(ids), list(ids))
+    titles, texts = list(ids), list(ids)
+    if items and any(items.words):
+        titles = [(i >= 0 and items.titles[i]) or item for i, item in zip(at, ids)]
+        texts = [items.words[i] if i >= 0 else "" for i in at]
     matrices, columns = {}, {}
     for name, tags in (items.tags if items else {}).items():
         matrices[name], columns[name] = multi_hot([tags[i] if i >= 0 else () for i in at])
@@ -121,7 +127,12 @@ def _vectors(path: pathlib.Path, keep: np.ndarray, rows: int) -> np.ndarray:
         raise UserError(
             f"{path}: an array {vectors.shape} of {vectors.dtype}, not {rows:,} rows of numbers, one an item"
         )
-    return np.asarray(vectors[keep], np.float16)
+    with np.errstate(over="ignore"):
+        vectors = np.asarray(vectors[keep], np.float16)
+    if (wrong := ~np.isfinite(vectors).all(1)).any():
+        row = int(keep[np.argmax(wrong)])
+        raise UserError(f"{path}: row {row:,} (from 0) is not finite in float16: {int(wrong.sum()):,} rows are so")
+    return vectors
 
 
 def _parquet(path, names, wanted, problems) -> tuple[dict[str, list[str]], range]:

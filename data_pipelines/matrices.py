@@ -26,7 +26,9 @@ class File:
         """Reads `NAME=FILE.npy`."""
         name, equals, path = given.partition("=")
         if not equals or not path or not MATRIX_NAME.fullmatch(name):
-            raise UserError(f"--matrix takes NAME=FILE.npy, the name of letters, digits, - and _, not {given!r}")
+            raise UserError(
+                f"--matrix takes NAME=FILE.npy, the name of letters, digits, - and _ and not 'id', not {given!r}"
+            )
         file = cls(name, pathlib.Path(path).expanduser())
         if not file.path.is_file():
             raise UserError(f"{file.path}: there is no such file")

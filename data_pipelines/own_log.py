@@ -20,7 +20,7 @@ from data_pipelines import disk, event_files, event_log, event_rows, item_file, 
 from data_pipelines.event_log import EventLog
 from data_pipelines.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.interactions import ordered
-from data_pipelines.prepare import logs_folder
+from data_pipelines.prepare import SEARCH, logs_folder
 from data_pipelines.problems import KINDS, Problems
 from data_pipelines.records import MATRIX_NAME
 from data_pipelines.sources import SOURCES
@@ -80,7 +80,7 @@ def checked(name: str, items, options: Options) -> Options:
     """The options, if they are right; all kinds to drop by their names."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone: give another --name")
-    if name in SOURCES:
+    if name in (*SOURCES, *SEARCH):
         raise UserError(f"log name {name!r} stands for the published data set: give another --name")
     if options.time_unit not in timestamps.KINDS:
         raise UserError(f"--time-unit {options.time_unit!r} is none of {', '.join(timestamps.KINDS)}")
@@ -96,7 +96,9 @@ def checked(name: str, items, options: Options) -> Options:
             raise UserError(f"{flag} needs --items, the table of items")
     names = [*options.tags, *options.vectors]
     if wrong := [name for name in names if not MATRIX_NAME.fullmatch(name) or names.count(name) > 1]:
-        raise UserError(f"matrix {wrong[0]!r}: names hold letters, digits, - and _ alone, and come once")
+        raise UserError(f"matrix {wrong[0]!r}: names hold letters, digits, - and _ alone, come once, and are not 'id'")
+    if "text" in names:
+        raise UserError("matrix 'text' is what --text makes: give --tags or --vectors another name")
     drop = frozenset(KINDS) if "all" in options.drop else frozenset(options.drop)
     return dataclasses.replace(options, drop=drop)
 

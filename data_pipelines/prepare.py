@@ -42,7 +42,7 @@ def prepare(
     `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "trivago", which needs a `source`,
     after whose folder or file the log is called; or a folder of RecBole's atomic files, whose log is then called after
     its .inter file; any other name needs `source`, that folder. A log that was made with other settings, or from a given
-    `source` of other bytes, is made anew, and so is everything with `force`.
+    `source` of other bytes, is made anew, and so is everything with `force`; without it, an imported log is refused.
 
     Args:
       encoder: what `text.make` takes, or "none". By default logs with queries have "tfidf", others none.
@@ -81,8 +81,13 @@ def prepare(
         except UserError:
             pass  # a damaged log is prepared again
         else:
+            if "sha256" not in log.source:
+                raise UserError(
+                    f"{path} is the log that was imported from {log.source.get('origin', 'a table')}: --force prepares "
+                    f"{name} in its place; to keep it, move the folder away, or prepare with another --data-dir"
+                )
             same = log.source.get("settings", {}) == settings
-            if same and (raw is None or raw.sha256() == log.source.get("sha256")):
+            if same and (raw is None or raw.sha256() == log.source["sha256"]):
                 return log
     of = SEARCH.get(name, name)
     raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
@@ -102,8 +107,8 @@ def prepare(
         parts["text_encoder"] = made
         for kind, matrix in found.items():
             parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
-    if path.is_dir() and not (path / "log.json").exists():
-        shutil.rmtree(path)  # half a log, which nothing reads
+    if path.is_dir() and not (path / "log.json").exists() and {p.name for p in path.iterdir()} <= event_log.PARTS:
+        shutil.rmtree(path)  # half a log, which nothing reads; of a folder of anything else `write` keeps its hands off
     return event_log.write(path, name=name, source=about, **parts)
 
 

@@ -16,7 +16,7 @@ EVENT_FIELDS = ("item", "action", "query", "request", "time")
 SHOWN_FIELDS = ("shown_request", "shown_item", "shown_action")
 DTYPES = {name: np.dtype("<i8" if name == "time" else "<i4") for name in EVENT_FIELDS + SHOWN_FIELDS}
 FEATURES = "shown_feature"  # float32 (shown, F), in the records of logs that have candidate features
-MATRIX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+MATRIX_NAME = re.compile(r"(?!id$)[A-Za-z0-9][A-Za-z0-9_-]*")  # "id" are the learned vectors
 
 
 def validate(record: typing.Mapping[str, typing.Any], sizes: LogSpec, where: str) -> None:
@@ -106,7 +106,7 @@ def validate_tables(
     for rows, matrices in ((items, item_matrices), (len(tables["queries"]), query_matrices)):
         for key, matrix in matrices.items():
             if not MATRIX_NAME.fullmatch(key):
-                raise UserError(f"{name}: matrix name {key!r} may hold letters, digits, - and _ alone")
+                raise UserError(f"{name}: matrix name {key!r} may hold letters, digits, - and _ alone, and not be 'id'")
             if matrix.ndim != 2 or len(matrix) != rows or not matrix.shape[1]:
                 raise UserError(f"{name}: matrix {key!r} has shape {matrix.shape}, not ({rows}, width)")
             if not np.isfinite(matrix).all() or matrix[0].any():

@@ -9,6 +9,7 @@ import typing
 import numpy as np
 
 from data_pipelines.records import EVENT_FIELDS
+from data_pipelines.windows import received
 from synergen_jax.config import DataConfig
 from synergen_jax.errors import UserError
 
@@ -83,6 +84,9 @@ class TrainingPart:
         shown = ~self._without[record["shown_item"]]
         events = {name: record[name][keep] for name in EVENT_FIELDS}
         lists = {name: values[shown] for name, values in record.items() if name.startswith("shown_")}
+        lists["shown_action"] = received(record, int(self.train_stop[user]))[
+            shown
+        ]  # the rest of a request tells nothing
         return {"user_id": record["user_id"]} | events | lists
 
 

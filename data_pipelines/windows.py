@@ -78,7 +78,7 @@ def candidates(
     rng: np.random.Generator,
     record: Record,
     events: np.ndarray,
-    known: int,
+    had: np.ndarray,
     size: int,
     table: np.ndarray,
     items: np.ndarray,
@@ -87,16 +87,16 @@ def candidates(
     """The lists to be ranked at some events, each event's own item first.
 
     Where an event's request has a list that was shown, the others are drawn from it, all of them if there is room, and
-    each is labelled by the action that it got. Elsewhere they are items that the user does not have: 0 for the first label, which asks whether
+    each is labelled by the action that it got. Elsewhere they are drawn from `items`: 0 for the first label, which asks whether
     an item is chosen at all, and unknown (-1) for the others. Missing candidates are item 0, label -1.
 
     Args:
       events: indices of events with an item, (E,).
-      known: how many leading events tell which items the user has.
+      had: items that are not drawn: those that the user has. Where people come back to items, none: a list then lacks
+        its own item alone. Otherwise that the user had an item would tell that it is the chosen one.
       table: `label_table` of the log.
       items: ids that others are drawn from.
-      told: how many leading events may tell how a shown item was received. A request that goes on behind them is not
-        over: what it has not chosen so far is unknown.
+      told: how many leading events may tell how a shown item was received: see `received`.
 
     Returns:
       items (E, K) int32, labels (E, K, A) int8, and the row of the record's shown lists in which each candidate
@@ -107,19 +107,22 @@ def candidates(
     label = np.full((*item.shape, table.shape[1]), -1, np.int8)
     place = np.full(item.shape, -1, np.int32)
     item[:, 0], label[:, 0] = record["item"][events], table[record["action"][events]]
-    unseen = sample_unseen(rng, items, record["item"][:known], len(events) * others)
+    wide = others + (not len(had))  # where an event's own item may be drawn, a list has one to spare
+    unseen = sample_unseen(rng, items, had, len(events) * wide)
     # One draw serves all lists, unless the catalogue is too small for them to differ.
-    enough = len(unseen) == len(events) * others
+    enough = len(unseen) == len(events) * wide
+    shown_label = np.append(table, np.full((1, table.shape[1]), -1, table.dtype), axis=0)[received(record, told)]
     for row, event in enumerate(events.tolist()):
         request = record["request"][event]
-        mine = unseen[row * others : (row + 1) * others] if enough else rng.permutation(unseen)[:others]
+        mine = unseen[row * wide : (row + 1) * wide] if enough else rng.permutation(unseen)
+        mine = mine[mine != item[row, 0]][:others]
         shown = (record["shown_request"] == request).nonzero()[0] if request and len(record["shown_request"]) else ()
         if len(shown):
             own = record["shown_item"][shown] == item[row, 0]
             place[row, 0] = shown[own][0] if own.any() else -1
             shown = rng.permutation(shown[~own])[:others]
             item[row, 1 : 1 + len(shown)] = record["shown_item"][shown]
-            label[row, 1 : 1 + len(shown)] = _received(record, shown, request, table, told)
+            label[row, 1 : 1 + len(shown)] = shown_label[shown]
             place[row, 1 : 1 + len(shown)] = shown
         else:
             item[row, 1 : 1 + len(mine)] = mine
@@ -127,17 +130,22 @@ def candidates(
     return item, label, place
 
 
-def _received(record: Record, shown: np.ndarray, request: int, table: np.ndarray, told: int) -> np.ndarray:
-    """Labels (n, A) of some rows of a request's list, by what the first `told` events tell."""
-    if not np.any(record["request"][told:] == request):
-        return table[record["shown_action"][shown]]
-    mine = record["request"][:told] == request
-    last = dict(zip(record["item"][:told][mine].tolist(), record["action"][:told][mine].tolist()))
-    unknown = np.full(table.shape[1], -1, np.int8)
-    items = record["shown_item"][shown].tolist()
-    return np.array([table[last[item]] if item in last else unknown for item in items], np.int8).reshape(
-        -1, len(unknown)
-    )
+def received(record: Record, told: int) -> np.ndarray:
+    """How each row of a record's shown lists was received, as the first `told` events tell: an action, (rows,).
+
+    0 is one that was not chosen. A request that goes on behind these events is not over: it has the actions so far, and -1
+    for what it has not chosen yet.
+    """
+    request, action = record["request"], record["shown_action"]
+    if told >= len(request):
+        return action
+    unfinished = np.isin(record["shown_request"], request[told:])
+    pairs = zip(request[:told].tolist(), record["item"][:told].tolist(), strict=True)
+    last = dict(zip(pairs, record["action"][:told].tolist(), strict=True))
+    rows = zip(record["shown_request"][unfinished].tolist(), record["shown_item"][unfinished].tolist(), strict=True)
+    action = action.copy()
+    action[unfinished] = [last.get(row, -1) for row in rows]
+    return action
 
 
 def features(record: Record, place: np.ndarray) -> np.ndarray:

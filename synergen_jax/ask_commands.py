@@ -42,7 +42,7 @@ def answer(
     if new_items is not None:
         new, catalogue = _with_new_items(log, catalogue, new_items)
         ids, titles = [*ids, *new.ids], [*titles, *(title or item for title, item in zip(new.titles, new.ids))]
-    query_id, catalogue = _query(log, catalogue, query.strip()) if query else (0, catalogue)
+    query_id, catalogue = _query(log, catalogue, " ".join(query.split())) if query else (0, catalogue)
     served = recommender.Recommender(run.model, params, catalogue)
 
     events, offset, last = examples.no_history(run.config), log.last_time, log.last_time

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import typing
 
@@ -295,6 +297,16 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
     return status
 
 
+@contextlib.contextmanager
+def _cleaning_up() -> typing.Iterator[None]:
+    """SIGTERM ends the process as an exception does, so that nothing half-written is left behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(argv: typing.Sequence[str] | None) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
@@ -305,7 +317,8 @@ def _run(argv: typing.Sequence[str] | None) -> int:
             processes.join(*cluster, preemptible=arguments.command == "train")
         from synergen_jax import commands  # after the parser: --help needs no jax
 
-        result = commands.RUN[arguments.command](arguments, rest)
+        with _cleaning_up() if arguments.command == "data" else contextlib.nullcontext():
+            result = commands.RUN[arguments.command](arguments, rest)
         if arguments.json and processes.first():
             print(json.dumps(result))
     except Stopped as error:

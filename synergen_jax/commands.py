@@ -300,6 +300,16 @@ def plan(arguments, settings) -> dict[str, typing.Any]:
     return plan_commands.plan(arguments, settings, say)
 
 
+def _prepared(arguments) -> EventLog:
+    """MovieLens-100K: a log that is there, whatever it was prepared with, unless a source is given; or made now."""
+    if not arguments.source:
+        try:
+            return EventLog.load(locate("ml-100k", arguments.data_dir))
+        except UserError:
+            pass  # none, or a damaged one
+    return prepare_log("ml-100k", source=arguments.source, data_dir=arguments.data_dir)
+
+
 def quickstart(arguments, settings) -> dict[str, typing.Any]:
     """`synergen quickstart`."""
     start = time.perf_counter()
@@ -311,9 +321,11 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
 
     config = configs.load("quickstart", settings)
     if config.data.log != "ml-100k":
-        raise UserError(f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that")
+        raise UserError(
+            f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that"
+        )
     step(1, "prepare MovieLens-100K")
-    log = prepare_log("ml-100k", source=arguments.source, data_dir=arguments.data_dir)
+    log = _prepared(arguments)
     summary = log.summary()
     say(f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items in {log.path}")
     run = Run(config, log)

@@ -37,7 +37,9 @@ class DataConfig:
     drop_query: float = 0.0  # share of searches that training asks without their query, as recommendations
     cold_items: float = 0.0  # share of items that training never meets, to measure what becomes of new ones
     target_actions: str = ""  # comma-separated: events of these actions alone are evaluated, and ranked; "": of all
-    filter_seen: bool = True  # evaluation and serving leave out items that the user already had
+    filter_seen: bool = (
+        True  # items that the user already had are left out: of evaluation, serving, and sampled candidates
+    )
     seed: int = 0
 
 
@@ -376,6 +378,11 @@ def _checked(config: Config, where: str) -> Config:
         )
     if not (m.matrices or m.item_ids):
         raise UserError(f"{where}: model.matrices and model.item_ids are both false: items have no vectors")
+    if data.stride > data.max_history:
+        raise UserError(
+            f"{where}: data.stride {data.stride} is above data.max_history {data.max_history}: events between two windows "
+            "would never be learned from"
+        )
     if data.crop and not data.stride:
         raise UserError(f"{where}: data.crop moves windows by less than data.stride, which is 0: set data.stride")
     if data.drop_query > 1:
@@ -392,7 +399,13 @@ def _checked(config: Config, where: str) -> Config:
         raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
     if not loss.temperature > 0:
         raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
-    if loss.retrieval_weight and not loss.full_softmax and not (loss.in_batch or data.negatives):
+    if loss.hard_candidates and data.rank_candidates < 2:
+        raise UserError(
+            f"{where}: data.rank_candidates {data.rank_candidates} leaves no room for a sampled candidate, which "
+            "loss.hard_candidates are weighed by: set it to 2 or more"
+        )
+    pooled = loss.retrieval_weight or loss.hard_candidates
+    if pooled and not loss.full_softmax and not (loss.in_batch or data.negatives):
         raise UserError(f"{where}: InfoNCE has no negatives: set loss.in_batch, data.negatives or loss.full_softmax")
     if loss.full_softmax and config.optimiser.table in ("adam", "adagrad"):
         raise UserError(

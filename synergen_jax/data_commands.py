@@ -24,14 +24,15 @@ def _summary(log: EventLog, start: float, say: Say) -> dict[str, typing.Any]:
     summary = {"log": log.name, **log.summary(), "path": str(log.path), "source": log.source}
     counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
     say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
-    if "text" in {**log.item_matrices, **log.query_matrices}:
-        say(f"matrix text: {log.text_encoder().width} wide, by {log.source['settings']['text']}")
+    if (encoder := log.text_encoder()) is not None:
+        say(f"matrix text: {encoder.width} wide, by {log.source['settings']['text']}")
     return summary
 
 
 def prepare(arguments, say: Say) -> dict[str, typing.Any]:
     """`synergen data prepare`."""
     start = time.perf_counter()
+    before = {path: path.stat().st_mtime_ns for path in logs_folder(arguments.data_dir).glob("[!.]*/log.json")}
     log = prepare_log(
         arguments.name,
         source=arguments.source,
@@ -48,7 +49,9 @@ def prepare(arguments, say: Say) -> dict[str, typing.Any]:
     for name, about in log.source.get("matrices", {}).items():
         without = about["items_without"]
         say(f"matrix {name}: {about['width']} wide, {without:,} of {summary['items']:,} items without a row (zeros)")
-    say(f"event log: {log.path}")
+    about = log.path / "log.json"
+    replaced = before.get(about, 0) not in (0, about.stat().st_mtime_ns)
+    say(f"event log: {log.path}{', in place of the one that was there' if replaced else ''}")
     return summary
 
 
@@ -117,7 +120,8 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
         f"; dropped: {dropped}" if dropped else "; none dropped"
     )
     if source["left_out"]:
-        yield "left out as rare: " + ", ".join(f"{count:,} {what}" for what, count in source["left_out"].items())
+        stay = "; items of the table stay in the catalogue, without these events" * bool(source["items"])
+        yield "left out as rare: " + ", ".join(f"{n:,} {what}" for what, n in source["left_out"].items()) + stay
     if source["missing_words"]:
         yield f"{source['missing_words']:,} values written NULL, NaN, None or \\N count as missing"
     if source["inherited_queries"]:

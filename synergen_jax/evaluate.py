@@ -98,7 +98,8 @@ def answer(
     read, (nothing, list_items), (asked, list_queries) = _encoded(mesh, model, params, catalogue, batch, reader, listed)
     query = apply(read(reader, nothing, asked), method="retrieve")[:, 0]
     ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, items)
-    score = jnp.einsum("bd,bkd->bk", query, apply(list_items, method="keys"))
+    # Exact, as serving is: an accelerator's own choice of fewer bits changes the ranks of a quarter of the targets.
+    score = jnp.einsum("bd,bkd->bk", query, apply(list_items, method="keys"), precision=jax.lax.Precision.HIGHEST)
     logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
     label = batch.ranking.label[:, 0]
     said = Answers(ranks, query, label, logits.reshape(label.shape), batch.shown, jnp.zeros((len(ranks), 0)))
@@ -110,7 +111,7 @@ def answer(
         chosen = apply(read(readers, vectors, wide(asked)), score, method="rank")[..., 0]
         own = (first == batch.target[:, None]) & (score > -jnp.inf)
         mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
-        place = 1 + jnp.sum((chosen >= mine) & ~own & (score > -jnp.inf), axis=1)
+        place = 1 + jnp.sum(~(chosen < mine) & ~own & (score > -jnp.inf), axis=1)  # NaN counts against the model
         said = said._replace(reranked=jnp.where(own.any(axis=1), place, ranks))
     return jax.lax.with_sharding_constraint((said, batch.user >= 0), sharding.whole(mesh))
 
@@ -169,7 +170,8 @@ def validator(model: models.SynerGen, catalogue: StoredCatalogue, batches: Batch
         for column, label in enumerate(model.spec.labels):
             labels, logits = said.labels[:, :, column], said.logits[:, :, column]
             result[f"auc/{label}"] = metrics.auc(labels, logits)
-            result[f"log_loss/{label}"] = metrics.log_loss(labels, logits)
+            meant = said.shown if not column else np.ones_like(said.shown)  # see `by_label`
+            result[f"log_loss/{label}"] = metrics.log_loss(labels[meant], logits[meant])
         if said.shown.any():
             lists = metrics.list_metrics(said.labels[said.shown, :, 0], said.logits[said.shown, :, 0])
             result["shown_mrr"] = float(np.nanmean(lists["list_mrr"]))
@@ -248,7 +250,7 @@ def evaluate(
             systems[name] = retrieval(ranks[name])
     for name, predict in predictors.items():
         logits = np.concatenate([predict(batch)[batch.user >= 0] for batch in batches])
-        systems[name] = by_label(model.spec.labels, said.labels, logits, config.bootstrap, seed)
+        systems[name] = by_label(model.spec.labels, said.labels, logits, said.shown, config.bootstrap, seed)
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if flat is not None:
@@ -338,7 +340,7 @@ def _popularity(model, said: Answers, catalogue: Catalogue, batches: Batches, co
     real = lambda batch: baselines.most_popular(batch, catalogue.counts)[batch.user >= 0]
     counts = np.concatenate([real(batch) for batch in batches])
     counts = np.broadcast_to(counts[:, :, None], said.labels.shape)
-    found = by_label(model.spec.labels, said.labels, counts, config.bootstrap, seed)
+    found = by_label(model.spec.labels, said.labels, counts, said.shown, config.bootstrap, seed)
     return {name: v for name, v in found.items() if not name.startswith(("log_loss/", "calibration_error/"))}
 
 
@@ -397,20 +399,32 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int 
 def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
     """All metrics of a model's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
     result = metrics.summary(metrics.retrieval_metrics(said.ranks), config.bootstrap, seed)
-    return result | by_label(model.spec.labels, said.labels, said.logits, config.bootstrap, seed)
+    if not np.isfinite(said.logits).all():
+        raise ValueError("a logit of the ranking head is NaN or infinite")
+    return result | by_label(model.spec.labels, said.labels, said.logits, said.shown, config.bootstrap, seed)
 
 
 def by_label(
-    names: typing.Sequence[str], labels: np.ndarray, logits: np.ndarray, bootstrap: int = 0, seed: int = 0
+    names: typing.Sequence[str],
+    labels: np.ndarray,
+    logits: np.ndarray,
+    shown: np.ndarray,
+    bootstrap: int = 0,
+    seed: int = 0,
 ) -> dict[str, metrics.Interval]:
     """`metrics.ranking_metrics` of each ranked label, keyed "auc/like" and so on.
 
     Left out are labels of which the logits, (n, K, A), are all NaN, since a baseline may know nothing of them, and metrics
-    that are undefined: a label that is known of the target alone gives no list to rank.
+    that are undefined: a label that is known of the target alone gives no list to rank. The first label's log loss and
+    calibration are over the lists that were `shown`, (n,), alone: among sampled candidates the share of chosen items is that of the
+    sample, `rank_candidates`, which training and evaluation set apart from each other.
     """
     result = {}
     for column, name in enumerate(names):
         if not np.isnan(logits[:, :, column]).all():
             found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], bootstrap, seed)
+            if not column and not shown.all():
+                real = metrics.ranking_metrics(labels[shown, :, 0], logits[shown, :, 0], bootstrap, seed)
+                found |= {metric: real[metric] for metric in ("log_loss", "calibration_error")}
             result |= {f"{metric}/{name}": value for metric, value in found.items() if np.isfinite(value["mean"])}
     return result

@@ -179,7 +179,8 @@ def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Calla
         ids = jnp.where((row >= number * size) & (ids < items), ids, 0)
         at = jnp.where((place >= begin) & (place < begin + size), place - begin, size)
         had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")
-        score = query @ jax.lax.dynamic_slice_in_dim(keys, begin, size).T
+        tile = jax.lax.dynamic_slice_in_dim(keys, begin, size)
+        score = jnp.matmul(query, tile.T, precision=jax.lax.Precision.HIGHEST)  # as serving's exact index
         return fold(carry, _Part(ids, score, (ids > 0)[None] & ~had)), None
 
     return jax.lax.scan(one, start, jnp.arange(tiles))[0]

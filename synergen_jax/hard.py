@@ -45,18 +45,19 @@ def best(
     query: Float[Array, "b e d"],
     pool: Pool,
     candidates: Candidates,
-    had: Int[Array, "b l"],
+    had: Int[Array, "b l"] | None,
     first: Int[Array, "b l"] | None,
     most: int,
 ) -> Best:
     """The `most` items of the pool with the highest scores, at each ranked event; of equal ones the one that stands first.
 
-    Left out are items of the user's window and those of the lists in it. Not differentiable.
+    Left out are items of the user's window and those of the lists in it; where people come back to items, those of the
+    event's own list alone. Not differentiable.
 
     Args:
       query: retrieval vectors of the ranked events.
       candidates: their lists.
-      had: the windows' items; first: where the segment of each begins, in packed rows.
+      had: the windows' items, None where people come back to items; first: where the segment of each begins, in packed rows.
     """
 
     def local(mine, keys, ids):
@@ -96,12 +97,15 @@ def _best(mine: tuple, keys: Array, ids: Array, place: Array, most: int) -> tupl
     return jax.tree.map(lambda x: x.reshape(-1, events, most)[:users], found)
 
 
-def _known(item: Array, had: Array, segments: tuple[Array, Array] | None) -> Array:
+def _known(item: Array, had: Array | None, segments: tuple[Array, Array] | None) -> Array:
     """Items of each ranked event's own window and of the lists in it, 0 where there is none.
 
     Returns:
-      (B, 1, L + E * K): one answer for all events of a row; (B, E, L + E * K) of packed rows.
+      (B, 1, L + E * K): one answer for all events of a row; (B, E, L + E * K) of packed rows; (B, E, K) where nothing
+      counts as had.
     """
+    if had is None:
+        return item
     users, _, size = item.shape
     known = jnp.concatenate([had, item.reshape(users, -1)], axis=1)[:, None]
     if segments is None:
@@ -171,9 +175,11 @@ def expected_draws(score: Array, found: Best, count: int, log_pooled: Array | No
       score: retrieval scores of the candidates, (B, E, K).
       log_pooled: of how often each is expected in the pool; None where the pool has every item once.
     """
-    least = found.score[..., -1:]
+    least = found.score[..., -1:]  # -inf where there are fewer: nothing is behind them
     least = least - 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
-    return jnp.where(score >= least, count / FIRST * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
+    there = jnp.sum(found.score > -jnp.inf, axis=-1, keepdims=True)  # among which they are drawn
+    drawn = count / jnp.maximum(there, count)
+    return jnp.where(score >= least, drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
 
 
 def log_oversampled(drawn: Array, sampled: Array) -> Array:

@@ -92,6 +92,7 @@ def value_and_grad(
     key: Array | None,
     step: Array | int = 0,
     micro: int = 1,
+    filter_seen: bool = True,
 ) -> tuple[Array, Parts, Gradients]:
     """The objective of a batch, its unweighted parts, and the gradients of everything that is learned.
 
@@ -101,6 +102,7 @@ def value_and_grad(
     Args:
       key: of sampling and dropout; None for no dropout.
       step: steps done before.
+      filter_seen: as `data.filter_seen`: hard candidates are no items of the user's window.
     """
     sample_key, dropout_key, id_key = jax.random.split(jax.random.key(0) if key is None else key, 3)
     total = weights(batch, config, step)
@@ -133,7 +135,8 @@ def value_and_grad(
 
     def one(variables, made, batch, place, key):
         placed = {name: f._replace(asked=dataclasses.replace(f.asked, place=place[name])) for name, f in found.items()}
-        return _loss(mesh, model, variables, made, placed, catalogue, batch, config, total, (shared, filled), key)
+        rest = config, total, (shared, filled), key, filter_seen
+        return _loss(mesh, model, variables, made, placed, catalogue, batch, *rest)
 
     grad = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)
     place = {name: f.asked.place for name, f in found.items()}
@@ -181,6 +184,7 @@ def _loss(
     total: Parts,
     negative: tuple[Array, Array],
     key: Array | None,
+    filter_seen: bool,
 ) -> tuple[Array, Parts]:
     """The share of the objective that `batch` contributes to a batch of weights `total`, and its unweighted parts.
 
@@ -190,6 +194,7 @@ def _loss(
       total: `weights` of the whole batch; each loss is a sum divided by its weight.
       negative: `negatives` of the whole batch; not used by the full softmax.
       key: of dropout; None for none.
+      filter_seen: as in `value_and_grad`.
     """
     # Context, retrieval and ranking tokens of one place drop other features each.
     rngs = lambda n: None if key is None else {"dropout": jax.random.fold_in(key, n)}
@@ -219,15 +224,14 @@ def _loss(
     if config.full_softmax:
         pool, pool_counts = vectors["every"], catalogue.item_counts
         pool_ids = jnp.arange(pool_counts.size).reshape(pool_counts.shape)
-        log_q = lambda counts: None
+        log_count = lambda counts: None
     else:
         pool, pool_counts, pool_ids = negative_items, negative_counts, negative[0]
         uniform = pool_ids.size - config.in_batch
-        log_q = lambda counts: (
-            losses.log_expected_count(counts, catalogue.events, catalogue.met, negative[1], uniform)
-            if config.log_q
-            else None
+        log_count = lambda counts: losses.log_expected_count(
+            counts, catalogue.events, catalogue.met, negative[1], uniform
         )
+    log_q = log_count if config.log_q else lambda counts: None
     pool_keys = keys(pool)
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
@@ -239,11 +243,12 @@ def _loss(
         # What a ranked event is after, its retrieval reader has asked already.
         wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
-            log_pooled = log_q(candidate_counts)
+            log_pooled = log_count(candidate_counts)
             first = hard.FIRST if key is not None else 0
             most = min(max(config.hard_candidates, first), pool_ids.size)
             pooled = hard.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
-            best = hard.best(mesh, wanted, pooled, candidates, events.item, events.first, most)
+            had = events.item if filter_seen else None
+            best = hard.best(mesh, wanted, pooled, candidates, had, events.first, most)
             sampled = (candidates.item.shape[2] - 1) / jnp.maximum(catalogue.met, 1)  # uniform draws of an item
             draw = None if key is None else jax.random.fold_in(key, 3)
             candidates, place = hard.draw(candidates, best, config.hard_candidates, draw)
@@ -251,7 +256,7 @@ def _loss(
             more = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, more, 0)
             candidate_items = jnp.concatenate([candidate_items, more], axis=2)
             if log_pooled is not None:
-                log_pooled = jnp.concatenate([log_pooled, log_q(pool_counts)[place]], axis=2)
+                log_pooled = jnp.concatenate([log_pooled, log_count(pool_counts)[place]], axis=2)
         score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
         tokens = candidates.readers()
         wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)

@@ -63,6 +63,11 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
         raise UserError(f"model.leave_out: the log has no matrix {unknown[0]!r}{nearest(unknown[0], names)}")
     if not config.model.item_ids and not any(config.model.uses(name) for name, _ in spec.item_matrices):
         raise UserError("model.item_ids is false, and no matrix of the log is used: items have no vectors")
+    if config.loss.hard_candidates and spec.candidate_features:
+        raise UserError(
+            "loss.hard_candidates: items of no shown list lack the log's features of candidates "
+            f"({', '.join(spec.candidate_features)}), by which the head would tell them from the others: set it to 0"
+        )
     return models.SynerGen(config.model, spec)
 
 
@@ -98,8 +103,9 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         micro = sharding.micro_batches(config, mesh, batch.ranking.item.shape[1])
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
+            loss, filter_seen = config.loss, config.data.filter_seen
             value, parts, gradients = objective.value_and_grad(
-                mesh, model, state.params, catalogue, batch, config.loss, key, state.step, micro
+                mesh, model, state.params, catalogue, batch, loss, key, state.step, micro, filter_seen
             )
         params, opt_state, norms = update.apply(config, mesh, state.params, state.opt_state, state.step, gradients)
         metrics = {

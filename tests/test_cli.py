@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 
-from synergen_jax import commands
+from synergen_jax import commands, data_commands
 from synergen_jax.cli import main
 
 CONFIG = """
@@ -309,6 +311,9 @@ def test_configs_that_are_not_there(refused, place, tmp_path):
     arguments = ("--workdir", tmp_path / "new", "--data-dir", place.data)
     refused(["train", "quikstart", *arguments], "'quikstart'", "did you mean 'quickstart'")
     refused(["train", tmp_path, *arguments], tmp_path, "shipped configs")
+    refused(
+        ["quickstart", "--data.log", "tiny", *arguments], "quickstart is on ml-100k", "train quickstart --data.log tiny"
+    )
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     refused(["train", tmp_path / "bytes.toml", *arguments], "bytes.toml")
 
@@ -589,3 +594,21 @@ def test_no_checkpoint_yet(refused, place, tmp_path):
     shutil.rmtree(workdir / "checkpoints")
     refused(["evaluate", workdir], workdir, "no checkpoint yet")
     assert not (workdir / "checkpoints").exists()
+
+
+def test_a_data_command_cleans_up_when_it_is_asked_to_end(monkeypatch):
+    """SIGTERM comes as an exception, so that temporary folders go; afterwards it is what it was."""
+    cleaned = []
+
+    def listing(arguments, say):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setitem(data_commands.RUN, "list", listing)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "list"])
+    assert ended.value.code == 143 and cleaned and signal.getsignal(signal.SIGTERM) is before

@@ -211,3 +211,23 @@ def test_configs_that_cannot_be_read(tmp_path):
         with pytest.raises(UserError, match=f"{name}: cannot be read as a config: ") as error:
             configs.load(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_seeds_are_checked_wherever_they_come_from():
+    assert configs.seeded(Config(), 3).run.seed == configs.seeded(Config(), 3).data.seed == 3
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"seed {seed}: data.seed must be"):
+            configs.seeded(Config(), seed)
+
+
+def test_no_event_is_left_between_two_windows():
+    with pytest.raises(UserError, match=r"data\.stride 51 is above data\.max_history 50: events between two windows"):
+        configs.load("ml_100k", ["--data.max_history", "50", "--data.stride", "51"])
+
+
+def test_hard_candidates_want_a_pool_and_a_sampled_candidate():
+    words = ["--loss.hard_candidates", "4", "--loss.retrieval_weight", "0", "--loss.full_softmax", "false"]
+    with pytest.raises(UserError, match="InfoNCE has no negatives"):
+        configs.load("ml_100k", [*words, "--loss.in_batch", "0", "--data.negatives", "0"])
+    with pytest.raises(UserError, match=r"data\.rank_candidates 1 leaves no room for a sampled candidate"):
+        configs.load("ml_100k", ["--loss.hard_candidates", "4", "--data.rank_candidates", "1"])

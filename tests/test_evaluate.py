@@ -288,3 +288,18 @@ def test_searches_with_less_to_go_by(setting, report):
     assert "query_without_history" not in found.slices["all"]
     assert search["targets"] + found.slices["recommendation"]["targets"] == found.targets
     assert search["query_without_history"] != search["model"] != search["history_without_query"]
+
+
+def test_the_share_of_sampled_candidates_is_no_calibration_of_the_model():
+    """Log loss and calibration of "engage" are over shown lists alone: elsewhere the number of samples decides them."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([np.eye(1, 5, dtype=np.int8).repeat(6, 0), rng.integers(0, 2, (6, 5))], axis=2)
+    logits, shown = rng.normal(size=(6, 5, 2)), np.array([True, False, True, False, False, False])
+    found = evaluate.by_label(("engage", "like"), labels, logits, shown)
+    assert found["log_loss/engage"]["mean"] == pytest.approx(metrics.log_loss(labels[shown, :, 0], logits[shown, :, 0]))
+    assert found["log_loss/like"]["mean"] == pytest.approx(metrics.log_loss(labels[..., 1], logits[..., 1]))
+    assert found["auc/engage"]["mean"] == pytest.approx(metrics.auc(labels[..., 0], logits[..., 0]))
+    none = evaluate.by_label(("engage", "like"), labels, logits, shown & False)
+    assert {"auc/engage", "log_loss/like"} <= set(none) and not {"log_loss/engage", "calibration_error/engage"} & set(
+        none
+    )

@@ -165,7 +165,7 @@ def test_a_failed_rewrite_keeps_the_log_that_was_there(tmp_path):
 
 @pytest.mark.parametrize("file", ["lengths.npy", "item_matrices/tags.npy"])
 def test_a_full_disk_is_told_and_keeps_the_log_that_was_there(tmp_path, monkeypatch, file):
-    """The file is the device of a disk that is always full, which numpy's own writer does not mind."""
+    """The file is the device of a disk that is always full."""
     before = event_log.write(tmp_path / "log", **parts())
     save = disk.save
 
@@ -293,6 +293,15 @@ def test_threads_share_one_log(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert sorted(read) == sorted(log.user_ids * 4)
+
+
+def test_a_log_that_was_replaced_is_not_taken_for_the_one_that_was_pickled(tmp_path):
+    """As by an import while a run is going on, whose workers open the log anew."""
+    kept = pickle.dumps(event_log.write(tmp_path / "log", **parts()))
+    assert pickle.loads(kept).fingerprint
+    event_log.write(tmp_path / "log", **parts(queries=["", "red", "green"]))
+    with pytest.raises(UserError, match="the log was replaced by another one while it was in use"):
+        pickle.loads(kept)
 
 
 def test_pickle_is_small_and_reads_in_another_process(tmp_path):

@@ -598,7 +598,23 @@ def test_an_evaluation_sees_nothing_from_its_target_on(kind, filter_seen):
             assert seen == (sorted(before) if filter_seen else [])
             assert row.target == row.ranking.item[0, 0]
             if record["request"][event] not in record["shown_request"]:
-                assert not np.isin(row.ranking.item[0, 1:], record["item"][: event + 1]).any()
+                had = record["item"][: event + 1] if filter_seen else row.target
+                assert not np.isin(row.ranking.item[0, 1:], had).any()
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "time"])
+def test_a_validation_is_not_told_what_the_test_part_holds(kind):
+    """A list that a validation and a test item were chosen from: the validation knows of the first one alone."""
+    shown = [(3, 4, 2), (3, 5, 2), (3, 8, 0)]
+    log = SmallLog([user([1, 2, 3, 4, 5], request=[1, 2, 2, 3, 3], shown=shown)], 10)
+    times = {"validation_from": float(log[0]["time"][3]), "test_from": float(log[0]["time"][4])}
+    config = configure({"rank_candidates": 3}, split=kind, **times)
+    split = splits.split(log, config.data)
+    labels = {}
+    for part in ("validation", "test"):
+        (batch,) = feed.evaluation_feed(log, split, part, config)
+        labels[part] = dict(zip(batch.ranking.item[0, 0].tolist(), batch.ranking.label[0, 0, :, 0].tolist()))
+    assert labels == {"validation": {4: 1, 5: -1, 8: -1}, "test": {5: 1, 4: 1, 8: 0}}
 
 
 def test_no_target_left_is_refused():

@@ -122,6 +122,8 @@ def test_hard_candidates_by_hand():
     assert longer.label[0, 0, :, 0].tolist() == [1, 0, 0, 0, -1]
     assert place[0, 0, :2].tolist() == [1, 4]
     assert (longer.label[0, 0, 2:, 1] == -1).all() and (longer.label[0, 1] == -1).all()
+    longer, _ = draw(candidates, best(scores, pool, candidates, None, 4), 4, None)
+    assert longer.item[0, 0].tolist() == [1, 2, 3, 4, 5, 0], "where people come back to items, 4 may come again"
 
 
 def test_hard_candidates_are_drawn_from_the_first_hundred():
@@ -136,11 +138,19 @@ def test_hard_candidates_are_drawn_from_the_first_hundred():
 
 
 def test_the_first_hundred_alone_are_expected_among_the_drawn():
-    found = hard.Best(jnp.array([[[0.9, 0.7, 0.5]]]), jnp.zeros((1, 1, 3)), jnp.zeros((1, 1, 3)))
+    found = hard.Best(jnp.linspace(0.9, 0.5, 100)[None, None], *jnp.zeros((2, 1, 1, 100)))
     score = jnp.array([[[0.8, 0.5 - 1e-7, 0.4]]])  # that of the last one, computed another way, is off by rounding
     np.testing.assert_allclose(hard.expected_draws(score, found, 5, None), [[[0.05, 0.05, 0]]])
     twice = jnp.log(jnp.array([[[2.0, 1.0, 1.0]]]))
     np.testing.assert_allclose(hard.expected_draws(score, found, 5, twice), [[[0.1, 0.05, 0]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "each"), [(2, 2 / 3), (3, 1.0), (5, 1.0)])
+def test_where_fewer_are_found_each_is_drawn_the_more_often(count, each):
+    """Three items are all that there is: none lies behind them."""
+    found = hard.Best(jnp.array([[[0.9, 0.7, 0.5, -jnp.inf, -jnp.inf]]]), *jnp.zeros((2, 1, 1, 5)))
+    drawn = hard.expected_draws(jnp.array([[[0.8, 0.5, 0.1]]]), found, count, None)
+    np.testing.assert_allclose(drawn, [[[each] * 3]], rtol=1e-6)
 
 
 def test_hard_candidates_leave_the_order_of_what_is_chosen():

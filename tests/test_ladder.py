@@ -231,6 +231,27 @@ def test_the_recipe_comes_first_with_all_seeds_and_what_is_finished_is_not_run_a
         )
 
 
+def test_a_ladder_has_one_family_and_the_same_settings_for_all_its_runs(tmp_path, capsys):
+    """Otherwise a variant's difference from the recipe would be that of the settings, too."""
+    plan = {"family": "f", "settings": ["--run.steps", "9"], "fingerprint": "0" * 64, "variants": ["recipe", "time"]}
+    planned = runs.planned({"recipe": Config(data=SMALL)}, (0,))
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        other = {"settings": ["--run.steps", "8"]} if name == "c" else {}
+        runs._note(tmp_path / name, plan | other | {"log": "small"}, planned)
+        runs.append(tmp_path / name, entry("time" if name == "b" else "recipe", 0 if name != "c" else 1, 0.5))
+    runs._note(tmp_path / "a", plan | {"log": "small"}, planned)
+    with pytest.raises(
+        UserError, match=r"a is a ladder with settings \['--run.steps', '9'\] in place of \[\]: give another"
+    ):
+        runs._note(tmp_path / "a", plan | {"settings": []}, planned)
+    with pytest.raises(UserError, match="a is a ladder with family 'f' in place of 'g'"):
+        runs._note(tmp_path / "a", plan | {"family": "g"}, planned)
+    report = lambda *names: ladder.main(["report", *(str(tmp_path / n) for n in names), "--out", str(tmp_path / "r")])
+    assert report("a", "b") == 0
+    assert report("a", "c") == 2 and "c has settings ['--run.steps', '8'], and" in capsys.readouterr().err
+
+
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +287,7 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
         assert len(cut.left) == 1 and runs.read(tmp_path / "m") == []
         asked = json.loads((tmp_path / "l" / runs.PLAN).read_text())["asked"]
         assert asked == [["recipe", 0], ["recipe", 1], ["recipe", 2]]
+        assert json.loads((tmp_path / "l" / runs.PLAN).read_text())["matrices"] == dict(log.spec.item_matrices)
 
         # Of three validations the second is the best: its parameters are kept, though later steps take their memory.
         seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1, patience=1))
@@ -294,7 +316,8 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
         assert found["metrics"]["validation"]["retrieval"]["ndcg@10"] == pytest.approx(best["ndcg@10"], abs=1e-9)
         popular = part["baselines"]["most_popular"]["retrieval"]["ndcg@10"]
         assert part["retrieval"]["ndcg@10"] > popular + 0.1, "users walk through eleven items in order"
-        assert {"auc/engage", "log_loss/engage", "calibration_error/engage"} <= set(part["ranking"])
+        assert {"auc/engage", "log_loss/like", "calibration_error/like"} <= set(part["ranking"])
+        assert "log_loss/engage" not in part["ranking"], "its candidates are sampled"
         assert "log_loss/like" in part["baselines"]["user_item_mean"]["ranking"]
         assert any("users with" in name for name in part["slices"])
     assert told.finished[0]["validation"] != told.finished[1]["validation"]
@@ -350,6 +373,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     variants = ["recipe", "time", "order"]
     asked = [[variant, seed] for variant in variants[:2] for seed in range(3)] + [["order", 0], ["other", 0]]
     plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": ["--run.steps", "9"]}
+    plan |= {"matrices": {"genres": 18, "text": 256}}
     (folder / runs.PLAN).write_text(json.dumps(plan | {"variants": variants, "asked": asked}))
     assert ladder.main(["report", str(folder), "--out", str(tmp_path / "out" / "f")]) == 0
     text = (tmp_path / "out" / "f.md").read_text()
@@ -358,6 +382,7 @@ def test_the_report_worked_by_hand(tmp_path, capsys):
     assert "| recipe | 3 | 0.2200 ± 0.0200 |" in text
     assert "| most_popular |  | 0.0625 ± 0.0000 |" in text and "| user_item_mean | engage | 0.6250 ± 0.0000 |" in text
     assert "**Partial evidence**: time has 2 of 3 seeds; not run: other." in text and "order, seed 0" in text
+    assert "Matrices of the items in the log: genres (18 wide), text (256 wide)." in text
     assert "--family f --seeds 0,1,2 --out ladder --run.steps 9" in text and '| time | model.rope = "time" |' in text
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert pictures == ["f_curves.png", "f_ladder.png", "f_slices.png"] and all(
@@ -472,6 +497,16 @@ def test_help_needs_no_jax():
         text=True,
     )
     assert done.returncode == 0 and "--budget SECONDS" in done.stdout, done.stderr
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "plots", raising=False)
+    runs.append(tmp_path, entry("recipe", 0, 0.5))
+    plan = {"family": "f", "log": "small", "fingerprint": "0" * 64, "settings": [], "variants": ["recipe"]}
+    (tmp_path / runs.PLAN).write_text(json.dumps(plan | {"asked": [["recipe", 0]]}))
+    assert ladder.main(["report", str(tmp_path), "--out", str(tmp_path / "r")]) == 2
+    assert "matplotlib" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # two programs that import jax and compile, each with a worker that imports it, too

@@ -73,7 +73,7 @@ def test_refusals(tmp_path, values, ids, reason):
 
 
 def test_no_matrix_file(tmp_path):
-    for wrong in ("image", "image=", "=x.npy", "a b=x.npy", "../x=x.npy"):
+    for wrong in ("image", "image=", "=x.npy", "a b=x.npy", "../x=x.npy", "id=x.npy"):
         with pytest.raises(UserError, match=re.escape("--matrix takes NAME=FILE.npy")):
             matrices.File.parse(wrong)
     with pytest.raises(UserError, match="there is no such file"):

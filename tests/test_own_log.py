@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines import event_files, interactions, sorted_events
+from data_pipelines import event_files, interactions, item_file, sorted_events
 from data_pipelines.event_log import EventLog
 from data_pipelines.own_log import Options, import_log
 from synergen_jax import cli
@@ -175,12 +175,10 @@ def test_items(tmp_path):
 
 
 def test_item_texts(tmp_path):
-    from data_pipelines import item_file
-
     (tmp_path / "items.csv").write_text('item,title,text\na,Red,"long\ntext"\nb,Blue,\nc,,only\n')
     table = item_file.read(tmp_path / "items.csv", {}, (), {}, ())
     described = item_file.describe(["", "a", "b", "c", "d"], table)
-    assert described.texts == ["", "Red long text", "Blue", "only", "d"]
+    assert described.texts == ["", "Red long text", "Blue", "only", ""]
     assert described.titles == ["", "Red", "Blue", "c", "d"] and described.without_row == 1
 
 
@@ -389,7 +387,9 @@ def test_wrong_options(tmp_path, options, reason):
         ("item,title\na,x\n", {"tags": ["genre"]}, "items.csv: there is no column 'genre' for --tags; it has item, title"),
         ("item,genre\na,\n", {"tags": ["genre"]}, "items.csv: column 'genre', given to --tags, is empty"),
         ("item,genre\n" + "".join(f"{n},{n}\n" for n in range(513)), {"tags": ["genre"]}, "items.csv: column 'genre' has more than 512 different values: too many for --tags"),
-        ("item,title\na,x\n", {"tags": ["a b"]}, "matrix 'a b': names hold letters, digits, - and _ alone, and come once"),
+        ("item,title\na,x\n", {"tags": ["a b"]}, "matrix 'a b': names hold letters, digits, - and _ alone, come once, and are not 'id'"),
+        ("item,title\na,x\n", {"tags": ["id"]}, "matrix 'id': names hold letters, digits, - and _ alone, come once, and are not 'id'"),
+        ("item,text\na,x\n", {"tags": ["text"]}, "matrix 'text' is what --text makes: give --tags or --vectors another name"),
         ('item,title\na,"x\n', {}, "items.csv:2: unexpected end of data"),
     ],
 )  # fmt: skip
@@ -436,8 +436,45 @@ def test_places_and_names(tmp_path):
         import_log(tmp_path, name="x", data_dir=tmp_path)
     with pytest.raises(UserError, match="'ml-1m' stands for the published data set"):
         import_log(tmp_path, name="ml-1m", data_dir=tmp_path)
+    with pytest.raises(UserError, match="'ml-1m-search' stands for the published data set"):
+        import_log(tmp_path, name="ml-1m-search", data_dir=tmp_path)
     with pytest.raises(UserError, match="may hold letters"):
         import_log(tmp_path, name="../x", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("odd", ["b.csv.gz", "b.CSV", "b.parquet"])
+def test_no_table_of_a_folder_is_passed_over(tmp_path, odd):
+    (folder := tmp_path / "events").mkdir()
+    for name in ("a.csv", "_SUCCESS", ".a.csv.crc", "readme.txt"):
+        (folder / name).write_text(HEAD + GOOD)
+    read = lambda name: import_log(folder, name=name, data_dir=tmp_path, now=NOW)
+    assert len(read("one")) == 1
+    (folder / odd).write_text(HEAD + GOOD)
+    message = (
+        "parquet and other files together" if odd == "b.parquet" else rf"{odd}: a table by its name, but none that ends"
+    )
+    with pytest.raises(UserError, match=message):
+        read("two")
+
+
+def test_ids_and_missing_values_are_no_texts(tmp_path):
+    """They are not searched, and not in the vocabulary of the encoder; an id stands for a title that is not there."""
+    items = "item,title,text,kind\nzork-1,Red dress,NULL,a|nan\nzork-2,\\N,nan,None\n"
+    content = HEAD + "".join(f"ann,zork-{n},{NOW - n}\n" for n in (1, 2, 3))
+    log = load(tmp_path, content, items=items, tags=["kind"], text="tfidf")
+    assert log.item_ids[1:] == ["zork-1", "zork-2", "zork-3"]
+    assert log.item_titles[1:] == ["Red dress", "zork-2", "zork-3"] and log.item_texts[1:] == ["Red dress", "", ""]
+    words = log.text_encoder().vocabulary
+    assert {"red", "dress"} <= set(words) and not any("zork" in word or "nan" in word for word in words)
+    assert log.item_columns["kind"] == ["a"]
+    assert log.item_matrices["text"][1].any() and not log.item_matrices["text"][2:].any()
+
+
+def test_vectors_that_are_not_finite_are_refused_at_once(tmp_path):
+    np.save(tmp_path / "image.npy", np.array([[1.0, 2.0], [np.nan, 0.0], [1e6, 0.0]], np.float32))
+    (tmp_path / "t.csv").write_text("item\na\nb\nc\n")
+    with pytest.raises(UserError, match=r"image.npy: row 1 \(from 0\) is not finite in float16: 2 rows are so"):
+        item_file.read(tmp_path / "t.csv", {}, (), {"image": tmp_path / "image.npy"}, ())
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):

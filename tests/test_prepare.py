@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines import atomic, interactions, movielens, prepare, rows, sources
+from data_pipelines import atomic, interactions, movielens, own_log, prepare, rows, sources
 from data_pipelines.event_log import EventLog
 from synergen_jax.errors import UserError
 
@@ -257,6 +257,24 @@ def test_a_changed_source_is_converted_again(tmp_path):
     (folder / "mine.inter").write_text(HEAD + GOOD + "v\ti\t3\t100\n")
     second = prepare.prepare(str(folder), data_dir=tmp_path)
     assert (len(first), len(second)) == (1, 2) and first.fingerprint != second.fingerprint
+
+
+def test_what_is_not_a_log_of_its_own_is_not_replaced(tmp_path):
+    """A folder of somebody's, in the place of the log; and a log that was imported, whose table may be gone."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.inter").write_text(HEAD + GOOD)
+    (tmp_path / "logs" / "mine").mkdir(parents=True)
+    (tmp_path / "logs" / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is not an event log"):
+        prepare.prepare(str(folder), data_dir=tmp_path)
+    assert (tmp_path / "logs" / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "events.csv").write_text("user,item,time\nann,a,1690000000\n")
+    log = own_log.import_log(tmp_path / "events.csv", name="mine", data_dir=tmp_path / "other")
+    with pytest.raises(UserError, match=r"mine is the log that was imported from .*events.csv: --force prepares"):
+        prepare.prepare(str(folder), data_dir=tmp_path / "other")
+    assert EventLog.load(log.path).fingerprint == log.fingerprint
+    assert prepare.prepare(str(folder), data_dir=tmp_path / "other", force=True).fingerprint != log.fingerprint
 
 
 def test_what_a_killed_run_leaves_is_not_a_log(tmp_path):

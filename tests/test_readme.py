@@ -4,6 +4,7 @@ import pathlib
 import re
 import shlex
 import tomllib
+import types
 
 import jax
 import ladder
@@ -12,7 +13,7 @@ import pytest
 
 from data_pipelines import event_log
 from data_pipelines.interactions import Interactions, log_parts
-from synergen_jax import cli, sweep_commands
+from synergen_jax import cli, commands, sweep_commands
 from synergen_jax import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -54,7 +55,9 @@ def data_dir(tmp_path_factory):
         (1, 2, 3, 4, 5),
     )
     folder = tmp_path_factory.mktemp("readme")
-    event_log.write(folder / "logs" / "ml-100k", name="ml-100k", source={}, **log_parts(log))
+    event_log.write(
+        folder / "logs" / "ml-100k", name="ml-100k", source={"sha256": "", "settings": {}}, **log_parts(log)
+    )
     return folder
 
 
@@ -62,6 +65,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
     monkeypatch.setenv("SYNERGEN_DATA", str(data_dir))
     monkeypatch.chdir(data_dir)
     settings = ["--run.steps", "2", "--model.width", "16", "--data.batch", "8", "--mesh.data", "1"]
+    settings += ["--data.max_history", "10", "--data.stride", "10"]  # users have more events than a window holds
     assert cli.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
     names = {}
     with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
@@ -74,13 +78,20 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
         labels = names["run"].log.spec.labels
         assert names["chances"].shape == (3, len(labels)) and len(names["found"]) == 10
         assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
-        assert int(names["cache"].length[0]) == len(names["record"]["item"]) + 1
+        assert int(names["cache"].length[0]) == 10 < len(names["record"]["item"])
+        np.testing.assert_array_equal(names["events"].item[0, :9], names["record"]["item"][-9:])
         exec(compile(second, "README.md", "exec"), names)
         assert names["synergen"].phase is names["by_day"]
         own = names["synergen"].apply(params["model"], names["batch"].events, *names["vectors"], method="encode")
     difference = np.abs(own.keys[0] - usual.keys[0]).max(axis=(1, 3))
     assert np.isfinite(difference).all() and difference.max() > 0.01, "another encoding of time gives other keys"
     np.testing.assert_allclose(own.values[0], usual.values[0], atol=1e-6)  # the first values know no time
+
+
+def test_quickstart_takes_the_log_that_is_there(data_dir):
+    """It may have been prepared with texts: to prepare it anew would take it from the runs that were trained on it."""
+    path = data_dir / "logs" / "ml-100k"
+    assert commands._prepared(types.SimpleNamespace(source=None, data_dir=data_dir)).path == path.resolve()
 
 
 @pytest.mark.parametrize("command", SYNERGEN, ids=" ".join)

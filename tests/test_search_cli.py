@@ -1,6 +1,7 @@
 """A shop's own log from a table to search by the command line; new items; a sweep."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from synergen_jax import config as configs
 from synergen_jax import sweep_commands
 from synergen_jax.cli import main
-from synergen_jax.errors import UserError
+from synergen_jax.errors import Stopped, UserError
+from synergen_jax.train import NotFiniteError
 
 CONFIG = """
 [data]
@@ -183,6 +185,34 @@ def test_a_sweep_refuses_what_the_log_does_not_have_before_it_trains(shop, capsy
     assert shop.call("sweep", tmp_path / "family.toml", "--workdir", tmp_path / "sweep", "--seeds", "0") == 2
     assert "variant bare: model.leave_out: the log has no matrix 'txet'; did you mean 'text'" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
+    """And tells in the end which one that was: by an error, since somebody has to look at it."""
+    (tmp_path / "f.toml").write_text('base = "quickstart"\n[variants.wild]\n[variants.tame]\n')
+    family, said = sweep_commands.load(tmp_path / "f.toml"), []
+
+    def fit(config, folder):
+        if folder.parent.name == "wild" and config.run.seed:
+            raise NotFiniteError("step 7: the loss is not finite")
+        folder.mkdir(parents=True)
+        return {"best_step": 3}
+
+    def evaluate(folder, split):
+        return {"protocol": "p, checkpoint of step 3", "model": {"hr@10": 0.5}, "slices": {}, "shown": {}}
+
+    with pytest.raises(Stopped, match=r"1 of 4 runs are without a result: wild, seed 1: step 7"):
+        sweep_commands.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
+    found = json.loads((tmp_path / "sweep_test.json").read_text())
+    assert [len(found["runs"][name]) for name in ("wild", "tame")] == [1, 2] and len(found["failed"]) == 1
+    with pytest.raises(Stopped, match="1 of 1 runs are without"):
+        only = family._replace(variants={"wild": family.variants["wild"]})
+        sweep_commands.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
+
+
+def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
+    with pytest.raises(UserError, match="by --seeds, not by"):
+        sweep_commands.load(pathlib.Path("search_100k"), ["--data.seed=3"])
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,19 @@ def test_held_out_items_are_in_no_training_event_and_all_else_stays():
         assert split.first_target[number] <= split.train_stop[number]
     assert (splits.cold_items(log, 0.2, seed=4) != cold).any()
     assert splits.hold_out(log, whole, 0.0, seed=3) == (log, whole)
+
+
+def test_a_held_out_part_knows_nothing_of_a_request_behind_the_split():
+    """Its records end with training, so that nothing but the part itself can tell that a request went on."""
+    shown = [(1, 1, 2), (1, 9, 0), (3, 4, 2), (3, 5, 2), (3, 6, 2), (3, 8, 0)]
+    log = SmallLog([user([1, 2, 3, 4, 5, 6], request=[1, 2, 2, 3, 3, 3], shown=shown)], 10)
+    whole = splits.split(log, LAST)
+    assert whole.train_stop.tolist() == [4]
+    for seed in range(20):
+        part, _ = splits.hold_out(log, whole, 0.12, seed)
+        record = part[0]
+        known = dict(
+            zip(zip(record["shown_request"].tolist(), record["shown_item"].tolist()), record["shown_action"].tolist())
+        )
+        wanted = {(1, 1): 2, (1, 9): 0, (3, 4): 2, (3, 5): -1, (3, 6): -1, (3, 8): -1}
+        assert len(known) >= 5 and known.items() <= wanted.items()

@@ -14,6 +14,8 @@ from small_run import ITEMS, Run, fixed
 
 from synergen_jax import config as configs
 from synergen_jax import evaluate, train
+from synergen_jax.batch import LogSpec
+from synergen_jax.config import Config, LossConfig
 from synergen_jax.errors import UserError
 
 
@@ -280,3 +282,11 @@ def test_matrices_that_are_left_out():
         Run(model={"leave_out": "txt"})
     with pytest.raises(UserError, match="items have no vectors"):
         Run(model={"leave_out": "text", "item_ids": False})
+
+
+def test_hard_candidates_lack_the_features_of_shown_ones():
+    """One column would tell them from the items of the list: nothing about items would be learned from them."""
+    spec = LogSpec(items=9, actions=3, queries=1, labels=("engage",), candidate_features=("price",))
+    with pytest.raises(UserError, match=r"loss.hard_candidates: .* \(price\), by which the head .* set it to 0"):
+        train.make_model(Config(loss=LossConfig(hard_candidates=2)), spec)
+    train.make_model(Config(), spec)

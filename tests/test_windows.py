@@ -102,7 +102,7 @@ def test_every_unseen_item_has_the_same_chance():
 def test_candidates_without_a_shown_list():
     record = user([1, 2, 3, 4], action=[2, 3, 1, 2])
     item, label, _ = windows.candidates(
-        rng(), record, np.array([1, 2]), 4, 3, TABLE, np.arange(1, 10), told=len(record["item"])
+        rng(), record, np.array([1, 2]), record["item"][:4], 3, TABLE, np.arange(1, 10), told=len(record["item"])
     )
     assert item.shape == (2, 3) and label.shape == (2, 3, 2)
     assert item.dtype == np.int32 and label.dtype == np.int8
@@ -118,11 +118,26 @@ def test_known_events_alone_tell_what_a_user_has():
     drawn = set()
     for seed in range(50):
         item, *_ = windows.candidates(
-            rng(seed), record, np.array([1]), 2, 4, TABLE, np.arange(1, 6), told=len(record["item"])
+            rng(seed), record, np.array([1]), record["item"][:2], 4, TABLE, np.arange(1, 6), told=len(record["item"])
         )
         drawn |= set(item[0, 1:].tolist())
         assert not set(item[0, 1:].tolist()) & {1, 2}
     assert drawn == {3, 4, 5}, "items that come later may be drawn: at that time nobody could know"
+
+
+@pytest.mark.parametrize("items", [5, 400])
+def test_where_people_come_back_to_items_a_list_lacks_its_own_alone(items):
+    """Were no candidate an item that the user has, to have had it would tell that it is the chosen one."""
+    record, drawn = user([1, 2, 3, 4]), set()
+    for seed in range(300):
+        item, label, _ = windows.candidates(
+            rng(seed), record, np.array([1, 3]), record["item"][:0], 4, TABLE, np.arange(1, items), told=4
+        )
+        assert item[:, 0].tolist() == [2, 4] and label[:, 1:].tolist() == [[[0, -1]] * 3] * 2
+        for row in item.tolist():
+            assert len(set(row)) == 4
+        drawn |= {(row[0], other) for row in item.tolist() for other in row[1:]}
+    assert {(2, 1), (2, 3), (2, 4), (4, 1), (4, 2), (4, 3)} <= drawn
 
 
 def test_candidates_of_a_shown_list():
@@ -132,7 +147,7 @@ def test_candidates_of_a_shown_list():
     seen = set()
     for seed in range(20):
         item, label, _ = windows.candidates(
-            rng(seed), record, np.array([1]), 3, 3, TABLE, np.arange(1, 10), told=len(record["item"])
+            rng(seed), record, np.array([1]), record["item"][:3], 3, TABLE, np.arange(1, 10), told=len(record["item"])
         )
         assert item[0, 0] == 2 and label[0, 0].tolist() == [1, 0]
         for other, of in zip(item[0, 1:].tolist(), label[0, 1:].tolist()):
@@ -148,7 +163,9 @@ def test_a_request_that_goes_on_behind_the_split_tells_what_it_has_chosen_alone(
     record = user([1, 2, 3, 4, 5], request=[1, 2, 3, 3, 3], shown=shown)
 
     def labels(told):
-        item, label, _ = windows.candidates(rng(), record, np.array([2]), told, 5, TABLE, np.arange(1, 10), told=told)
+        item, label, _ = windows.candidates(
+            rng(), record, np.array([2]), record["item"][:told], 5, TABLE, np.arange(1, 10), told
+        )
         return dict(zip(item[0].tolist(), label[0].tolist()))
 
     chosen, not_chosen, unknown = TABLE[2].tolist(), TABLE[0].tolist(), [-1, -1]
@@ -160,7 +177,7 @@ def test_a_request_that_goes_on_behind_the_split_tells_what_it_has_chosen_alone(
 def test_a_shown_list_that_is_too_short_is_padded():
     record = user([1, 2], request=[1, 2], shown=[(2, 2, 2), (2, 5, 0)])
     item, label, _ = windows.candidates(
-        rng(), record, np.array([0, 1]), 2, 4, TABLE, np.arange(1, 10), told=len(record["item"])
+        rng(), record, np.array([0, 1]), record["item"][:2], 4, TABLE, np.arange(1, 10), told=len(record["item"])
     )
     assert np.all(item[0] > 0), "the other event has no list: unseen items"
     assert item[1].tolist() == [2, 5, 0, 0]
@@ -171,7 +188,7 @@ def test_a_shown_list_that_is_too_short_is_padded():
 def test_candidates_of_a_tiny_catalogue(items):
     record = user([1] * 3)
     item, label, _ = windows.candidates(
-        rng(), record, np.arange(3), 3, 5, TABLE, np.arange(1, items), told=len(record["item"])
+        rng(), record, np.arange(3), record["item"][:3], 5, TABLE, np.arange(1, items), told=len(record["item"])
     )
     for row, of in zip(item, label):
         there = row[row > 0]
@@ -182,10 +199,10 @@ def test_candidates_of_a_tiny_catalogue(items):
 def test_one_candidate_and_no_event():
     record = user([1, 2])
     item, label, _ = windows.candidates(
-        rng(), record, np.array([1]), 2, 1, TABLE, np.arange(1, 10), told=len(record["item"])
+        rng(), record, np.array([1]), record["item"][:2], 1, TABLE, np.arange(1, 10), told=len(record["item"])
     )
     assert item.tolist() == [[2]] and label.tolist() == [[[1, 0]]]
     item, label, _ = windows.candidates(
-        rng(), record, np.zeros(0, np.int64), 2, 4, TABLE, np.arange(1, 10), told=len(record["item"])
+        rng(), record, np.zeros(0, np.int64), record["item"][:2], 4, TABLE, np.arange(1, 10), told=len(record["item"])
     )
     assert item.shape == (0, 4) and label.shape == (0, 4, 2)

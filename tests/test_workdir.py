@@ -97,6 +97,14 @@ def test_another_log(tmp_path):
     assert contents(folder) == before
 
 
+def test_a_run_that_was_killed_before_its_config_was_written_starts_anew(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("log.json", "config.tmp"):
+        (tmp_path / "run" / name).write_text("{")
+    workdir.start(tmp_path / "run", Config(), LOG, "abc")
+    assert workdir.read(tmp_path / "run")[0] == Config()
+
+
 def test_what_is_no_workdir(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "other").mkdir()

@@ -228,6 +228,9 @@ def _about(plans, entries: list[Entry], ladder: Ladder, asked: list[tuple[str, i
         f"{some(e['device'] for e in entries)}; jax {some(e['versions']['jax'] for e in entries)}; commit "
         f"{some(e['commit'] or 'unknown' for e in entries)}; {len(entries)} runs, {hours:.1f} minutes in all."
     )
+    if plan.get("matrices"):  # what a log was prepared with decides them
+        widths = ", ".join(f"{name} ({width} wide)" for name, width in plan["matrices"].items())
+        parts.append(f"Matrices of the items in the log: {widths}.")
     words = "".join(f" {word}" for word in plan["settings"])
     seeds = ",".join(map(str, dict.fromkeys(seed for _, seed in asked)))
     parts.append(

@@ -227,7 +227,8 @@ def measured(
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        return {name: v["mean"] for name, v in evaluation.by_label(model.spec.labels, said.labels, logits).items()}
+        found = evaluation.by_label(model.spec.labels, said.labels, logits, said.shown)
+        return {name: value["mean"] for name, value in found.items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
     popular = baselines.fixed(source.catalogue.counts)
@@ -273,7 +274,9 @@ def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) ->
         before, was = [], {}
     for name, value in was.items():
         if value != plan[name]:
-            raise UserError(f"{folder} is a ladder with {name} {value!r} in place of {plan[name]!r}: give another --out")
+            raise UserError(
+                f"{folder} is a ladder with {name} {value!r} in place of {plan[name]!r}: give another --out"
+            )
     workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
 
 
@@ -307,7 +310,8 @@ def climb(
     finished = read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _note(folder, command | {"log": log.name, "fingerprint": log.fingerprint}, runs)
+    about_log = {"log": log.name, "fingerprint": log.fingerprint, "matrices": dict(log.spec.item_matrices)}
+    _note(folder, command | about_log, runs)
     trainers: dict[str, Trainer] = {}
     while todo:
         run = todo[0]

@@ -111,7 +111,8 @@ def make_model(arguments, get_trainer=trainer):
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     torch.set_num_threads(arguments.threads)
     lightning.seed_everything(arguments.seed, verbose=False)
 

@@ -139,7 +139,8 @@ def main() -> int:
         events.refuse(f"--models {', '.join(sorted(unknown))}: sasrec and hstu are known")
     events.check(arguments.peer_python)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])  # before jax counts them
+    if hasattr(os, "sched_setaffinity"):  # not on macOS, where jax takes all cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])  # before jax counts them
 
     from data_pipelines.event_log import EventLog
     from data_pipelines.prepare import locate
