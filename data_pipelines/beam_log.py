@@ -21,7 +21,6 @@ import dataclasses
 import json
 import pathlib
 import shlex
-import tempfile
 import time
 import typing
 import uuid
@@ -71,7 +70,8 @@ def import_log(
     inputs = files.urls if isinstance(files, _Remote) else tuple(map(shared_files.absolute, files.paths))
     roles, table = own_log.opened(files, items, options)
     own_log.make(logs)
-    with disk.room(logs), tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as own:
+    disk.remove_leftovers(logs)
+    with disk.room(logs), disk.scratch(logs, name, "import") as own:
         shared = shared_files.absolute(
             own if folder is None else f"{str(folder).rstrip('/')}/{name}-{uuid.uuid4().hex[:8]}"
         )
@@ -80,7 +80,7 @@ def import_log(
         job = beam_workers.Job(inputs, files.where, roles, time.time() if now is None else now, shared)
         try:
             run = _Import(job, files, options, lambda build: _run(_options(runner, beam_options), build))
-            return run.write(logs / name, name, items, table, pathlib.Path(own))
+            return run.write(logs / name, name, items, table, own)
         finally:
             if folder is not None:
                 with contextlib.suppress(OSError):  # what cannot be removed must not cost the log

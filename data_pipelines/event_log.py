@@ -22,7 +22,6 @@ import io
 import json
 import pathlib
 import shutil
-import tempfile
 import threading
 import types
 import typing
@@ -354,27 +353,23 @@ def _dump(path: pathlib.Path, value: typing.Any) -> None:
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
     """A new folder beside `path` that takes its place if all goes well, and is removed if not."""
-    folder = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.half-written.", dir=path.parent))
-        (folder / "new").mkdir()
-        yield folder / "new"
-        if path.exists():
-            path.rename(folder / "old")
-        try:
-            (folder / "new").rename(path)
-        except OSError:
-            if (folder / "old").exists():
-                (folder / "old").rename(path)
-            raise
+        with disk.scratch(path.parent, path.name, "half-written") as folder:
+            (folder / "new").mkdir()
+            yield folder / "new"
+            if path.exists():
+                path.rename(folder / "old")
+            try:
+                (folder / "new").rename(path)
+            except OSError:
+                if (folder / "old").exists():
+                    (folder / "old").rename(path)
+                raise
     except OSError as error:
         if disk.is_full(error):
             raise
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_records(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-import tempfile
 import typing
 
 import numpy as np
@@ -67,8 +66,9 @@ def import_log(
     files = event_files.EventFiles(events)
     roles, table = opened(files, items, options)
     make(logs)
-    with disk.room(logs), tempfile.TemporaryDirectory(prefix=f".{name}.import.", dir=logs) as folder:
-        gathered = _Gathered(files, roles, options, pathlib.Path(folder), now)
+    disk.remove_leftovers(logs)
+    with disk.room(logs), disk.scratch(logs, name, "import") as folder:
+        gathered = _Gathered(files, roles, options, folder, now)
         gathered.read()
         actions = sorted(gathered.vocabularies["action"].texts())
         make_labels(actions, options.labels)  # refuses now rather than at the end

@@ -8,7 +8,7 @@ import re
 import shutil
 import typing
 
-from data_pipelines import atomic, event_log, matrices, movielens, search_queries, sources, text, trivago
+from data_pipelines import atomic, disk, event_log, matrices, movielens, search_queries, sources, text, trivago
 from data_pipelines.event_log import EventLog
 from data_pipelines.interactions import log_parts
 from synergen_jax.errors import UserError
@@ -72,6 +72,7 @@ def prepare(
     if of_trivago:
         settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     path = logs_folder(data_dir) / name
+    disk.remove_leftovers(path.parent)
     if raw is None and source is not None:
         raw = _given(name, source)
     if not force and (path / "log.json").is_file():

@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -475,6 +476,21 @@ def test_vectors_that_are_not_finite_are_refused_at_once(tmp_path):
     (tmp_path / "t.csv").write_text("item\na\nb\nc\n")
     with pytest.raises(UserError, match=r"image.npy: row 1 \(from 0\) is not finite in float16: 2 rows are so"):
         item_file.read(tmp_path / "t.csv", {}, (), {"image": tmp_path / "image.npy"}, ())
+
+
+def test_what_a_killed_import_leaves_is_removed_by_the_next_one(tmp_path):
+    code = (
+        "import os, signal, sys; from data_pipelines import event_log, own_log; "
+        "event_log._write_records = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+        "own_log.import_log(sys.argv[1], name='shop', data_dir=sys.argv[2])"
+    )
+    (tmp_path / "events.csv").write_text(HEAD + GOOD)
+    command = [sys.executable, "-c", code, tmp_path / "events.csv", tmp_path / "data"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    logs = tmp_path / "data" / "logs"
+    assert sorted(path.name.split(".")[2] for path in logs.iterdir()) == ["half-written", "import"]
+    load(tmp_path, HEAD + GOOD)
+    assert [path.name for path in logs.iterdir()] == ["shop"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):

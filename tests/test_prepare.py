@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from data_pipelines import atomic, interactions, movielens, own_log, prepare, rows, sources
+from data_pipelines import atomic, disk, interactions, movielens, own_log, prepare, rows, sources
 from data_pipelines.event_log import EventLog
 from synergen_jax.errors import UserError
 
@@ -284,6 +287,29 @@ def test_what_a_killed_run_leaves_is_not_a_log(tmp_path):
     log.path.rename(half)
     with pytest.raises(UserError, match=r"no prepared log 'ml-100k' \(prepared: none\)"):
         prepare.locate("ml-100k", tmp_path)
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path):
+    """Unless its process runs, or may run on another host; a log that it had moved away is put back."""
+    log = prepare.prepare("ml-100k", source=files_100k(tmp_path / "files"), data_dir=tmp_path)
+    logs = log.path.parent
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with disk.scratch(logs, "shop.v2", "import") as own:
+        parts = own.name.split(".")  # "", name, what, host and process, something random
+        host = parts[-2].partition("-")[0]
+        left = [
+            logs / f".{name}.{host}-{gone.pid}.x" for name in ("shop.v2.import", "ml-1m.half-written", "a.half-written")
+        ]
+        other = logs / f".shop.v2.import.{'0' * 8}-{gone.pid}.x"
+        for path in (*left, other):
+            (path / "new").mkdir(parents=True)
+        shutil.copytree(log.path, left[1] / "old")  # was to be replaced
+        (left[2] / "old").mkdir()
+        (logs / "a").mkdir()  # was replaced
+        prepare.prepare("ml-100k", data_dir=tmp_path)
+        assert sorted(path.name for path in logs.iterdir()) == sorted([own.name, other.name, "a", "ml-100k", "ml-1m"])
+    assert not own.exists() and EventLog.load(logs / "ml-1m").fingerprint == log.fingerprint
 
 
 def test_locate(tmp_path, monkeypatch):
