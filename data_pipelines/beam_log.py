@@ -71,6 +71,7 @@ def import_log(
     roles, table = own_log.opened(files, items, options)
     own_log.make(logs)
     disk.remove_leftovers(logs)
+    event_log.check_place(logs / name)  # now rather than at the end
     with disk.room(logs), disk.scratch(logs, name, "import") as own:
         shared = shared_files.absolute(
             own if folder is None else f"{str(folder).rstrip('/')}/{name}-{uuid.uuid4().hex[:8]}"

@@ -21,6 +21,7 @@ import difflib
 import io
 import json
 import pathlib
+import re
 import shutil
 import threading
 import types
@@ -36,15 +37,10 @@ from synergen_jax.errors import UserError, first_line
 
 FORMAT = 1
 RECORDS = "event_log_tfds/1.0.0"
-PARTS = {
-    "items.json",
-    "queries.json",
-    "users.json",
-    "lengths.npy",
-    "item_matrices",
-    "query_matrices",
-    "text_encoder",
-} | {RECORDS.partition("/")[0]}  # of a log's folder, beside log.json, which is written last
+_PARTS = re.compile(
+    r"(items|queries|users)\.json|lengths\.npy|(item|query)_matrices/[^/]+\.npy|"
+    rf"text_encoder/\w+\.(json|npy)|{re.escape(RECORDS)}/[^/]+"
+)  # files of a log beside log.json, which is written last
 
 
 class EventLog:
@@ -260,8 +256,7 @@ def write(
       shards: ArrayRecord files that hold all `users` already, in their order. They are moved into the log.
     """
     path = pathlib.Path(path).expanduser().resolve()
-    if path.exists() and not ((path / "log.json").is_file() or (path.is_dir() and not any(path.iterdir()))):
-        raise UserError(f"{path}: exists and is not an event log: give another folder")
+    check_place(path)
     item_texts = item_titles if item_texts is None else item_texts
     tables = {
         "item_ids": item_ids,
@@ -344,6 +339,15 @@ def write(
             if written[index]["user_id"] != user_ids[index]:
                 raise RuntimeError(f"record {index} came back as another user's")
     return EventLog.load(path)
+
+
+def check_place(path: pathlib.Path) -> None:
+    """Refuses to write a log over what is none, nor the rest of one that lost its log.json."""
+    if not path.exists() or (path / "log.json").is_file():
+        return
+    files = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+    if not path.is_dir() or not all(map(_PARTS.fullmatch, files)):
+        raise UserError(f"{path}: exists and is not an event log: move it away, or give another name or folder")
 
 
 def _dump(path: pathlib.Path, value: typing.Any) -> None:

@@ -67,6 +67,7 @@ def import_log(
     roles, table = opened(files, items, options)
     make(logs)
     disk.remove_leftovers(logs)
+    event_log.check_place(logs / name)  # now rather than at the end
     with disk.room(logs), disk.scratch(logs, name, "import") as folder:
         gathered = _Gathered(files, roles, options, folder, now)
         gathered.read()

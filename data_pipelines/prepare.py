@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-import shutil
 import typing
 
 from data_pipelines import atomic, disk, event_log, matrices, movielens, search_queries, sources, text, trivago
@@ -73,6 +72,7 @@ def prepare(
         settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     path = logs_folder(data_dir) / name
     disk.remove_leftovers(path.parent)
+    event_log.check_place(path)  # now rather than at the end
     if raw is None and source is not None:
         raw = _given(name, source)
     if not force and (path / "log.json").is_file():
@@ -108,8 +108,6 @@ def prepare(
         parts["text_encoder"] = made
         for kind, matrix in found.items():
             parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
-    if path.is_dir() and not (path / "log.json").exists() and {p.name for p in path.iterdir()} <= event_log.PARTS:
-        shutil.rmtree(path)  # half a log, which nothing reads; of a folder of anything else `write` keeps its hands off
     return event_log.write(path, name=name, source=about, **parts)
 
 

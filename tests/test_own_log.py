@@ -493,6 +493,17 @@ def test_what_a_killed_import_leaves_is_removed_by_the_next_one(tmp_path):
     assert [path.name for path in logs.iterdir()] == ["shop"]
 
 
+def test_a_folder_in_the_place_of_the_log_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    (place := tmp_path / "data" / "logs" / "shop").mkdir(parents=True)
+    (place / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr(event_files.EventFiles, "pieces", None)
+    with pytest.raises(UserError, match="shop: exists and is not an event log: move it away"):
+        load(tmp_path, HEAD + GOOD)
+    (place / "thesis.txt").rename(place / "lengths.npy")  # what is left of a log is replaced
+    monkeypatch.undo()
+    assert len(load(tmp_path, HEAD + GOOD)) == 1
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     """The files of events are the device of a disk that is always full. A small file fails at its last flush alone."""
     made = sorted_events.Store.__init__

@@ -272,6 +272,11 @@ def test_what_is_not_a_log_of_its_own_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="exists and is not an event log"):
         prepare.prepare(str(folder), data_dir=tmp_path)
     assert (tmp_path / "logs" / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "logs" / "mine" / "text_encoder").mkdir()  # as deep in a folder that a log has, too
+    (tmp_path / "logs" / "mine" / "thesis.txt").rename(tmp_path / "logs" / "mine" / "text_encoder" / "thesis.txt")
+    with pytest.raises(UserError, match="exists and is not an event log"):
+        prepare.prepare(str(folder), data_dir=tmp_path)
+    assert (tmp_path / "logs" / "mine" / "text_encoder" / "thesis.txt").exists()
     (tmp_path / "events.csv").write_text("user,item,time\nann,a,1690000000\n")
     log = own_log.import_log(tmp_path / "events.csv", name="mine", data_dir=tmp_path / "other")
     with pytest.raises(UserError, match=r"mine is the log that was imported from .*events.csv: --force prepares"):
