@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -41,7 +42,8 @@ def prepare(
     `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "trivago", which needs a `source`,
     after whose folder or file the log is called; or a folder of RecBole's atomic files, whose log is then called after
     its .inter file; any other name needs `source`, that folder. A log that was made with other settings, or from a given
-    `source` of other bytes, is made anew, and so is everything with `force`; without it, an imported log is refused.
+    `source` of other bytes, is made anew, and so is everything with `force`; without it, a log that was imported, or prepared
+    from files of another place, is not replaced.
 
     Args:
       encoder: what `text.make` takes, or "none". By default logs with queries have "tfidf", others none.
@@ -76,19 +78,15 @@ def prepare(
     if raw is None and source is not None:
         raw = _given(name, source)
     if not force and (path / "log.json").is_file():
+        _refuse_another(path, raw if name not in known else None)
         try:
             log = EventLog.load(path)
             log[len(log) - 1]
         except UserError:
             pass  # a damaged log is prepared again
         else:
-            if "sha256" not in log.source:
-                raise UserError(
-                    f"{path} is the log that was imported from {log.source.get('origin', 'a table')}: --force prepares "
-                    f"{name} in its place; to keep it, move the folder away, or prepare with another --data-dir"
-                )
             same = log.source.get("settings", {}) == settings
-            if same and (raw is None or raw.sha256() == log.source["sha256"]):
+            if same and (raw is None or raw.sha256() == log.source.get("sha256")):
                 return log
     of = SEARCH.get(name, name)
     raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
@@ -109,6 +107,20 @@ def prepare(
         for kind, matrix in found.items():
             parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
     return event_log.write(path, name=name, source=about, **parts)
+
+
+def _refuse_another(path: pathlib.Path, raw: sources.Raw | None) -> None:
+    """Refuses to replace a log, be it damaged, that was imported, or that was prepared from another place than `raw`."""
+    try:
+        source = json.loads((path / "log.json").read_text(encoding="utf-8"))["source"]
+        origin, sha256 = source.get("origin", "a table"), source.get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # nothing is known of it
+    if sha256 is None or (raw and raw.origin != origin and raw.sha256() != sha256):
+        raise UserError(
+            f"{path} is the log that was {'imported' if sha256 is None else 'prepared'} from {origin}: --force prepares "
+            f"another in its place; to keep it, move the folder away, or prepare with another --data-dir"
+        )
 
 
 def _settings(

@@ -260,6 +260,12 @@ def test_a_changed_source_is_converted_again(tmp_path):
     (folder / "mine.inter").write_text(HEAD + GOOD + "v\ti\t3\t100\n")
     second = prepare.prepare(str(folder), data_dir=tmp_path)
     assert (len(first), len(second)) == (1, 2) and first.fingerprint != second.fingerprint
+    moved = folder.rename(tmp_path / "moved")
+    assert prepare.prepare(str(moved), data_dir=tmp_path).fingerprint == second.fingerprint
+    (moved / "mine.inter").write_text(HEAD + GOOD)  # of the same name, and neither the place nor the bytes
+    with pytest.raises(UserError, match=f"logs/mine is the log that was prepared from {folder}: --force prepares"):
+        prepare.prepare(str(moved), data_dir=tmp_path)
+    assert len(prepare.prepare(str(moved), data_dir=tmp_path, force=True)) == 1
 
 
 def test_what_is_not_a_log_of_its_own_is_not_replaced(tmp_path):
@@ -282,6 +288,9 @@ def test_what_is_not_a_log_of_its_own_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match=r"mine is the log that was imported from .*events.csv: --force prepares"):
         prepare.prepare(str(folder), data_dir=tmp_path / "other")
     assert EventLog.load(log.path).fingerprint == log.fingerprint
+    (log.path / "users.json").write_text("damaged")
+    with pytest.raises(UserError, match=r"mine is the log that was imported from .*events.csv: --force prepares"):
+        prepare.prepare(str(folder), data_dir=tmp_path / "other")
     assert prepare.prepare(str(folder), data_dir=tmp_path / "other", force=True).fingerprint != log.fingerprint
 
 
