@@ -290,12 +290,15 @@ def write(
       about: the log's `source`, to which is added what is found here.
     """
     item_ids, queries, actions = tables["item"], tables["query"], tables["action"]
+    labels = make_labels(
+        actions[1:], options.labels, "no event is left of action"
+    )  # refuses now rather than at the end
     described = item_file.describe(item_ids, table)
     item_matrices, query_matrices = dict(described.matrices), {}
     texts = {"item_texts": described.texts, "text_encoder": None}
     encoder = options.text or ("tfidf" if table and any((*table.titles, *table.texts)) else "none")
     if encoder != "none":
-        words = described.texts if table else [""]  # an item without a row goes by its id, which is no text
+        words = described.texts if table and any(table.words) else [""]  # ids are no texts
         texts["text_encoder"], found = text.matrices(encoder, words, queries, path.parent.parent / "text-cache")
         for kind, matrix in found.items():
             (item_matrices if kind == "item" else query_matrices)["text"] = matrix
@@ -309,7 +312,7 @@ def write(
         item_titles=described.titles,
         queries=queries,
         actions=actions,
-        labels=make_labels(actions[1:], options.labels),
+        labels=labels,
         item_matrices=item_matrices,
         query_matrices=query_matrices,
         item_columns=described.columns,
@@ -327,13 +330,19 @@ def check_actions(where: str, roles: typing.Mapping[str, str], count: int) -> No
         )
 
 
-def make_labels(actions: list[str], given: typing.Mapping[str, typing.Sequence[str]]) -> dict[str, list[int]]:
-    """Action ids of each label. The first, "engage", tells whether an item is chosen at all: by any action."""
+def make_labels(
+    actions: list[str], given: typing.Mapping[str, typing.Sequence[str]], lacking: str = "there is no action"
+) -> dict[str, list[int]]:
+    """Action ids of each label. The first, "engage", tells whether an item is chosen at all: by any action.
+
+    Args:
+      lacking: how the message about an unknown action begins.
+    """
     number = {action: i for i, action in enumerate(actions, 1)}
     labels = {"engage": list(number.values())}
     for name, names in given.items():
         if wrong := [action for action in names if action not in number]:
             near = nearest(wrong[0], actions)
-            raise UserError(f"--label {name}: there is no action {wrong[0]!r}{near}; there are {', '.join(actions)}")
+            raise UserError(f"--label {name}: {lacking} {wrong[0]!r}{near}; there are {', '.join(actions)}")
         labels[name] = sorted({number[action] for action in names})
     return labels

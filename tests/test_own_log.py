@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines import event_files, interactions, item_file, sorted_events
+from data_pipelines import event_files, event_log, interactions, item_file, own_log, sorted_events
 from data_pipelines.event_log import EventLog
 from data_pipelines.own_log import Options, import_log
 from synergen_jax import cli
@@ -471,6 +471,28 @@ def test_ids_and_missing_values_are_no_texts(tmp_path):
     assert log.item_matrices["text"][1].any() and not log.item_matrices["text"][2:].any()
 
 
+def test_ids_are_no_texts_where_the_table_has_none(tmp_path):
+    content = f"user,item,time,query\nann,zork-1,{NOW - 2},red dress\n"
+    log = load(tmp_path, content, items="item,kind\nzork-1,a\n", tags=["kind"], text="tfidf")
+    assert "text" not in log.item_matrices and log.query_matrices["text"][1].any()
+    assert not any("zork" in word for word in log.text_encoder().vocabulary)
+
+
+def test_an_action_of_which_nothing_is_left_is_told_before_texts_are_encoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_log.text, "matrices", None)
+    content = f"user,item,time,action\nann,a,{NOW - 2},view\nann,b,0,buy\n"
+    reason = "--label bought: no event is left of action 'buy'; there are view"
+    refused(
+        tmp_path,
+        content,
+        reason,
+        items="item,title\na,x\n",
+        labels={"bought": ["buy"]},
+        drop=["all"],
+        time_unit="seconds",
+    )
+
+
 def test_vectors_that_are_not_finite_are_refused_at_once(tmp_path):
     np.save(tmp_path / "image.npy", np.array([[1.0, 2.0], [np.nan, 0.0], [1e6, 0.0]], np.float32))
     (tmp_path / "t.csv").write_text("item\na\nb\nc\n")
@@ -611,6 +633,17 @@ def test_command_line(tmp_path, capsys):
         cli.main([*command, "--drop", "all"]) == 0 and "in place of the one that was there" in capsys.readouterr().out
     )
     assert cli.main([*command, "--label", "bought"]) == 2 and "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_matrix_text_of_another_make_can_be_shown(tmp_path, capsys):
+    """As of a log that an earlier version imported with --vectors text=..."""
+    log = load(tmp_path, HEAD + GOOD)
+    parts = {"item_ids": log.item_ids, "item_titles": log.item_titles, "queries": [""], "actions": log.actions}
+    matrices = {"text": np.array([[0.0], [1.0]])}
+    path = tmp_path / "data" / "logs" / "old"
+    event_log.write(path, name="old", users=[log[0]], labels=log.labels, item_matrices=matrices, source={}, **parts)
+    assert cli.main(["data", "show", "old", "--data-dir", str(tmp_path / "data")]) == 0
+    assert "old: 1 events" in capsys.readouterr().out
 
 
 def test_multi_hot_is_exact():
