@@ -94,10 +94,14 @@ class _Remote(event_files.EventFiles):
     def __init__(self, pattern: str):
         self.where = pattern
         found = [match.path for match in shared_files.systems().match([pattern])[0].metadata_list]
+        endings = (*event_files.TABLES, ".txt")
         if not found or (found == [pattern.rstrip("/")] and not pathlib.PurePosixPath(pattern).suffix):
             folder = f"{pattern.rstrip('/')}/*"
             found = [match.path for match in shared_files.systems().match([folder])[0].metadata_list]
-        found = [url for url in found if url.endswith((".parquet", ".csv", ".tsv", ".txt"))]
+            endings = event_files.TABLES
+        urls = {pathlib.PurePosixPath(url): url for url in found}
+        kept, self.ignored = event_files.tables([*urls], endings)
+        found = [urls[path] for path in kept]
         if not found:
             raise UserError(f"{pattern}: there is no .parquet, .csv or .tsv file")
         self.urls = tuple(sorted(found))

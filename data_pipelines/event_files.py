@@ -48,12 +48,13 @@ class EventFiles:
     """One file, a folder of parquet or CSV files, or those that a pattern like `logs/*.parquet` names.
 
     Raises:
-      UserError: there is no such file, it is empty, or the files have different columns.
+      UserError: there is no such file, it is empty, or the files have different columns; a folder holds packed tables,
+        or parquet and other files together. What is no table by its name is `ignored`.
     """
 
     def __init__(self, pattern: str | pathlib.Path):
         self.where = str(pattern)
-        self.paths = _find(self.where)
+        self.paths, self.ignored = _find(self.where)
         self.parquet = self.paths[0].suffix == ".parquet"
         heads = [_parquet_names(path) if self.parquet else _Header(path).names for path in self.paths]
         self.names = heads[0]
@@ -136,15 +137,36 @@ def text(column: pl.Series, where: str, lists: str = "") -> pl.Series:
     return column.cast(pl.String)
 
 
-def _find(pattern: str) -> list[pathlib.Path]:
-    path = pathlib.Path(pattern).expanduser()
+def tables(
+    paths: typing.Sequence[pathlib.PurePath], endings: typing.Sequence[str] = TABLES
+) -> tuple[list[pathlib.PurePath], list[str]]:
+    """Those of a folder's files that are tables by their names, and the names of the others, hidden tables among them.
+
+    Other hidden files are what programs leave, and are not told: `_SUCCESS`, `.part-0.csv.crc`.
+
+    Raises:
+      UserError: a table that could not be read: packed, for example, or with an ending in capitals.
+    """
+    found, others, odd = [], [], []
+    for path in sorted(paths):
+        hidden = path.name.startswith((".", "_"))
+        if path.suffix in endings:
+            (others if hidden else found).append(path)
+        elif not hidden:
+            packed = {suffix.lower() for suffix in path.suffixes} & {*endings}
+            (odd if packed else others).append(path)
+    if odd:
+        raise UserError(
+            f"{odd[0]}: a table by its name, but none that ends in {', '.join(TABLES)}: unpack or rename it"
+        )
+    return found, [path.name for path in others]
+
+
+def _find(pattern: str) -> tuple[list[pathlib.Path], list[str]]:
+    path, ignored = pathlib.Path(pattern).expanduser(), []
     if path.is_dir():
-        tables = [one for one in sorted(path.glob("[!._]*")) if {s.lower() for s in one.suffixes} & set(TABLES)]
-        if odd := [one for one in tables if one.suffix not in TABLES]:
-            raise UserError(
-                f"{odd[0]}: a table by its name, but none that ends in {', '.join(TABLES)}: unpack or rename it"
-            )
-        found = tables
+        found, ignored = tables([one for one in path.iterdir() if not one.is_dir()])
+        ignored += sorted(f"{one.name}/" for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
         if not found:
             raise UserError(f"{path}: the folder holds no .parquet, .csv or .tsv file")
     elif path.is_file():
@@ -157,7 +179,7 @@ def _find(pattern: str) -> list[pathlib.Path]:
         raise UserError(f"{pattern}: parquet and other files together: give them apart")
     if odd := [path for path in found if path.suffix not in (".parquet", ".csv", ".tsv", ".txt")]:
         raise UserError(f"{odd[0]}: a .csv, .tsv or .parquet file is wanted")
-    return found
+    return found, ignored
 
 
 # --- parquet --------------------------------------------------------------------------------------------------

@@ -258,6 +258,7 @@ def source(
         "items": str(items) if items is not None else None,
         "columns": roles,
         "unused_columns": [column for column in files.names if column not in roles.values()],
+        "ignored_files": files.ignored,
         "rows": found.rows,
         "settings": {},
         "time_unit": kind,

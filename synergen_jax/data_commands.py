@@ -111,6 +111,9 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     yield f"columns: {columns}" + (
         f"; not used: {', '.join(source['unused_columns'])}" * bool(source["unused_columns"])
     )
+    if ignored := source["ignored_files"]:
+        more = f" and {len(ignored) - 5:,} more" * (len(ignored) > 5)
+        yield f"in {source['origin']}, not read: {', '.join(ignored[:5])}{more}"
     kind = "ISO 8601" if source["time_unit"] == "iso" else source["time_unit"]
     zoneless = f"; {source['zoneless_times']:,} of {source['rows']:,} name no zone and are taken for UTC"
     told = "as was given" if source["time_unit_was_given"] else "told from the whole column"

@@ -15,7 +15,7 @@ import pytest
 from data_pipelines import event_files, event_log, interactions, item_file, own_log, sorted_events
 from data_pipelines.event_log import EventLog
 from data_pipelines.own_log import Options, import_log
-from synergen_jax import cli
+from synergen_jax import cli, data_commands
 from synergen_jax.errors import UserError
 
 NOW = 1_700_000_000
@@ -446,10 +446,13 @@ def test_places_and_names(tmp_path):
 @pytest.mark.parametrize("odd", ["b.csv.gz", "b.CSV", "b.parquet"])
 def test_no_table_of_a_folder_is_passed_over(tmp_path, odd):
     (folder := tmp_path / "events").mkdir()
-    for name in ("a.csv", "_SUCCESS", ".a.csv.crc", "readme.txt"):
+    for name in ("a.csv", "_SUCCESS", ".a.csv.crc", "readme.txt", "_c.csv", "d.gz"):
         (folder / name).write_text(HEAD + GOOD)
+    (folder / "year=2022").mkdir()
     read = lambda name: import_log(folder, name=name, data_dir=tmp_path, now=NOW)
-    assert len(read("one")) == 1
+    log = read("one")
+    assert len(log) == 1 and log.source["ignored_files"] == ["_c.csv", "d.gz", "readme.txt", "year=2022/"]
+    assert f"in {folder}, not read: _c.csv, d.gz, readme.txt, year=2022/" in data_commands._notes(log)
     (folder / odd).write_text(HEAD + GOOD)
     message = (
         "parquet and other files together" if odd == "b.parquet" else rf"{odd}: a table by its name, but none that ends"
