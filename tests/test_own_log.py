@@ -207,6 +207,16 @@ def test_rare_items_then_rare_users(tmp_path):
     assert log.source["left_out"] == {"items": 3, "users": 3, "events": 5}
 
 
+def test_rare_items_that_the_table_describes_stay_without_their_events(tmp_path):
+    """They are then as those that have no event yet, and the summary says so."""
+    content = HEAD + "".join(f"ann,{item},{NOW - 9 + n}\n" for n, item in enumerate(("a", "a", "rare", "unknown")))
+    log = load(tmp_path, content, items="item,title\na,A\nrare,R\nnew,N\n", min_item_events=2)
+    assert log.item_ids == ["", "a", "new", "rare"] and [row[0] for row in rows(log)] == ["a", "a"]
+    assert log.source["left_out"] == {"items": 2, "users": 0, "events": 2} and log.source["items_without_events"] == 2
+    notes = "\n".join(data_commands._notes(log))
+    assert "2 items, 0 users, 2 events; items of the table stay in the catalogue, without these events" in notes
+
+
 # --- the same log from every form -----------------------------------------------------------------------------
 
 

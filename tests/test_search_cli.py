@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
 from synergen_jax import config as configs
-from synergen_jax import sweep_commands
+from synergen_jax import ask_commands, sweep_commands
 from synergen_jax.cli import main
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.train import NotFiniteError
@@ -100,6 +101,21 @@ def titles(found):
 def test_a_search_finds_what_its_words_name(search):
     found, status, _ = search("--query", "blue hat", "-k", "3")
     assert status == 0 and titles(found)[0] == "blue hat" and found["history"] == [] and found["query"] == "blue hat"
+
+
+def test_a_query_is_typed_as_an_import_would_read_it(monkeypatch):
+    """With single spaces: as another text it would be a query that nobody ever typed."""
+    asked = []
+
+    def query(log, catalogue, text):
+        asked.append(text)
+        raise UserError("enough")
+
+    monkeypatch.setattr(ask_commands, "_query", query)
+    run = types.SimpleNamespace(log=types.SimpleNamespace(item_ids=[], item_titles=[]), catalogue=None)
+    with pytest.raises(UserError, match="enough"):
+        ask_commands.answer(run, None, None, "nobody", 1, query=" blue \t hat ")
+    assert asked == ["blue hat"]
 
 
 def test_words_that_nobody_searched_before(search):
