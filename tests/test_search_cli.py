@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from synergen_jax import config as configs
 from synergen_jax import ask_commands, sweep_commands
+from synergen_jax import config as configs
 from synergen_jax.cli import main
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.train import NotFiniteError
