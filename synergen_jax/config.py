@@ -381,7 +381,7 @@ def _checked(config: Config, where: str) -> Config:
     if data.stride > data.max_history:
         raise UserError(
             f"{where}: data.stride {data.stride} is above data.max_history {data.max_history}: events between two windows "
-            "would never be learned from"
+            "would never be learned from; set both"
         )
     if data.crop and not data.stride:
         raise UserError(f"{where}: data.crop moves windows by less than data.stride, which is 0: set data.stride")

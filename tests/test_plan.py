@@ -99,6 +99,7 @@ ARGUMENTS = [
     "--text-width=6",
     "--data.batch=4",
     "--data.max_history=8",
+    "--data.stride=8",
     "--model.width=16",
     "--model.depth=1",
     "--data.rank_events=0",  # half of what there is to compile
