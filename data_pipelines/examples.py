@@ -111,8 +111,8 @@ def ranked_events(log, where: np.ndarray, train_stop: np.ndarray, config: Config
         record = log[user]
         item, action, query = (record[name][start:stop] for name in ("item", "action", "query"))
         known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0)
-        moved = _room(config.data, start, stop, train_stop[user]) > 0  # it may be where more is ranked
-        count = len(item) if moved else np.count_nonzero((item > 0) & asked[action] & known)
+        moves = _moves(config.data, stop, train_stop[user])  # it may be where more is ranked
+        count = len(item) if moves else np.count_nonzero((item > 0) & asked[action] & known)
         found[window] = min(count, config.data.rank_events)
     return found
 
@@ -141,9 +141,11 @@ def example(
     """
     data = config.data
     user, start, stop = place.tolist()
-    if moves := _room(data, start, stop, train_stop[user]):
+    if _moves(data, stop, train_stop[user]):
         draw = np.random.default_rng((data.seed, CROP, *np.atleast_1d(index).tolist()))
-        start, stop = (start, stop) - draw.integers(0, moves + 1)
+        by = draw.integers(-(data.stride // 2), (data.stride + 1) // 2)  # as many places as the stride has events
+        by = max(int(by), -start)
+        start, stop = start + by, stop + by
     record, length = log[user], stop - start if packed else data.max_history
     events = windows.window(record, start, stop, length)
     visible = np.zeros(length, np.int32)
@@ -182,9 +184,9 @@ def _had(data: DataConfig, record, events: int) -> np.ndarray:
     return record["item"][: events if data.filter_seen else 0]
 
 
-def _room(data: DataConfig, start: int, stop: int, train_stop: int) -> int:
-    """By how many events `data.crop` may move a window back. A user's last window, which is most like serving, stays."""
-    return min(data.stride - 1, start) if data.crop and stop < train_stop else 0
+def _moves(data: DataConfig, stop: int, train_stop: int) -> bool:
+    """Whether `data.crop` moves a window. A user's last window, which is most like serving, stays."""
+    return data.crop and stop < train_stop
 
 
 def collate(examples: collections.abc.Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]:

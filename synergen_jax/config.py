@@ -27,7 +27,7 @@ class DataConfig:
     test_from: float = 0.9  # split="time": likewise
     max_history: int = 200  # L: events in one window
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
-    crop: bool = False  # windows before a user's last one are moved back at random, by less than the stride
+    crop: bool = False  # windows before a user's last one are moved at random, to either side by half a stride at most
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
     pack: bool = False  # training puts several short windows into one row; B then counts rows
@@ -384,7 +384,7 @@ def _checked(config: Config, where: str) -> Config:
             "would never be learned from; set both"
         )
     if data.crop and not data.stride:
-        raise UserError(f"{where}: data.crop moves windows by less than data.stride, which is 0: set data.stride")
+        raise UserError(f"{where}: data.crop moves windows by half of data.stride, which is 0: set data.stride")
     if data.drop_query > 1:
         raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
     if not loss.search_weight + loss.recommendation_weight > 0:

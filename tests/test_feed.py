@@ -139,22 +139,41 @@ def test_an_epoch_covers_each_window_once(stride):
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_crops_move_all_windows_but_the_last_by_less_than_the_stride(pack):
+def test_crops_move_all_windows_but_the_last_to_either_side_by_half_a_stride(pack):
     log = SmallLog([user(np.arange(1, 40), name="long"), user([1, 2, 3, 4], name="short")], 40)
     config = configure(max_history=8, stride=6, crop=True, pack=pack, batch=2, rank_events=3)
-    starts = [set() for _ in range(5)]  # of the long user's windows, from the last one; the items tell the places
+    starts = [set() for _ in range(5)]  # of the long user's whole windows, from the last one; the items tell the places
     for batch in take(log, config, 200):
         first = batch.events.first if pack else np.zeros_like(batch.events.item)
         for item, begin in zip(batch.events.item, first):
             if (begin == 0).all() and (item > 0).all():
-                starts[(30 - item[0]) // 6].add(int(item[0]))
+                starts[(32 - item[0]) // 6].add(int(item[0]))
             assert (np.diff(item)[(item[1:] > 0) & (begin[1:] == begin[:-1])] == 1).all()
-    # 37 events train, places 1 .. 37: windows begin at 30, 24, 18, 12, 6, and at 1, which has no room.
+    # 37 events train, places 1 .. 37: windows of eight begin at 30, 24, 18, 12 and 6, one of seven at 1.
     assert starts[0] == {30}
     for number, whole in enumerate((24, 18, 12, 6), start=1):
-        assert starts[number] == {start for start in range(whole - 5, whole + 1) if start >= 1}
-    with pytest.raises(UserError, match=r"data.crop moves windows by less than data.stride, which is 0"):
+        assert starts[number] == set(range(whole - 3, whole + 3))
+    with pytest.raises(UserError, match=r"data.crop moves windows by half of data.stride, which is 0"):
         configs.from_dict({"data": {"crop": True}})
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_crops_leave_no_event_with_less_than_half_of_the_targets_of_the_others(pack):
+    log = SmallLog([user(np.arange(1, 43), name="long")], 43)
+    config = configure(max_history=8, stride=8, crop=True, pack=pack, batch=5, rank_events=0)
+    epochs = 400
+    met = np.zeros(43)
+    for batch in take(log, config, epochs):  # five windows of 40 events an epoch: one batch
+        np.add.at(met, batch.events.item, 1)
+    often = met[1:41] / epochs  # by place
+    assert (often[32:] >= 1).all(), "the last window stays"
+    np.testing.assert_allclose(often[8:28], 1, atol=0.1)
+    # Of eight moves, -4 .. 3, the window before the last one covers its last event with 0 .. 3, the one before with -1, too.
+    np.testing.assert_allclose(often[28:32], [7 / 8, 6 / 8, 5 / 8, 4 / 8], atol=0.1)
+    np.testing.assert_allclose(often[32:36], [1 + 3 / 8, 1 + 2 / 8, 1 + 1 / 8, 1], atol=0.1)
+    # The first window stays within the user's events, and the second one reaches into it.
+    np.testing.assert_allclose(often[:4], [5 / 8, 6 / 8, 7 / 8, 1], atol=0.1)
+    np.testing.assert_allclose(often[4:8], [1 + 1 / 8, 1 + 2 / 8, 1 + 3 / 8, 1 + 4 / 8], atol=0.1)
 
 
 def test_fewer_windows_than_a_batch():
