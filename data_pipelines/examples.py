@@ -161,7 +161,8 @@ def example(
     had = _had(data, record, told)
     item, label, row = windows.candidates(rng, record, start + ranked, had, data.rank_candidates, table, items, told)
     slots = len(ranked) if packed else data.rank_events
-    lists = ranked if slots == length else np.arange(len(ranked))
+    per_event = slots == length and not packed
+    lists = ranked if per_event else np.arange(len(ranked))
 
     def put(x: np.ndarray, nothing: int = 0) -> np.ndarray:
         whole = np.full((slots, *x.shape[1:]), nothing, x.dtype)
@@ -170,7 +171,8 @@ def example(
 
     feature = windows.features(record, put(row, -1)) if log.spec.candidate_features else None
     at = [put(x[ranked]) for x in (query, events.time, visible)]
-    ranking = Candidates(put(item), put(label, -1), *at, feature, event=put(ranked.astype(np.int32)))
+    event = put(ranked.astype(np.int32))
+    ranking = Candidates(put(item), put(label, -1), *at, feature, event=event, per_event=per_event)
     return {
         "events": events,
         "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),

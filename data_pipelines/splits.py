@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
 import typing
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_pipelines.windows import received
 from synergen_jax.config import DataConfig
 from synergen_jax.errors import UserError
 
+FIRST_MOMENT = 631_152_000  # 1990-01-01 in Unix seconds: what is below was meant as something else, such as a share
 COLD = 3  # the stream of random numbers that draws cold items
 
 Log = collections.abc.Sequence
@@ -41,7 +43,8 @@ def split(log: Log, config: DataConfig) -> Split:
 
     "leave-one-out": a user's last event with an item is the test target, the one before it the validation target, in
     the order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
-    with an item only trains. "time": two moments cut the log, given as Unix seconds or as shares of all its events.
+    with an item only trains. "time": two moments cut the log, given as Unix seconds, from 1990 on, or as shares of all
+    its events, above 0 and below 1.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test.
@@ -147,9 +150,19 @@ def _by_time(log: Log, config: DataConfig) -> Split:
 
     def moment(name: str) -> int:
         value = getattr(config, name)
-        if not 0 <= value < 2**63:
-            raise UserError(f"data.{name} must be a share of all events in (0, 1) or Unix seconds, not {value}")
-        return int(every[int(value * len(every))]) if value < 1 else int(value)
+        if 0 < value < 1:
+            return int(every[int(value * len(every))])
+        if not FIRST_MOMENT <= value < math.inf:
+            raise UserError(
+                f"data.{name} {value} is neither a share of all events, above 0 and below 1, nor a moment in Unix seconds, "
+                f"from {FIRST_MOMENT} (1990) on"
+            )
+        if not every[0] < value <= every[-1]:
+            raise UserError(
+                f"data.{name}, the moment {value:.0f}, cuts nothing: the events of {log.name} go from {every[0]} to "
+                f"{every[-1]}, in Unix seconds"
+            )
+        return math.ceil(value)
 
     bounds = [moment("validation_from"), moment("test_from")]
     if bounds[0] > bounds[1]:

@@ -37,9 +37,11 @@ Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def _pytree(cls):
-    """A frozen dataclass that jax can map over."""
+    """A frozen dataclass that jax can map over; fields of metadata {"static": True} are no arrays."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    return jax.tree_util.register_dataclass(cls, [field.name for field in dataclasses.fields(cls)], [])
+    static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]
+    arrays = [field.name for field in dataclasses.fields(cls) if field.name not in static]
+    return jax.tree_util.register_dataclass(cls, arrays, static)
 
 
 @_pytree
@@ -88,9 +90,22 @@ class Candidates:
     # unknown feature differs from one that is 0. None: the log has no candidate features.
     feature: Floats | None = None
     first: Ints | None = None  # (B, E), as that of `Readers`
-    # (B, E): place in the row of the event that each list was chosen at; in training alone. There, where E = L and rows
-    # are not packed, list e is that of event e.
-    event: Ints | None = None
+    event: Ints | None = None  # (B, E): place in the row of the event that each list was chosen at; in training alone
+    # Promises that E = L, that nothing is packed, and that list e is that of event e: half the work of attention.
+    per_event: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        """Holds `per_event` against the places, while they are on the host.
+
+        Raises:
+          ValueError: the promise is not kept.
+        """
+        if not self.per_event or not isinstance(self.event, np.ndarray):
+            return
+        place = np.arange(self.event.shape[-1])
+        odd = (self.item[..., 0] > 0) & ((self.event != place) | (self.visible > place))
+        if self.first is not None or odd.any():
+            raise ValueError("Candidates: per_event promises rows that are not packed, whose list e is that of event e")
 
     def readers(self) -> Readers:
         """One reader a candidate, (B, E * K), the candidates of one request side by side."""
@@ -114,6 +129,18 @@ class TrainBatch:
     target: Ints  # (B, L) int32: the item that each retrieval reader should find; 0: no target, no loss
     ranking: Candidates  # (B, E, K)
     negatives: Ints  # (N,) int32: uniform over the items 1 .. V-1, shared by the whole batch
+
+    def __post_init__(self):
+        """Holds the promise of `retrieval` against its numbers, while they are on the host.
+
+        Raises:
+          ValueError: a reader would see its own event, or a later one.
+        """
+        visible = self.retrieval.visible if isinstance(self.retrieval, Readers) else None
+        if isinstance(visible, np.ndarray) and np.any(visible > np.arange(visible.shape[-1])):
+            raise ValueError(
+                "TrainBatch: the i-th retrieval reader asks by event i, and may see the events before it alone"
+            )
 
 
 @_pytree

@@ -23,7 +23,7 @@ class DataConfig:
 
     log: str = "ml-100k"  # name of a prepared log, or its folder
     split: str = "leave-one-out"  # or "time"
-    validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds
+    validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds from 1990 on
     test_from: float = 0.9  # split="time": likewise
     max_history: int = 200  # L: events in one window
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on

@@ -57,6 +57,7 @@ def info_nce(
 def full_softmax(
     query: Float[Array, "p d"],
     positive: Float[Array, "p d"],
+    among: Bool[Array, "p"],
     keys: Float[Array, "v d"],
     allowed: Bool[Array, "v"],
     weight: Float[Array, "p"],
@@ -66,8 +67,9 @@ def full_softmax(
     """Cross-entropy over all allowed items: InfoNCE whose negatives are the whole catalogue. Memory: as `info_nce`.
 
     Args:
-      query: (P, D); positive: vectors of their targets, (P, D); keys: vectors of all items, (V, D); allowed: False for
-        items that take no part, id 0 among them; weight: (P,), 0 leaves a query out.
+      query: (P, D); positive: vectors of their targets, (P, D); among: whether each target is one of the allowed items, (P,):
+        one that is not joins the sum for its own query; keys: vectors of all items, (V, D); allowed: False for items that
+        take no part, id 0 among them; weight: (P,), 0 leaves a query out.
       split: inside a `shard_map` whose devices have different items each, and different queries along `data`. All
         queries visit all devices, so that items stay where they are (as in Megatron-LM's parallel cross-entropy).
     """
@@ -79,10 +81,12 @@ def full_softmax(
     total = log_sum_exp(every / temperature, keys, ids * 0.0, nobody, ids)
     if split:
         top = jax.lax.pmax(jax.lax.stop_gradient(total), ("data", "model"))
+        top = jnp.where(top > -jnp.inf, top, 0.0)  # nothing is allowed
         total = jnp.log(jax.lax.psum(jnp.exp(total - top), ("data", "model"))) + top
         size = query.shape[0]
         total = jax.lax.dynamic_slice_in_dim(total, jax.lax.axis_index("data") * size, size)
     hit = jnp.sum(query * positive, axis=-1) / temperature
+    total = jnp.where(among, total, jnp.logaddexp(total, hit))
     return jnp.sum(jnp.where(weight > 0, weight * (total - hit), 0.0))
 
 
@@ -153,10 +157,13 @@ def _scores(query, key):
 
 
 def tiles(most: int, *arrays: typing.Any) -> tuple:
-    """Trees of arrays (n, ...) as (tiles, at most `most`, ...), padded with zeros; an id of 0 takes no part."""
+    """Trees of arrays (n, ...) as (tiles, at most `most`, ...), padded with zeros; an id of 0 takes no part.
+
+    No row is one of zeros, too: a tile without any has no maximum.
+    """
     size = arrays[0].shape[0]
     count = max(-(-size // most), 1)
-    wide = -(-size // count)
+    wide = max(-(-size // count), 1)
     pad = lambda x: jnp.pad(x, [(0, count * wide - size)] + [(0, 0)] * (x.ndim - 1)) if count * wide > size else x
     return jax.tree.map(lambda x: pad(x).reshape(count, wide, *x.shape[1:]), arrays)
 

@@ -236,7 +236,7 @@ def _loss(
     parts = {name: jnp.zeros(()) for name in total}
     if config.retrieval_weight:
         weight = (batch.target > 0) * _task_weight(readers.query, config)
-        mine = wanted, keys(targets), batch.target, weight, log_q(target_counts)
+        mine = wanted, keys(targets), batch.target, target_counts > 0, weight, log_q(target_counts)
         ours = pool_keys, pool_ids, pool_counts > 0, log_q(pool_counts)
         parts["retrieval"] = _retrieval(mesh, config, mine, ours)
     if (config.pointwise_weight or config.pairwise_weight) and candidates.item.size:
@@ -261,8 +261,7 @@ def _loss(
         tokens = candidates.readers()
         wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)
         token_queries = jnp.broadcast_to(candidate_queries[:, :, None], candidate_items.shape)
-        in_order = candidates.first is None and candidates.query.shape == batch.target.shape  # list e is of event e
-        per_event = candidates.item.shape[2] if in_order else 0
+        per_event = candidates.item.shape[2] if candidates.per_event else 0
         token_vectors = wide(candidate_items), wide(token_queries)
         hidden = apply(2, cache, tokens, *token_vectors, deterministic, per_event, method="read")
         logits = apply(2, hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
@@ -286,17 +285,18 @@ def _retrieval(mesh: Mesh, config: LossConfig, mine: tuple, ours: tuple) -> Arra
     """The retrieval loss; every device has its own users, and computes in tiles of its own.
 
     Args:
-      mine: retrieval vectors and their targets' keys (B, R, D), targets, weights, log-Q (B, R), or None.
+      mine: retrieval vectors and their targets' keys (B, R, D), targets, whether training meets those, weights, log-Q (B, R),
+        or None.
       ours: the pool's keys, ids, whether each takes part, log-Q or None; split over all devices with the full softmax.
     """
 
     def local(mine, ours):
         flat = lambda x: x.reshape(-1, *x.shape[2:])
-        query, positive, target, weight, log_p = jax.tree.map(flat, mine)
+        query, positive, target, met, weight, log_p = jax.tree.map(flat, mine)
         if config.full_softmax:
             keys, _, allowed, _ = ours
             loss = losses.full_softmax(
-                query, positive, flat(keys), flat(allowed), weight, config.temperature, split=True
+                query, positive, met, flat(keys), flat(allowed), weight, config.temperature, split=True
             )
         else:
             keys, ids, allowed, log_n = jax.lax.pcast(ours, "data", to="varying")

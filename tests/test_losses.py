@@ -24,10 +24,11 @@ def plain_info_nce(query, positive, positive_id, negative, negative_id, weight, 
     return jnp.sum(weight * (jax.nn.logsumexp(every, axis=-1) - hit))
 
 
-def plain_full_softmax(query, positive, keys, allowed, weight, temperature):
+def plain_full_softmax(query, positive, among, keys, allowed, weight, temperature):
     """`full_softmax` with all scores at once."""
-    scores = jnp.where(allowed[None], query @ keys.T / temperature, -jnp.inf)
     hit = jnp.sum(query * positive, axis=-1) / temperature
+    scores = jnp.where(allowed[None], query @ keys.T / temperature, -jnp.inf)
+    scores = jnp.concatenate([scores, jnp.where(among, -jnp.inf, hit)[:, None]], axis=1)
     return jnp.sum(jnp.where(weight > 0, weight * (jax.nn.logsumexp(scores, axis=-1) - hit), 0.0))
 
 
@@ -101,6 +102,48 @@ def test_no_negative_left_is_no_loss():
     assert float(found) == 0.0
 
 
+def test_a_positive_that_is_not_among_the_items_joins_their_sum():
+    """Three items of scores 0, 1 and 2, of which the last is not allowed and is the target: -log(e^2 / (1 + e + e^2))."""
+    keys = jnp.array([[0.0], [0.0], [1.0], [2.0]])
+    loss = lambda q: losses.full_softmax(
+        q, keys[3:], jnp.array([False]), keys, jnp.array([False, True, True, False]), jnp.ones(1), 1.0
+    )
+    value, grad = jax.value_and_grad(loss)(jnp.ones((1, 1)))
+    share = np.exp([0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
+    np.testing.assert_allclose(value, -np.log(share[2]), rtol=1e-6)
+    np.testing.assert_allclose(grad, [[share @ [0, 1, 2] - 2]], rtol=1e-5)
+    # Scored ever higher, it tends to no loss, and to no less.
+    far = losses.full_softmax(
+        jnp.ones((1, 1)),
+        50 * keys[3:],
+        jnp.array([False]),
+        keys,
+        jnp.array([False, True, True, False]),
+        jnp.ones(1),
+        1.0,
+    )
+    assert 0 <= float(far) < 1e-6
+    nothing = losses.full_softmax(
+        jnp.ones((1, 1)), keys[3:], jnp.array([False]), keys, jnp.zeros(4, bool), jnp.ones(1), 1.0
+    )
+    assert float(nothing) == 0, "the target alone"
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(2, 0), (0, 3), (0, 0)])
+def test_no_negatives_and_no_queries(queries, keys):
+    """Without a key the sum is empty, its log -inf, and InfoNCE nothing; gradients are zeros, not NaN."""
+    query, key, ids = jnp.ones((queries, 4)), jnp.ones((keys, 4)), jnp.arange(1, keys + 1)
+    mine = jnp.ones(queries, jnp.int32)
+    found = losses.log_sum_exp(query, key, jnp.zeros(keys), mine, ids)
+    assert found.shape == (queries,) and (np.asarray(found) == -np.inf).all()
+    loss = lambda q, k: losses.info_nce(q, jnp.ones((queries, 4)), mine, k, ids, jnp.ones(queries), None, 0.1)
+    value, grads = jax.value_and_grad(loss, (0, 1))(query, key)
+    assert float(value) == 0
+    assert [g.shape for g in grads] == [query.shape, key.shape] and not any(np.asarray(g).any() for g in grads)
+    whole = losses.full_softmax(query, query, mine > 0, key, ids > 0, jnp.zeros(queries), 0.1)
+    assert float(whole) == 0
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e4, -1e4])
 def test_extreme_scores_stay_finite(scale):
     query = jnp.array([[scale]])
@@ -119,7 +162,7 @@ def test_full_softmax_is_its_formula():
         if weight[p]:
             exp = np.exp(keys[1:].astype(np.float64) @ query[p] / 0.1)  # id 0 is never in the sum
             wanted -= np.log(exp[target[p] - 1] / exp.sum())
-    args = [jnp.asarray(x) for x in (query, keys[target], keys, np.arange(11) > 0, weight)]
+    args = [jnp.asarray(x) for x in (query, keys[target], target > 0, keys, np.arange(11) > 0, weight)]
     np.testing.assert_allclose(losses.full_softmax(*args, 0.1), wanted, rtol=1e-5)
     grad = jax.grad(lambda q: losses.full_softmax(q, *args[1:], 0.1))(args[0])
     assert np.isfinite(grad).all() and (np.asarray(grad)[3] == 0).all()
@@ -134,7 +177,7 @@ def test_sampling_the_whole_catalogue_is_the_full_softmax():
         *map(jnp.asarray, (query, keys[target], target, keys, ids, np.ones(6, np.float32))), None, 0.1
     )
     full = losses.full_softmax(
-        *map(jnp.asarray, (query, keys[target], keys, np.arange(11) > 0, np.ones(6, np.float32))), 0.1
+        *map(jnp.asarray, (query, keys[target], target > 0, keys, np.arange(11) > 0, np.ones(6, np.float32))), 0.1
     )
     np.testing.assert_allclose(sampled, full, rtol=1e-5)
 
@@ -160,10 +203,12 @@ def test_info_nce_in_tiles_is_its_plain_form(tiled, sampled, corrected):
 
 def test_full_softmax_in_tiles_is_its_plain_form(tiled):
     rng = np.random.default_rng(7)
-    query, keys, target = unit(rng, 6), unit(rng, 11), np.array([1, 5, 10, 0, 5, 2])
+    query, keys, target = unit(rng, 6), unit(rng, 11), np.array([1, 5, 10, 0, 7, 2])  # 7 is not allowed
     allowed = ~np.isin(np.arange(11), [0, 7])
     rest = [jnp.asarray(allowed), jnp.asarray((target > 0).astype(np.float32)), 0.05]
-    form = lambda loss: jax.value_and_grad(lambda q, k: loss(q, k[target], k, *rest), (0, 1))
+    form = lambda loss: jax.value_and_grad(
+        lambda q, k: loss(q, k[target], jnp.asarray(allowed[target]), k, *rest), (0, 1)
+    )
     (value, grads), (wanted, others) = (
         form(loss)(jnp.asarray(query), jnp.asarray(keys)) for loss in (losses.full_softmax, plain_full_softmax)
     )
@@ -224,7 +269,7 @@ def test_correction_makes_sampled_gradients_unbiased_in_the_limit():
     ids = ids[ids != 3]
     full = float(
         losses.full_softmax(
-            *map(jnp.asarray, (query, keys[target], keys, np.arange(9) > 0, np.ones(1, np.float32))), 1.0
+            *map(jnp.asarray, (query, keys[target], target > 0, keys, np.arange(9) > 0, np.ones(1, np.float32))), 1.0
         )
     )
     log_q = losses.log_expected_count(jnp.asarray(counts), int(counts.sum()), items - 1, draws, 0)

@@ -247,3 +247,57 @@ def test_items_that_training_never_meets_take_no_part(setting):
     (other, _), _ = value_and_grad(model, params, dataclasses.replace(catalogue, item_matrices=matrices), batch, config)
     assert float(value) == float(other)
     assert not np.asarray(grads["tables"]["item"][0, cold]).any()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_target_that_training_never_met_is_in_the_full_softmax(setting, devices):
+    """The command line's feed has no such target; a loop of one's own may."""
+    model, params, catalogue, batch = setting
+    counts = catalogue.counts.at[batch.target[0]].set(0)  # the targets of the first user
+    catalogue = dataclasses.replace(catalogue, counts=counts)
+    alone = dataclasses.replace(CONFIG.loss, full_softmax=True, pointwise_weight=0, pairwise_weight=0)
+    mesh = MESH if devices == 1 else sharding.make_mesh(MeshConfig(data=2, model=4))
+    value = jax.jit(lambda p, c, b: objective.value_and_grad(mesh, model, p, c, b, alone, None)[0])(
+        params, table.place_catalogue(catalogue, mesh), batch
+    )
+
+    token = functools.partial(models.token_vectors, model, params, catalogue)
+    apply = functools.partial(model.apply, params["model"])
+    cache = apply(batch.events, *token(batch.events), method="encode")
+    hidden = apply(cache, batch.retrieval, *token(batch.retrieval), method="read")
+    query = np.asarray(apply(hidden, method="retrieve"), np.float64)
+    keys = np.asarray(models.item_keys(model, params, catalogue), np.float64)
+    total = count = 0
+    for user, event in zip(*np.nonzero(np.asarray(batch.target))):
+        target = int(batch.target[user, event])
+        taking_part = np.asarray(counts) > 0
+        taking_part[target] = True
+        scores = keys @ query[user, event] / alone.temperature
+        total += np.log(np.exp(scores[taking_part]).sum()) - scores[target]
+        count += 1
+    np.testing.assert_allclose(value, total / count, rtol=1e-4)
+
+
+def test_lists_in_another_order_than_that_of_the_events_are_read_as_they_say(setting):
+    """With as many lists as events, shapes do not tell whether list e is that of event e; the batch says so."""
+    model, params, catalogue, _ = setting
+    log, config = (
+        random_log(users=25),
+        dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, rank_events=10)),
+    )
+    batches = feed.train_feed(log, splits.split(log, config.data), config)(0)
+    batch = next(batches)
+    batches.close()
+    assert batch.ranking.per_event and batch.ranking.query.shape == batch.target.shape
+    turn = lambda x: np.flip(x, axis=1)
+    ranking = jax.tree.map(turn, dataclasses.replace(batch.ranking, per_event=False))
+    turned = dataclasses.replace(batch, ranking=ranking)
+    (value, parts), _ = value_and_grad(model, params, catalogue, batch, CONFIG.loss)
+    (other, others), _ = value_and_grad(model, params, catalogue, turned, CONFIG.loss)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, others)
+    with pytest.raises(ValueError, match="per_event promises"):
+        dataclasses.replace(ranking, per_event=True)
+    early = dataclasses.replace(batch.retrieval, visible=batch.retrieval.visible + 1)
+    with pytest.raises(ValueError, match="may see the events before it alone"):
+        dataclasses.replace(batch, retrieval=early)

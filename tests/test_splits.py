@@ -74,18 +74,37 @@ def test_by_time_parts_cover_each_event_once():
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        (by_time(0.5, 2e9), "test"),
-        (by_time(2.0, 0.5e9), "training"),
-        (by_time(2e9, 3e9), "validation"),
-        (by_time(0.0, 0.5), "training"),
-        (by_time(-0.5, 0.5), "validation_from"),
-        (by_time(0.5, float("inf")), "test_from"),
-        (by_time(0.9, 1_000_000_001.0), "test_from"),
+        (by_time(0.5, 2e9), "test_from, the moment 2000000000, cuts nothing"),
+        (by_time(7e8, 1_000_000_060), "validation_from, the moment 700000000, cuts nothing"),
+        (
+            by_time(0.5, 1_000_000_100_000),
+            "test_from, the moment 1000000100000, cuts nothing.* 1000000000 to 1000000420",
+        ),
+        (by_time(0.2, 0.21), "no validation events"),
+        (by_time(0.0, 0.5), "validation_from 0.0 is neither"),
+        (by_time(-0.5, 0.5), "validation_from -0.5 is neither"),
+        (
+            by_time(0.5, 1.0),
+            r"test_from 1.0 is neither a share .* below 1, nor a moment in Unix seconds, from 631152000 ",
+        ),
+        (by_time(0.5, 90), "test_from 90 is neither"),
+        (by_time(2.0, 1_000_000_100), "validation_from 2.0 is neither"),
+        (by_time(0.5, float("inf")), "test_from inf is neither"),
+        (by_time(0.5, float("nan")), "test_from nan is neither"),
+        (by_time(0.9, 1_000_000_001.0), "lies after data.test_from"),
     ],
 )
-def test_a_split_with_an_empty_part_is_refused(config, word):
+def test_a_split_that_means_nothing_or_leaves_a_part_empty_is_refused(config, word):
     with pytest.raises(UserError, match=word):
         splits.split(SmallLog([user(range(1, 9))], 10), config)
+
+
+def test_moments_and_shares_cut_where_they_say():
+    log = SmallLog([user(range(1, 9))], 10)  # an event a minute from 1,000,000,000 on
+    assert ranges(splits.split(log, by_time(0.5, 0.75))) == [(4, (4, 6), (6, 8))]
+    assert ranges(splits.split(log, by_time(1_000_000_240, 1_000_000_360))) == [(4, (4, 6), (6, 8))]
+    # What happens at a moment comes after it, and half a second later does not.
+    assert ranges(splits.split(log, by_time(1_000_000_240.5, 1_000_000_360))) == [(5, (5, 6), (6, 8))]
 
 
 def test_nothing_to_test_is_refused():

@@ -105,9 +105,8 @@ def _every_event_ranked(batch: TrainBatch) -> TrainBatch:
     label[..., 0, 0] = np.where(batch.target > 0, 1, -1)
     asked = batch.retrieval
     event = np.broadcast_to(np.arange(batch.target.shape[1], dtype=np.int32), batch.target.shape)
-    return dataclasses.replace(
-        batch, ranking=Candidates(item, label, asked.query, asked.time, asked.visible, event=event)
-    )
+    ranking = Candidates(item, label, asked.query, asked.time, asked.visible, event=event, per_event=True)
+    return dataclasses.replace(batch, ranking=ranking)
 
 
 def _masked_step(config: Config, model: models.SynerGen, optimiser: optax.GradientTransformation):
