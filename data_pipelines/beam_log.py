@@ -213,6 +213,7 @@ class _Import:
         self.job = dataclasses.replace(
             job,
             kind=kind,
+            mixed=self.found.census.mixed(kind),
             example=self.found.example,
             by_number=all(user.isdecimal() for user in users),
             firsts=tuple(users[start] for start in starts),

@@ -35,6 +35,7 @@ class Job:
     now: float
     folder: str  # that all workers reach
     kind: str = ""  # what the times count
+    mixed: bool = False  # some count something else
     example: str = ""  # the first time that cannot be read
     by_number: bool = False  # how users are ordered
     firsts: tuple[str, ...] = ()  # the first user of each bucket
@@ -123,7 +124,7 @@ def deal(number: int, job: Job):
     report, key = Report(number, job.found()), job.key()
     firsts = [key(user) for user in job.firsts]
     for rows in _cleaned(number, job, job.found()):
-        time, good = event_rows.seconds(rows.time, rows.form, rows.row, job.kind, report.found)
+        time, good = event_rows.moments(rows.times, rows.row, job.kind, job.mixed, report.found)
         frame = pl.DataFrame({"row": rows.row, "time": time, **rows.columns}).filter(good)
         users = frame["user"].unique()
         bucket = pl.Series([bisect.bisect_right(firsts, key(user)) - 1 for user in users], dtype=pl.Int64)
@@ -161,7 +162,8 @@ def sort(bucket, job: Job):
     number, parts = bucket
     frame = pl.concat([pl.read_ipc(io.BytesIO(part)) for part in parts]).sort("row")
     texts = {role: frame[role] for role in frame.columns if role not in ("row", "time")}
-    rows = event_rows.Rows(texts, frame["time"].to_numpy(), np.zeros(len(frame), np.int8), frame["row"].to_numpy())
+    none = np.zeros(len(frame), np.int8)
+    rows = event_rows.Rows(texts, timestamps.Times(frame["time"].to_numpy(), none, none), frame["row"].to_numpy())
     vocabularies = {role: event_rows.Vocabulary() for role in CODED}
     events, shown = event_rows.encode(rows, vocabularies)
     texts = {role: vocabulary.texts() for role, vocabulary in vocabularies.items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines import event_files, sorted_events, timestamps
 from data_pipelines.problems import MISSING, Problems
+from synergen_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
     import polars as pl
@@ -44,8 +45,7 @@ class Rows(typing.NamedTuple):
     """Rows that lack nothing."""
 
     columns: dict[str, pl.Series]  # role, all but "time" -> text with single spaces, null where it is missing
-    time: np.ndarray  # (rows,) int64, as `timestamps.parse` reads it
-    form: np.ndarray  # (rows,) int8
+    times: timestamps.Times  # as they are written
     row: np.ndarray  # (rows,) int64: numbers over all files
 
 
@@ -68,9 +68,16 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
     columns = {role: piece.columns[name] for role, name in roles.items()}
     time = columns.pop("time")
     place = lambda role: f"{where}: column {roles[role]!r}"
+    if time.dtype in (pl.Float16, pl.Float32):
+        raise UserError(
+            f"{place('time')} is of type {time.dtype}, in which today's seconds are rounded to some two minutes: "
+            "store it as whole numbers or Float64"
+        )
+    if time.dtype.is_decimal():
+        time = time.cast(pl.String)
     if not (isinstance(time.dtype, pl.Date | pl.Datetime) or time.dtype.is_integer() or time.dtype.is_float()):
         time = _text(time, place("time"), found)
-    number, form = timestamps.parse(time)
+    times = timestamps.parse(time)
     shown = columns.pop("shown", None)
     columns = {role: _text(column, place(role), found, role == "query") for role, column in columns.items()}
     absent = {role: column.is_null().to_numpy() for role, column in columns.items()}
@@ -79,19 +86,19 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
         "without a user": absent["user"],
         "with neither an item nor a query": absent.get("item", everywhere) & absent.get("query", everywhere),
         "without an action": absent.get("action", ~everywhere),
-        "without a time": form == timestamps.MISSING,
+        "without a time": times.form == timestamps.MISSING,
     }
     keep = everywhere
     for reason, wrong in faults.items():
         found.problems.add("missing", reason, piece.rows[wrong & keep])
         keep = keep & ~wrong
-    found.census.add(number[keep], form[keep], piece.rows[keep])
-    if (odd := keep & (form == timestamps.UNREADABLE)).any():
+    found.census.add(times.take(keep), piece.rows[keep])
+    if (odd := keep & (times.form == timestamps.UNREADABLE)).any():
         found.example = found.example or str(time[int(odd.argmax())])
     if shown is not None:
         columns["shown"] = event_files.text(shown, place("shown"), lists="|")
     columns = {role: column.filter(keep) for role, column in columns.items()}
-    return Rows(columns, number[keep], form[keep], piece.rows[keep])
+    return Rows(columns, times.take(keep), piece.rows[keep])
 
 
 def _text(column: pl.Series, where: str, found: Found, single_spaces: bool = False) -> pl.Series:
@@ -104,15 +111,15 @@ def _text(column: pl.Series, where: str, found: Found, single_spaces: bool = Fal
     return column.set(missing, None)
 
 
-def seconds(
-    time: np.ndarray, form: np.ndarray, row: np.ndarray, kind: str, found: Found
+def moments(
+    times: timestamps.Times, row: np.ndarray, kind: str, mixed: bool, found: Found
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unix seconds of times as `timestamps.parse` reads them, and the mask of good ones; others are added to `found`.
+    """Nanoseconds since 1970 of times as they are written, and the mask of good ones; others are added to `found`.
 
     Args:
-      kind: what `Census.decide` said.
+      kind: what `Census.decide` said; mixed: what `Census.mixed` did.
     """
-    value, wrong = timestamps.seconds(time, form, kind, found.census.latest)
+    value, wrong = timestamps.moments(times, kind, found.census.latest, mixed)
     for number, reason in enumerate(timestamps.REASONS[1:], 1):
         example = found.example if number == 1 else ""
         found.problems.add("bad-times", f"with {reason}", row[wrong == number], example)
@@ -167,7 +174,8 @@ def encode(rows: Rows, vocabularies: typing.Mapping[str, Vocabulary]) -> tuple[n
     import polars as pl
 
     events = np.zeros(len(rows.row), sorted_events.EVENT)
-    events["row"], events["time"], events["form"] = rows.row, rows.time, rows.form
+    events["row"] = rows.row
+    events["time"], events["fraction"], events["form"] = rows.times
     for role, vocabulary in vocabularies.items():
         if role in rows.columns:
             events[role] = vocabulary.codes(rows.columns[role])

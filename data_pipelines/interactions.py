@@ -16,7 +16,7 @@ class Interactions:
 
     users: list[str]
     items: list[str]
-    times: np.ndarray  # (rows,) int64 Unix seconds
+    times: np.ndarray  # (rows,) Unix seconds; fractions tell the order, and are then cut
     ratings: np.ndarray | None  # (rows,) int64
     titles: dict[str, str]  # item -> title; an item without one goes by its id
     tags: dict[str, dict[str, tuple[str, ...]]]  # name of a matrix -> item -> its tags
@@ -89,8 +89,8 @@ def _records(data: Interactions, users: list[str], items: list[str], action: np.
     item_number = {item: i for i, item in enumerate(items)}
     user = np.fromiter((user_number[u] for u in data.users), np.int32, len(data.users))
     item = np.fromiter((item_number[i] for i in data.items), np.int32, len(data.items))
-    order = np.lexsort((data.times, user))  # stable: rows of one user and one second stay in the order of the file
-    user, item, action, time = user[order], item[order], action[order], data.times[order]
+    order = np.lexsort((data.times, user))  # stable: rows of one user and one moment stay in the order of the file
+    user, item, action, time = user[order], item[order], action[order], data.times[order].astype(np.int64)
     ends = np.searchsorted(user, np.arange(len(users) + 1))
     none = np.zeros(0, np.int32)
     return [

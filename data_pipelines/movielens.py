@@ -91,7 +91,7 @@ def _check(name: str, where: str, users, items, ratings, times) -> None:
 
 def _columns(table: rows.Rows):
     users, items = table.tokens("user_id"), table.tokens("item_id")
-    return users, items, table.integers("rating", 1, 5), table.times("timestamp")
+    return users, items, table.integers("rating", 1, 5), table.times("timestamp").astype(np.int64)
 
 
 _NAMES = ("user_id", "item_id", "rating", "timestamp")

@@ -152,6 +152,7 @@ class _Gathered:
         """Deals the events out to sorted buckets without bad rows, or refuses the files."""
         where = f"{self.files.where}: column {self.roles['time']!r}"
         self.kind = self.found.census.decide(self.options.time_unit, where, self.files.place)
+        self.mixed = self.found.census.mixed(self.kind)
         texts = self.vocabularies["user"].texts()
         self.users = ordered(texts)
         place = {user: i for i, user in enumerate(self.users)}
@@ -165,7 +166,8 @@ class _Gathered:
         self._leave_out_rare()
 
     def _convert(self, events: np.ndarray) -> np.ndarray:
-        events["time"], good = event_rows.seconds(events["time"], events["form"], events["row"], self.kind, self.found)
+        times = timestamps.Times(*(events[name] for name in ("time", "fraction", "form")))
+        events["time"], good = event_rows.moments(times, events["row"], self.kind, self.mixed, self.found)
         return good
 
     def _leave_out_rare(self) -> None:

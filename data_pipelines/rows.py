@@ -97,17 +97,15 @@ class Rows:
         return values.astype(np.int64)
 
     def times(self, name: str) -> np.ndarray:
-        """A column of Unix times in whole seconds after 1970."""
+        """A column of Unix times in seconds after 1970 as float64, which keeps fractions to 0.24 microseconds."""
         values = self.numbers(name)
-        wrong = (values <= 0) | (values >= LATEST) | (values != np.floor(values))
+        wrong = (values < 1) | (values >= LATEST)
         if wrong.any():
             row = int(wrong.argmax())
             text = self.columns[name][row]
-            if values[row] <= 0:
+            if values[row] < 1:
                 reason = "must be above 0: Unix seconds"
-            elif values[row] >= LATEST:
-                reason = "lies after 2100: Unix seconds are wanted, not milliseconds"
             else:
-                reason = "must be whole seconds"
+                reason = "lies after 2100: Unix seconds are wanted, not milliseconds"
             raise self.error(row, f"{name} {text!r} {reason}")
-        return values.astype(np.int64)
+        return values

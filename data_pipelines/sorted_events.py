@@ -22,9 +22,10 @@ EVENT = np.dtype(
         ("action", "<i4"),
         ("shown", "<i4"),  # how many shown items belong to the event
         ("request", "<u8"),  # a hash of user and request; 0: the event is its own request
-        ("time", "<i8"),
+        ("time", "<i8"),  # nanoseconds since 1970; until its kind is known, as it is written, with the next two
+        ("fraction", "<i4"),
+        ("form", "i1"),
         ("row", "<i8"),
-        ("form", "i1"),  # of the time, until its kind is known
     ]
 )
 BUCKET = 2_000_000  # events, or eight times as many shown items
@@ -116,7 +117,7 @@ def late(events: np.ndarray) -> int:
 
 
 def sort(events: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By user and time; ties keep the order of rows."""
+    """By user and time, to the nanosecond; ties keep the order of rows."""
     return take(events, shown, np.lexsort((events["time"], events["user"])))
 
 
@@ -167,7 +168,7 @@ def split_requests(events: np.ndarray) -> int:
 def records(
     events: np.ndarray, shown: np.ndarray, users: typing.Sequence[str], items: int
 ) -> typing.Iterator[dict[str, typing.Any]]:
-    """The records of a sorted bucket, as an event log takes them.
+    """The records of a sorted bucket, as an event log takes them: times are cut to whole seconds, the order stays.
 
     An item of a shown list has the action of its last event in the same request, and 0 where it has none.
 
@@ -199,7 +200,8 @@ def records(
         own, before = events[start:stop], run[start] - 1
         yield {
             "user_id": users[own["user"][0]],
-            **{name: own[name] for name in ("item", "action", "query", "time")},
+            **{name: own[name] for name in ("item", "action", "query")},
+            "time": own["time"] // 10**9,
             "request": (run[start:stop] - before).astype(np.int32),
             "shown_request": (run[owner[a:b]] - before).astype(np.int32),
             "shown_item": shown[a:b],

@@ -183,6 +183,19 @@ class Store(LocalFileSystem):
         LocalFileSystem(None).delete([self._under(path).rstrip("/") for path in paths])
 
 
+def test_order_and_repeats_within_a_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_log, "BUCKET", 5)
+    rows = [f"u{n % 4},i{n % 3},{NOW - 5}{n * 37 % 1000:03}\n" for n in range(60)]
+    (tmp_path / "events").mkdir()
+    for number in range(3):
+        (tmp_path / f"events/{number}.csv").write_text(HEAD + "".join(rows[number::3]) + rows[number])
+    plain, made = both(tmp_path, tmp_path / "events", drop=["duplicates"])
+    assert_same(plain, made)
+    assert made.source["dropped"] == {"duplicates": 3} and made.source["out_of_order"] > 10
+    order = sorted(range(0, 60, 4), key=lambda n: n * 37 % 1000)
+    assert [made.item_ids[item] for item in made[0]["item"]] == [f"i{n % 3}" for n in order]
+
+
 @pytest.mark.slow
 def test_events_and_intermediate_files_in_a_store(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "root", str(tmp_path / "remote"))

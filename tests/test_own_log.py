@@ -107,6 +107,85 @@ def test_ties_keep_the_order_of_the_file(tmp_path):
     assert [row[0] for row in rows(log)] == items
 
 
+PARTS = {"late": 900, "early": 100, "next": 1000, "same": 950}  # milliseconds after NOW - 9
+
+
+def within_a_second(path, form):
+    """Four events of one user in the order late, early, next, early again (no repeat) in a file of this form."""
+    names = ["late", "early", "next", "early"]
+    moment = [(NOW - 9) * 1000 + PARTS[name] for name in ("late", "early", "next", "same")]
+    table = pl.DataFrame({"user": "ann", "item": names, "time": moment})
+    dates = pl.col("time").cast(pl.Datetime("ms"))
+    kind, _, ending = form.partition(".")
+    time = {
+        "milliseconds": pl.col("time"),
+        "microseconds": pl.col("time") * 10**3,
+        "nanoseconds": pl.col("time") * 10**6,
+        "seconds": pl.col("time") / 1000,
+        "decimals": (pl.col("time") / 1000).cast(pl.String),
+        "decimal": pl.col("time").cast(pl.Decimal(20, 3)) / pl.lit(1000).cast(pl.Decimal(20, 3)),
+        "iso": dates.dt.strftime("%Y-%m-%d %H:%M:%S%.3f"),
+        "zoned": (dates + pl.duration(hours=1)).dt.strftime("%Y-%m-%dT%H:%M:%S%.3f+01:00"),
+        "ms": dates,
+        "us": dates.cast(pl.Datetime("us")),
+        "ns": dates.cast(pl.Datetime("ns", "UTC")),
+    }[kind]
+    file = path / f"{kind}.{ending}"
+    table = table.with_columns(time)
+    table.write_parquet(file) if ending == "parquet" else table.write_csv(
+        file, separator="\t" if ending == "tsv" else ","
+    )
+    return file
+
+
+FORMS = (
+    *("milliseconds.csv", "microseconds.tsv", "nanoseconds.csv", "seconds.csv", "iso.csv", "zoned.tsv"),
+    *("milliseconds.parquet", "nanoseconds.parquet", "seconds.parquet", "decimals.parquet", "decimal.parquet"),
+    *("iso.parquet", "ms.parquet", "us.parquet", "ns.parquet"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_order_and_repeats_are_told_before_times_are_cut(tmp_path, form):
+    file = within_a_second(tmp_path, form)
+    log = import_log(file, name="x", data_dir=tmp_path, now=NOW)  # nothing is refused: no row repeats another
+    expected = [("early", NOW - 9), ("late", NOW - 9), ("early", NOW - 9), ("next", NOW - 8)]
+    assert [(item, time) for item, _, _, time in rows(log)] == expected
+    assert log.source["out_of_order"] == 2 and log.source["dropped"] == {}
+    plain = load(tmp_path / "plain", HEAD + "".join(f"ann,{item},{time}\n" for item, time in expected), drop=["all"])
+    assert len(rows(plain)) == 3  # whole seconds alone: the second "early" repeats the first
+
+
+def test_repeats_within_a_second_are_those_of_one_moment(tmp_path):
+    content = HEAD + "".join(f"ann,a,{NOW - 9}.{part}\n" for part in (1, 9, "10", "100000001", 9))
+    reason = "2 of 5 rows cannot be imported: 2 that repeat an earlier row (line 4, line 6)"
+    refused(tmp_path, content, f"events.csv: {reason}{MEND}duplicates")
+    assert len(rows(load(tmp_path, content, drop=["duplicates"]))) == 3
+
+
+def test_any_order_gives_the_same_log_also_within_a_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(sorted_events, "BUCKET", 300)
+    monkeypatch.setattr(event_files, "BLOCK", 5000)
+    time = pl.int_range(pl.len()) * 7 + 1_600_000_000_000  # many events a second, no two at one moment
+    table = random_table(count=1000).with_columns(time=time)
+    prints = set()
+    for seed in range(3):
+        table.sample(fraction=1, shuffle=True, seed=seed).write_csv(tmp_path / "t.csv")
+        table.sample(fraction=1, shuffle=True, seed=9 + seed).with_columns(
+            pl.col("time").cast(pl.Datetime("ms"))
+        ).write_parquet(tmp_path / "t.parquet")
+        for file in ("t.csv", "t.parquet"):
+            prints.add(import_log(tmp_path / file, name="t", data_dir=tmp_path, now=NOW).fingerprint)
+    assert len(prints) == 1
+
+
+def test_times_that_are_rounded_in_the_file_are_refused(tmp_path):
+    table = pl.DataFrame({"user": ["ann"], "item": ["a"], "time": pl.Series([float(NOW)], dtype=pl.Float32)})
+    table.write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"column 'time' is of type Float32, in which .* store it as whole numbers"):
+        import_log(tmp_path / "t.parquet", name="t", data_dir=tmp_path, now=NOW)
+
+
 def test_searches_actions_and_labels(tmp_path):
     content = (
         "user,item,time,action,query\n"
@@ -560,7 +639,7 @@ def test_events_that_the_disk_lost_are_missed(tmp_path):
     assert len(store.load()[0]) == len(next(store.slices())[0]) == 3
     (tmp_path / "all.events").write_bytes(bytes(2 * sorted_events.EVENT.itemsize))
     for read in (store.load, lambda: list(store.slices())):
-        with pytest.raises(UserError, match=r"all\.events: 90 bytes of events came back, not 135"):
+        with pytest.raises(UserError, match=r"all\.events: 98 bytes of events came back, not 147"):
             read()
 
 

@@ -148,7 +148,7 @@ GOOD = "u\ti\t3\t100\n"
         (HEAD + GOOD + "u\ti\t3\tinf\n", ":3: timestamp 'inf' is not a finite number"),
         (HEAD + GOOD + "u\ti\t3\t0\n", ":3: timestamp '0' must be above 0"),
         (HEAD + GOOD + "u\ti\t3\t-5\n", ":3: timestamp '-5' must be above 0"),
-        (HEAD + GOOD + "u\ti\t3\t10.5\n", ":3: timestamp '10.5' must be whole seconds"),
+        (HEAD + GOOD + "u\ti\t3\t0.5\n", ":3: timestamp '0.5' must be above 0"),
         (HEAD + GOOD + "u\ti\t3\t978300760000\n", ":3: timestamp '978300760000' lies after 2100"),
         ((HEAD + GOOD).encode() + b"u\t\xe9\t3\t100\n", ":3: byte 0xe9 is not UTF-8 text"),
         ((HEAD + GOOD + GOOD).encode()[:-4], ":3: timestamp '' is not a number"),
@@ -206,6 +206,16 @@ def test_atomic_files_in_general(tmp_path):
     assert log.user_ids == ["u", "v"] and log[0]["item"].tolist() == [1, 2] and log[0]["time"].tolist() == [10, 20]
     assert log.item_columns == {"categories": ["x", "y"]} and not log.item_matrices["categories"][2].any()
     assert prepare.prepare("named", source=folder, data_dir=tmp_path).name == "named"
+
+
+def test_fractions_of_a_second_order_atomic_files_too(tmp_path):
+    (folder := tmp_path / "mine").mkdir()
+    rows = ("u\tb\t3\t1600000000.9\n", "u\ta\t3\t1600000000.1\n", "u\tc\t3\t1600000001\n")
+    for order in ((0, 1, 2), (2, 0, 1)):
+        (folder / "mine.inter").write_text(HEAD + "".join(rows[i] for i in order))
+        log = prepare.prepare(str(folder), data_dir=tmp_path)
+        assert [log.item_ids[item] for item in log[0]["item"]] == ["a", "b", "c"]
+        assert log[0]["time"].tolist() == [1_600_000_000, 1_600_000_000, 1_600_000_001]
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,21 @@ PARIS = datetime.timezone(datetime.timedelta(hours=1))
 
 def read(values, asked="auto", pieces=1):
     """Kind, seconds and faults of a column that comes in so many pieces."""
+    kind, value, wrong = moments(values, asked, pieces)
+    return kind, [moment // 10**9 for moment in value], wrong
+
+
+def moments(values, asked="auto", pieces=1):
+    """The same with nanoseconds since 1970."""
     column = values if isinstance(values, pl.Series) else pl.Series(values)
     census, parsed = timestamps.Census(NOW), []
     for rows in np.array_split(np.arange(len(column)), pieces):
-        number, form = timestamps.parse(column.gather(rows))
-        census.add(number, form, rows + 1)
-        parsed.append((number, form))
+        times = timestamps.parse(column.gather(rows))
+        census.add(times, rows + 1)
+        parsed.append(times)
     kind = census.decide(asked, "column time")
-    number, form = (np.concatenate(part) for part in zip(*parsed))
-    value, wrong = timestamps.seconds(number, form, kind, census.latest)
+    times = timestamps.Times(*(np.concatenate(part) for part in zip(*parsed)))
+    value, wrong = timestamps.moments(times, kind, census.latest, census.mixed(kind))
     return kind, value.tolist(), [timestamps.REASONS[i] for i in wrong]
 
 
@@ -58,11 +64,55 @@ def test_iso(text, moment):
     assert read([text]) == ("iso", [moment], [""])
 
 
+PARTS = [NOW * 10**9, NOW * 10**9 + 123_456_789]  # the second one with all that a nanosecond tells
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    "column, digits",  # how many digits of the second's billionths the form keeps
+    [
+        ([NOW * 10**3, NOW * 10**3 + 123], 3),
+        ([NOW * 10**6, NOW * 10**6 + 123_456], 6),
+        (PARTS, 9),
+        ([f"{NOW}", f"{NOW}.123456789"], 9),
+        ([f"{NOW}.0", f"{NOW}.12345678987"], 9),
+        ([f"{NOW}000", f"{NOW}123.456789"], 9),
+        ([f"{NOW}000000", f"{NOW}123456.789"], 9),
+        ([float(NOW), NOW + 0.123456789], 6),
+        ([NOW * 1e3, NOW * 1e3 + 123.456789], 6),
+        (["1.7e9", "1.700000000123456789E9"], 6),
+        (["2023-11-14T22:13:20Z", "2023-11-14T22:13:20.123456789Z"], 9),
+        (["2023-11-14 22:13:20", "2023-11-14 22:13:20,12345"], 5),
+        (["2023-11-14 22:13:20+00:00", "2023-11-14T23:13:20.123456789123+01:00"], 9),
+        (pl.Series(PARTS).cast(pl.Datetime("ns")), 9),
+        (pl.Series(PARTS).cast(pl.Datetime("ns", "Europe/Paris")), 9),
+        (pl.Series(PARTS).cast(pl.Datetime("ns")).cast(pl.Datetime("us")), 6),
+        (pl.Series(PARTS).cast(pl.Datetime("ns")).cast(pl.Datetime("ms")), 3),
+    ],
+)
+def test_fractions_are_kept_as_far_as_they_are_given(column, digits, pieces):
+    _, found, wrong = moments(column, pieces=pieces)
+    assert wrong == ["", ""] and found[0] == PARTS[0]
+    assert found[1] // 10 ** (9 - digits) == PARTS[1] // 10 ** (9 - digits)
+    assert found[1] <= PARTS[1] or digits == 6  # a float64 may lie on either side
+
+
+def test_moments_before_1970_are_cut_downwards():
+    times = timestamps.parse(pl.Series(["1969-12-31T23:59:59.25Z", "-0.75"]))
+    assert times.number.tolist() == [-1, -1] and times.fraction.tolist() == [250_000_000, 250_000_000]
+    assert moments(["1969-12-31T23:59:59.25Z", "2023-11-14"])[2] == ["a time before 1970", ""]
+
+
+@pytest.mark.parametrize("zone", ["+24:00", "-00:60", "+99", "CET", "Europe/Paris"])
+def test_zones_that_there_are_not(zone):
+    assert read(["2023-11-14T00:00Z", f"2023-11-14T00:00{zone}"])[2] == ["", "an unreadable time"]
+
+
 def test_zones_that_were_not_written_are_counted():
     census = timestamps.Census(NOW)
-    number, form = timestamps.parse(pl.Series(["2023-11-14", "2023-11-14T00:00:00Z", "2023-11-14 00:00:00", None]))
-    census.add(number, form, np.arange(4))
-    assert census.zoneless == 2 and census.count["iso"] == 3 and form[3] == timestamps.MISSING
+    times = timestamps.parse(pl.Series(["2023-11-14", "2023-11-14T00:00:00Z", "2023-11-14 00:00:00", None]))
+    census.add(times, np.arange(4))
+    assert census.zoneless == 2 and census.count["iso"] == 3 and times.form[3] == timestamps.MISSING
 
 
 def test_typed_columns():
@@ -142,3 +192,16 @@ def test_a_given_unit_that_fits_nothing_is_refused():
         read([NOW], "milliseconds")
     assert read([100, 200], "seconds") == ("seconds", [100, 200], ["", ""])
     assert read([500], "milliseconds")[2] == ["time 0"]
+
+
+def test_a_given_unit_does_not_move_times_of_another_one_to_1970():
+    """Seconds read as milliseconds would lie in January 1970, and nobody would see it."""
+    other = "a time of another unit"
+    assert read([NOW * 1000, NOW, 5000], "milliseconds") == ("milliseconds", [NOW, 0, 5], ["", other, ""])
+    assert read([NOW * 10**9, NOW * 1000, NOW], "nanoseconds")[2] == ["", other, other]
+    assert read([str(NOW), str(NOW * 1000)], "seconds")[2] == ["", "a time in the future"]
+    assert read([2 * 10**9, 5000], "milliseconds") == (
+        "milliseconds",
+        [2 * 10**6, 5],
+        ["", ""],
+    )  # since a start of its own
