@@ -71,6 +71,14 @@ def interactions(raw: Raw) -> Interactions:
             raise inter.error(row, f"rating {inter.columns['rating'][row]!r} is not between 0 and 100")
         if (numbers == np.floor(numbers)).all():
             ratings = numbers.astype(np.int64)
+    titles, tags = descriptions(raw)
+    return Interactions(
+        inter.tokens("user_id"), inter.tokens("item_id"), inter.times("timestamp"), ratings, titles, tags
+    )
+
+
+def descriptions(raw: Raw) -> tuple[dict[str, str], dict[str, dict[str, tuple[str, ...]]]]:
+    """What the .item file says: item -> title, and column -> item -> its tags."""
     titles: dict[str, str] = {}
     tags: dict[str, dict[str, tuple[str, ...]]] = {}
     if raw.items:
@@ -84,6 +92,4 @@ def interactions(raw: Raw) -> Interactions:
                 found = {item: tuple(dict.fromkeys(text.split())) for item, text in zip(ids, items.columns[name])}
                 if len(set().union(*found.values())) <= MAX_TAGS:
                     tags[name] = found
-    return Interactions(
-        inter.tokens("user_id"), inter.tokens("item_id"), inter.times("timestamp"), ratings, titles, tags
-    )
+    return titles, tags

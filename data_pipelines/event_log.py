@@ -18,6 +18,7 @@ import bisect
 import contextlib
 import datetime
 import difflib
+import functools
 import io
 import json
 import pathlib
@@ -36,6 +37,7 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 
 FORMAT = 1
+NAMED = 5  # items of which nothing is known that a log names
 RECORDS = "event_log_tfds/1.0.0"
 _PARTS = re.compile(
     r"(items|queries|users)\.json|lengths\.npy|(item|query)_matrices/[^/]+\.npy|"
@@ -132,6 +134,15 @@ class EventLog:
             "to": day(self._about["last_time"]),
             "fingerprint": self.fingerprint,
         }
+
+    @property
+    def unknown_items(self) -> tuple[int, list[str]]:
+        """How many items have no event and zeros in every matrix, so that nothing can be said of them; the first few ids.
+
+        Logs of earlier versions do not tell, and have none.
+        """
+        about = self._about.get("unknown_items", {"count": 0, "first": []})
+        return about["count"], about["first"]
 
     @property
     def last_time(self) -> int:
@@ -285,6 +296,9 @@ def write(
     lengths: list[int] = []
     first, last = 2**63, 0
     seen: set[str] = set()
+    known = functools.reduce(
+        np.logical_or, (matrix.any(axis=1) for matrix in item_matrices.values()), np.zeros(sizes.items, bool)
+    )
 
     def records():
         nonlocal first, last
@@ -298,6 +312,7 @@ def write(
             seen.add(record["user_id"])
             user_ids.append(record["user_id"])
             lengths.append(len(record["item"]))
+            known[record["item"]] = True
             first, last = min(first, int(record["time"][0])), max(last, int(record["time"][-1]))
             fingerprint.record(record)
             yield record | {name: values.ravel() for name, values in shown.items()}
@@ -319,6 +334,7 @@ def write(
         if text_encoder:
             text.save(text_encoder, folder / "text_encoder")
         files = sorted(file for file in folder.rglob("*") if file.is_file())
+        unknown = 1 + np.flatnonzero(~known[1:])
         about = {
             "format": FORMAT,
             "name": name,
@@ -330,6 +346,7 @@ def write(
             "query_matrices": list(query_matrices),
             "first_time": first,
             "last_time": last,
+            "unknown_items": {"count": len(unknown), "first": [tables["item_ids"][i] for i in unknown[:NAMED]]},
             "source": source,
             "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
         }

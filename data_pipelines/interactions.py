@@ -49,7 +49,7 @@ def multi_hot(rows: typing.Sequence[typing.Sequence[str]]) -> tuple[np.ndarray, 
 def log_parts(data: Interactions) -> dict[str, typing.Any]:
     """What `event_log.write` takes, name and source aside.
 
-    Every interaction is a request of its own. Ratings become actions `rating-N`; the label "like" holds from 0.8
+    Without words of any item there are no "item_texts". Every interaction is a request of its own. Ratings become actions `rating-N`; the label "like" holds from 0.8
     of the highest rating up: 4 and 5 of 5. Without ratings there is one action, `interact`.
     """
     users, items = ordered(data.users), ["", *ordered(data.items)]
@@ -59,13 +59,14 @@ def log_parts(data: Interactions) -> dict[str, typing.Any]:
         matrix, names = multi_hot([tags.get(item, ()) for item in items])
         if names:
             matrices[name], columns[name] = matrix, names
-    titles = {item: data.titles.get(item) or item for item in items[1:]}
-    tags = {item: [tag for of in data.tags.values() for tag in of.get(item, ())] for item in items[1:]}
+    tags = {item: [tag for of in data.tags.values() for tag in of.get(item, ())] for item in items}
+    words = [" ".join(filter(None, [data.titles.get(item), *tags[item]])) for item in items]  # ids are no texts
+    texts = [data.texts.get(item) or of for item, of in zip(items, words)]
     return {
         "users": _records(data, users, items, action),
         "item_ids": items,
-        "item_titles": ["", *titles.values()],
-        "item_texts": ["", *(data.texts.get(item) or " ".join([titles[item], *tags[item]]) for item in items[1:])],
+        "item_titles": [data.titles.get(item) or item for item in items],
+        **({"item_texts": texts} if any(texts) else {}),
         "queries": [""],
         "actions": actions,
         "labels": labels,

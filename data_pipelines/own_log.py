@@ -37,7 +37,9 @@ class Options:
     labels: typing.Mapping[str, typing.Sequence[str]] = dataclasses.field(default_factory=dict)  # name -> actions
     tags: typing.Sequence[str] = ()  # columns of the items that become multi-hot matrices
     vectors: typing.Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)  # name -> .npy, a row an item
-    text: str = ""  # what `text.make` takes, or "none"; default: "tfidf" if items have titles or texts
+    text: str = (
+        ""  # what `text.make` takes, or "none"; default: "tfidf" if items have titles or texts, or there are queries
+    )
     min_item_events: int = 1  # items with fewer events are left out, with their events; then
     min_user_events: int = 1  # users with fewer
 
@@ -299,9 +301,10 @@ def write(
     described = item_file.describe(item_ids, table)
     item_matrices, query_matrices = dict(described.matrices), {}
     texts = {"item_texts": described.texts, "text_encoder": None}
-    encoder = options.text or ("tfidf" if table and any((*table.titles, *table.texts)) else "none")
+    words = described.texts if table and any(table.words) else [""]  # ids are no texts
+    encoder = options.text or ("tfidf" if text.has_words(words) or text.has_words(queries) else "none")
     if encoder != "none":
-        words = described.texts if table and any(table.words) else [""]  # ids are no texts
+        text.check_words(encoder, words, queries)
         texts["text_encoder"], found = text.matrices(encoder, words, queries, path.parent.parent / "text-cache")
         for kind, matrix in found.items():
             (item_matrices if kind == "item" else query_matrices)["text"] = matrix

@@ -46,7 +46,8 @@ def prepare(
     from files of another place, is not replaced.
 
     Args:
-      encoder: what `text.make` takes, or "none". By default logs with queries have "tfidf", others none.
+      encoder: what `text.make` takes, or "none". By default "-search" logs, and atomic files with titles or tags, have
+        "tfidf", others none.
       query_share: share of the events that become searches, of a "-search" log alone; and `seed` of their draws.
       matrix: further matrices of items, `NAME=FILE.npy` each.
     """
@@ -67,16 +68,18 @@ def prepare(
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
 
-    encoder = encoder or ("tfidf" if name in SEARCH else "none")
     files = [matrices.File.parse(given) for given in matrix]
-    settings = _settings(name, encoder, query_share, seed, files)
-    if of_trivago:
-        settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     path = logs_folder(data_dir) / name
     disk.remove_leftovers(path.parent)
     event_log.check_place(path)  # now rather than at the end
     if raw is None and source is not None:
         raw = _given(name, source)
+    if not encoder:
+        of_words = name in SEARCH or (name not in known and not of_trivago and _has_words(raw))
+        encoder = "tfidf" if of_words else "none"
+    settings = _settings(name, encoder, query_share, seed, files)
+    if of_trivago:
+        settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     if not force and (path / "log.json").is_file():
         _refuse_another(path, raw if name not in known else None)
         try:
@@ -102,11 +105,19 @@ def prepare(
     if files:
         about["matrices"] = _join(parts, files)
     if "text" in settings:
-        made, found = text.matrices(encoder, parts.get("item_texts", [""]), parts["queries"], data_dir / "text-cache")
+        words = parts.get("item_texts", [""])
+        text.check_words(encoder, words, parts["queries"])
+        made, found = text.matrices(encoder, words, parts["queries"], data_dir / "text-cache")
         parts["text_encoder"] = made
         for kind, matrix in found.items():
             parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
     return event_log.write(path, name=name, source=about, **parts)
+
+
+def _has_words(raw: sources.Raw) -> bool:
+    """Whether atomic files describe an item in words."""
+    titles, tags = atomic.descriptions(raw)
+    return any(titles.values()) or any(any(of.values()) for of in tags.values())
 
 
 def _refuse_another(path: pathlib.Path, raw: sources.Raw | None) -> None:

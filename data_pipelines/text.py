@@ -250,17 +250,31 @@ def load(folder: str | pathlib.Path) -> Encoder:
     return encoder
 
 
+def has_words(texts: typing.Iterable[str]) -> bool:
+    """Whether there is a word in any of the texts."""
+    return any(map(words, texts))
+
+
+def check_words(name: str, items: typing.Sequence[str], queries: typing.Sequence[str]) -> None:
+    """Refuses to encode where there is nothing to encode: the encoder `name` was asked for."""
+    if not has_words(items) and not has_words(queries):
+        raise UserError(f"--text {name}: no item has a title or text, and no query a word: leave --text out")
+
+
 def matrices(
     name: str, items: typing.Sequence[str], queries: typing.Sequence[str], cache: str | pathlib.Path
 ) -> tuple[Encoder, dict[str, np.ndarray]]:
     """An encoder made for a log, and the float16 matrices of its texts: {"item": ..., "query": ...}.
 
+    It is fitted to the texts of items, and to those queries of which these would tell nothing.
+
     Args:
-      name: what `make` takes. items, queries: texts, "" at 0; of a kind that has none there is no matrix.
+      name: what `make` takes. items, queries: texts, "" at 0; of a kind that has no words there is no matrix.
     """
-    encoder = make(name, [*items[1:]] or queries[1:])
+    known = set().union(*map(terms, items)) if has_words(queries) else set()
+    encoder = make(name, [*items[1:], *(query for query in queries[1:] if known.isdisjoint(terms(query)))])
     texts = {"item": items, "query": queries}
-    return encoder, {kind: encoded(encoder, values, cache) for kind, values in texts.items() if len(values) > 1}
+    return encoder, {kind: encoded(encoder, values, cache) for kind, values in texts.items() if has_words(values)}
 
 
 def encoded(encoder: Encoder, texts: typing.Sequence[str], cache: str | pathlib.Path) -> np.ndarray:

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--text",
         metavar="ENCODER",
         help="tfidf, tfidf:WIDTH, st:NAME or st:DIRECTORY of a sentence-transformers model, or none "
-        "(default: tfidf for logs with generated queries, else none)",
+        "(default: tfidf for generated queries and for atomic files with titles or tags, else none)",
     )
     prepare.add_argument("--query-share", type=float, help="share of events that become searches (default: 0.3)")
     prepare.add_argument("--seed", type=int, help="seed of the generated queries (default: 0)")
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         "--text",
         default="",
         metavar="ENCODER",
-        help="tfidf, tfidf:WIDTH, st:NAME, st:DIRECTORY, or none (default: tfidf if the items have titles or texts)",
+        help="tfidf, tfidf:WIDTH, st:NAME, st:DIRECTORY, or none (default: tfidf if items or queries have words)",
     )
     own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
     own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")

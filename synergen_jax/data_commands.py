@@ -21,11 +21,19 @@ Say = typing.Callable[[str], None]
 
 
 def _summary(log: EventLog, start: float, say: Say) -> dict[str, typing.Any]:
-    summary = {"log": log.name, **log.summary(), "path": str(log.path), "source": log.source}
+    unknown, first = log.unknown_items
+    summary = {"log": log.name, **log.summary(), "unknown_items": unknown, "path": str(log.path), "source": log.source}
     counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
     say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
     if (encoder := log.text_encoder()) is not None:
-        say(f"matrix text: {encoder.width} wide, by {log.source['settings']['text']}")
+        kinds = {"items": log.item_matrices, "queries": log.query_matrices}
+        of = " and ".join(kind for kind, matrices in kinds.items() if "text" in matrices)
+        say(f"matrix text: of {of}, {encoder.width} wide, by {log.source['settings']['text']}")
+    if unknown:
+        names = ", ".join(first) + f" and {unknown - len(first):,} more" * (unknown > len(first))
+        say(
+            f"{unknown:,} items have no event, and no text, tag or vector to go by: {names}: they are never recommended"
+        )
     return summary
 
 

@@ -183,6 +183,15 @@ class Store(LocalFileSystem):
         LocalFileSystem(None).delete([self._under(path).rstrip("/") for path in paths])
 
 
+def test_words_of_queries_alone_and_items_of_which_nothing_is_known(tmp_path):
+    (tmp_path / "events.csv").write_text(f"user,item,time,query\nann,a,{NOW},red hat\n")
+    (tmp_path / "items.csv").write_text("item\na\nb\n")
+    plain, made = both(tmp_path, tmp_path / "events.csv", tmp_path / "items.csv")
+    assert_same(plain, made)
+    assert made.unknown_items == plain.unknown_items == (1, ["b"])
+    assert made.query_matrices["text"].any(axis=1).tolist() == [False, True] and "text" not in made.item_matrices
+
+
 def test_order_and_repeats_within_a_second(tmp_path, monkeypatch):
     monkeypatch.setattr(beam_log, "BUCKET", 5)
     rows = [f"u{n % 4},i{n % 3},{NOW - 5}{n * 37 % 1000:03}\n" for n in range(60)]

@@ -570,6 +570,62 @@ def test_ids_are_no_texts_where_the_table_has_none(tmp_path):
     assert not any("zork" in word for word in log.text_encoder().vocabulary)
 
 
+TITLES, QUERIES = "item,title\na,Red dress\nb,\n", f"user,item,time,query\nann,a,{NOW - 2},blue hat\nann,b,{NOW - 1},\n"
+
+
+@pytest.mark.parametrize("items, item_words", [(None, False), ("item\na\nb\n", False), (TITLES, True)])
+@pytest.mark.parametrize("content, query_words", [(QUERIES, True), (QUERIES.replace("blue hat", "?!"), False)])
+def test_words_are_encoded_wherever_there_are_any(tmp_path, capsys, items, item_words, content, query_words):
+    log = load(tmp_path, content, items=items)
+    assert ("text" in log.item_matrices, "text" in log.query_matrices) == (item_words, query_words)
+    assert (log.text_encoder() is not None) == (item_words or query_words)
+    if item_words:
+        assert log.item_matrices["text"].any(axis=1).tolist() == [False, True, False]  # an id is no text
+    if query_words:
+        assert log.query_matrices["text"].any(axis=1).tolist() == [False, True]  # though no item has these words
+    assert cli.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data")]) == 0
+    of = " and ".join(["items"] * item_words + ["queries"] * query_words)
+    assert (f"matrix text: of {of}, 256 wide" in capsys.readouterr().out) == bool(of)
+    log = load(tmp_path, content, items=items, text="none")
+    assert not log.item_matrices and not log.query_matrices and log.text_encoder() is None
+
+
+def test_an_encoder_without_a_word_to_encode_is_refused(tmp_path):
+    reason = "--text tfidf: no item has a title or text, and no query a word: leave --text out"
+    refused(tmp_path, HEAD + GOOD, reason, text="tfidf", items="item\na\n")
+
+
+# --- items of which nothing is known --------------------------------------------------------------------------
+
+
+def test_items_of_which_nothing_is_known_are_counted_and_named(tmp_path, capsys):
+    """Neither an event nor a text, tag or vector; to have been shown tells nothing."""
+    content = f"user,item,time,shown\nann,a,{NOW - 2},a|shown\nann,rare,{NOW - 1},\nann,a,{NOW},\n"
+    items = "item,title,kind\na,,\nb,A title,\nc,,k\nd,,\ne,!?,\nrare,,\n"
+    vectors = {"image": np.zeros((6, 2))}
+    vectors["image"][3] = 1  # of d
+    for name, unknown in (("none", ["d", "e", "shown"]), ("image", ["e", "shown"])):
+        options = {"tags": ["kind"]}
+        if name == "image":
+            np.save(tmp_path / "image.npy", vectors["image"])
+            options["vectors"] = {"image": tmp_path / "image.npy"}
+        assert load(tmp_path, content, items=items, **options).unknown_items == (len(unknown), unknown)
+    log = load(tmp_path, content, items=items, min_item_events=2)
+    assert log.unknown_items == (5, ["c", "d", "e", "rare", "shown"])
+    log = load(tmp_path, content, items=items, min_item_events=2, text="none")
+    assert log.unknown_items == (6, ["b", "c", "d", "e", "rare"])
+    assert cli.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data"), "--json"]) == 0
+    out = capsys.readouterr().out
+    line = "6 items have no event, and no text, tag or vector to go by: b, c, d, e, rare and 1 more: they are never recommended"
+    assert line in out.splitlines() and json.loads(out.splitlines()[-1])["unknown_items"] == 6
+    log = load(tmp_path, HEAD + GOOD)
+    assert log.unknown_items == (0, [])
+    about = json.loads((log.path / "log.json").read_text())
+    del about["unknown_items"]  # as of an earlier version
+    (log.path / "log.json").write_text(json.dumps(about))
+    assert EventLog.load(log.path).unknown_items == (0, [])
+
+
 def test_an_action_of_which_nothing_is_left_is_told_before_texts_are_encoded(tmp_path, monkeypatch):
     monkeypatch.setattr(own_log.text, "matrices", None)
     content = f"user,item,time,action\nann,a,{NOW - 2},view\nann,b,0,buy\n"

@@ -219,6 +219,35 @@ def test_fractions_of_a_second_order_atomic_files_too(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "items, words",
+    [
+        (None, []),
+        ("item_id:token\ni\n", []),
+        ("item_id:token\tprice:float\ni\t3\n", []),
+        ("item_id:token\ttitle:token_seq\ni\tRed dress\n", ["red", "dress"]),
+        ("item_id:token\tclass:token_seq\ni\tnew sale\n", ["new", "sale"]),
+    ],
+)
+def test_words_of_atomic_files_are_encoded_and_ids_are_no_words(tmp_path, items, words):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "mine.inter").write_text(HEAD + GOOD + GOOD.replace("i", "zork"))
+    if items:
+        (folder / "mine.item").write_text(items)
+    log = prepare.prepare(str(folder), data_dir=tmp_path)
+    assert ("text" in log.item_matrices) == bool(words)
+    if words:
+        assert log.item_matrices["text"].any(axis=1).tolist() == [False, True, False]
+        assert set(words) <= set(log.text_encoder().vocabulary) and "zork" not in log.text_encoder().vocabulary
+    else:
+        with pytest.raises(UserError, match="--text tfidf: no item has a title or text, and no query a word"):
+            prepare.prepare(str(folder), data_dir=tmp_path / "other", encoder="tfidf")
+    before = (log.path / "log.json").stat().st_mtime_ns
+    prepare.prepare(str(folder), data_dir=tmp_path)  # the same settings again: it is taken as it is
+    assert (log.path / "log.json").stat().st_mtime_ns == before
+    assert "text" not in prepare.prepare(str(folder), data_dir=tmp_path, encoder="none").item_matrices
+
+
+@pytest.mark.parametrize(
     "ratings, actions, like",
     [
         (("1", "3.0", "5", "4"), ["", "rating-1", "rating-3", "rating-4", "rating-5"], (3, 4)),

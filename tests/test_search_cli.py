@@ -4,10 +4,12 @@ import json
 import pathlib
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from synergen_jax import ask_commands, sweep_commands
+from data_pipelines import examples
+from synergen_jax import ask_commands, commands, recommender, sweep_commands
 from synergen_jax import config as configs
 from synergen_jax.cli import main
 from synergen_jax.errors import Stopped, UserError
@@ -92,6 +94,23 @@ def search(shop, capsys):
         return (json.loads(said.out.splitlines()[-1]) if not status else None), status, said.err.splitlines()
 
     return ask
+
+
+def test_words_that_nobody_typed_are_understood_without_texts_of_items(tmp_path, capsys):
+    """The same shop without a table of items. Item i is what the i-th of these names, the other way round."""
+    made = Shop(tmp_path)
+    assert made.call("data", "import", tmp_path / "events.csv", "--name", "shop") == 0
+    assert made.call("train", tmp_path / "shop.toml", "--workdir", made.workdir, "--run.steps", "60") == 0
+    assert made.call("search", made.workdir, "--query", "dress red", "-k", "3") == 0
+    run, params = commands.load(made.workdir)
+    texts = [f"{thing} {colour}" for colour in COLOURS for thing in THINGS]
+    assert "text" not in run.log.item_matrices and not set(texts) & set(run.log.queries)
+    catalogue = recommender.extended(run.catalogue, queries={"text": run.log.text_encoder().encode(texts)})
+    served = recommender.Recommender(run.model, params, catalogue)
+    cache = served.encode(jax.tree.map(np.asarray, examples.no_history(run.config)))
+    ask = lambda query: [run.log.item_ids[found.item] for found in served.recommend(cache, 0, 3, query)]
+    found = [f"i{i}" in ask(len(run.log.queries) + i) for i in range(len(texts))]
+    assert sum(found) > 18  # of 24; by chance 3
 
 
 def titles(found):

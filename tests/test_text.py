@@ -101,6 +101,18 @@ def test_unknown_encoders(name):
         text.make(name, CORPUS)
 
 
+def test_queries_without_a_word_of_an_item_are_not_lost(tmp_path):
+    items, queries = ["", "red dress", ""], ["", "red", "blauer hut", "?"]
+    encoder, found = text.matrices("tfidf:8", items, queries, tmp_path)
+    assert found["item"].any(axis=1).tolist() == [False, True, False]
+    assert found["query"].any(axis=1).tolist() == [False, True, True, False]
+    assert "hut" in encoder.vocabulary
+    same, _ = text.matrices("tfidf:8", items, ["", "red", "dress", "reds"], tmp_path)  # of each, something is known
+    assert same.fingerprint == text.make("tfidf:8", items[1:]).fingerprint
+    assert text.matrices("tfidf:8", items, [""], tmp_path)[1].keys() == {"item"}
+    assert text.matrices("tfidf:8", [""], queries, tmp_path)[1].keys() == {"query"}
+
+
 def test_the_cache(tmp_path):
     class Counting(text.TfIdf):
         texts = 0
