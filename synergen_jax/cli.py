@@ -11,7 +11,7 @@ import signal
 import sys
 import typing
 
-from synergen_jax import __version__, processes
+from synergen_jax import __version__, pipes, processes
 from synergen_jax.errors import Stopped, UserError
 
 FORMAT = argparse.RawDescriptionHelpFormatter
@@ -245,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 TAKE_SETTINGS = ("train", "evaluate", "quickstart", "sweep", "bench", "plan")
+LEAVE = ("train", "evaluate", "quickstart", "sweep", "prepare", "import")  # more than what they print
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -284,16 +285,18 @@ def _question(command: argparse.ArgumentParser, required: bool) -> None:
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """Runs a command; the process's exit status is what it returns.
 
-    0; 1 for a failed run; 2 for wrong input; 130 where a person interrupted it, 143 where SIGTERM did.
+    0; 1 for a failed run; 2 for wrong input; 130 where a person interrupted it, 143 where SIGTERM did; 141 where the
+    reader of a command that only prints has left.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        status = _run(argv)
-    except Exception as error:
-        if processes.count() == 1:
-            raise
-        processes.failed(error)
-    processes.leave(status)
+    with pipes.readers_may_leave() as stops:
+        try:
+            status = _run(argv, stops)
+        except Exception as error:
+            if processes.count() == 1:
+                raise
+            processes.failed(error)
+        processes.leave(status)
     return status
 
 
@@ -307,9 +310,10 @@ def _cleaning_up() -> typing.Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(argv: typing.Sequence[str] | None) -> int:
+def _run(argv: typing.Sequence[str] | None, stops: typing.Callable[[bool], None]) -> int:
     try:
         arguments, rest = parser().parse_known_args(argv)
+        stops(arguments.command not in LEAVE and getattr(arguments, "action", "") not in LEAVE)
         if rest and arguments.command not in TAKE_SETTINGS:
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
         if arguments.command in ("train", "evaluate"):
@@ -321,6 +325,8 @@ def _run(argv: typing.Sequence[str] | None) -> int:
             result = commands.RUN[arguments.command](arguments, rest)
         if arguments.json and processes.first():
             print(json.dumps(result))
+        if sys.stdout:
+            sys.stdout.flush()
     except Stopped as error:
         print(f"synergen: the run has stopped: {error}", file=sys.stderr)
         return error.status
