@@ -155,8 +155,8 @@ class _Import:
             tables = own_log.log_tables(self.files.where, self.found.rows, there, table)
             bar.update()
             shards = self._shards(buckets, tables, folder)
-        with_events = sum(events > 0 for events, _ in counts["item"].values())
-        about = {"left_out": self.left_out, "items_without_events": len(tables["item"]) - 1 - with_events}
+        met = [item for item, (events, _) in counts["item"].items() if events]
+        about = {"left_out": self.left_out, **own_log.items_met(met, tables["item"], table)}
         about = own_log.source(self.files, self.job.roles, self.options, items, self.found, self.job.kind) | about
         return own_log.write(path, name, _stored(shards), tables, table, self.options, about, shards)
 

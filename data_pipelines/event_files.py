@@ -132,8 +132,10 @@ def text(column: pl.Series, where: str, lists: str = "") -> pl.Series:
         raise UserError(f"{where} holds bytes, where text or whole numbers are wanted: store it as text")
     if lists and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
         return column.cast(pl.List(pl.String)).list.join(lists, ignore_nulls=True)
-    if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or kind.is_integer()):
-        raise UserError(f"{where} is of type {kind}, where text or whole numbers are wanted")
+    whole = kind.is_integer() or (kind.is_decimal() and not kind.scale)
+    if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or whole):
+        cure = ": store 7.0 as 7 (in pandas, .astype('Int64'))" if kind.is_float() else ""
+        raise UserError(f"{where} is of type {kind}, where text or whole numbers are wanted{cure}")
     return column.cast(pl.String)
 
 

@@ -219,7 +219,7 @@ class _Gathered:
 
 def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.Items | None, items) -> EventLog:
     used = {role: gathered.count(role) for role in ("item", "query", "action")}
-    with_events = int((used["item"][1:] > 0).sum())
+    met = [text for text, events in zip(gathered.vocabularies["item"].texts(), used["item"][1:].tolist()) if events]
     used["item"] += gathered.shown()
     there, codes = {}, {}
     for role, count in used.items():
@@ -230,7 +230,7 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
         number = {text: i for i, text in enumerate(ids)}
         codes[role] = np.array([0, *(number.get(text, 0) for text in gathered.vocabularies[role].texts())], np.int32)
     users = gathered.records(codes, len(tables["item"]))
-    about = {"left_out": gathered.left_out, "items_without_events": len(tables["item"]) - 1 - with_events}
+    about = {"left_out": gathered.left_out, **items_met(met, tables["item"], table)}
     about = source(gathered.files, gathered.roles, gathered.options, items, gathered.found, gathered.kind) | about
     return write(path, name, users, tables, table, gathered.options, about)
 
@@ -251,6 +251,15 @@ def log_tables(
     if not items:
         raise UserError(f"{where}: no event has an item; a log needs items")
     return {role: ["", *ordered(items if role == "item" else there[role])] for role in ("item", "query", "action")}
+
+
+def items_met(met: typing.Sequence[str], items: list[str], table: item_file.Items | None) -> dict[str, int]:
+    """What a log's `source` says of the items that have events, `met`, beside all its `items` and the table's."""
+    described = set(table.ids) if table else set()
+    return {
+        "items_without_events": len(items) - 1 - len(met),
+        "items_with_events_and_row": len(described.intersection(met)),
+    }
 
 
 def source(

@@ -139,11 +139,17 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
         yield f"{source['inherited_queries']:,} events without a query have that of their request"
     if source["split_requests"]:
         yield f"{source['split_requests']:,} requests that other events interrupt go on as requests of their own"
+    for what, ids in (("users", log.user_ids), ("items", log.item_ids)):
+        there = set(ids)
+        if floats := [one for one in ids if one.endswith(".0") and one[:-2] in there]:
+            yield f"{len(floats):,} {what} like {floats[0]!r} stand beside {floats[0][:-2]!r}, and are taken for others"
     if source["items"]:
         yield (
             f"items: {source['items_without_row']:,} that {source['items']} lacks go by their ids, "
             f"{source['items_without_events']:,} have no event yet"
         )
+        if not source["items_with_events_and_row"]:
+            yield f"no item of the events is in {source['items']}: are the ids of both written alike?"
     labels = {name: [log.actions[i] for i in ids] for name, ids in log.labels.items()}
     yield "labels: " + ", ".join(f"{name} = {'+'.join(actions)}" for name, actions in labels.items())
     if len(log.actions) > 2 and len(labels) == 1:

@@ -269,6 +269,26 @@ def test_columns_by_name_and_numbers_as_ids(tmp_path):
     assert log.source["unused_columns"] == ["extra"] and log.source["columns"]["user"] == "visitor"
 
 
+def test_numbers_that_a_float_went_through_are_told(tmp_path):
+    """As pandas writes a column of whole numbers with gaps: they are other ids, and one must be told."""
+    content = HEAD + f"1,7,{NOW - 3}\n1.0,8.0,{NOW - 2}\n2,7.0,{NOW - 1}\n3.0,9.0,{NOW}\n"
+    notes = list(data_commands._notes(load(tmp_path, content)))
+    assert "1 users like '1.0' stand beside '1', and are taken for others" in notes
+    assert "1 items like '7.0' stand beside '7', and are taken for others" in notes
+    notes = list(data_commands._notes(load(tmp_path, HEAD + f"u,7.0,{NOW}\n", items="item,title\n7,A\n")))
+    assert f"no item of the events is in {tmp_path / 'items.csv'}: are the ids of both written alike?" in notes
+    notes = "\n".join(data_commands._notes(load(tmp_path, HEAD + f"u,7,{NOW}\n", items="item,title\n7,A\n8,B\n")))
+    assert "beside" not in notes and "alike" not in notes
+
+
+def test_whole_numbers_of_any_type_are_ids(tmp_path):
+    number = 2**53 + 1  # which a float64 cannot hold
+    for kind, text in ((pl.Int64, f"{number}"), (pl.UInt64, f"{number}"), (pl.Decimal(38, 0), f"{number}")):
+        table = pl.DataFrame({"user": ["ann"], "item": pl.Series([number]).cast(kind), "time": [NOW]})
+        table.write_parquet(tmp_path / "t.parquet")
+        assert import_log(tmp_path / "t.parquet", name="t", data_dir=tmp_path, now=NOW).item_ids == ["", text]
+
+
 def test_missing_words_are_counted(tmp_path):
     content = f"user,item,time,query\nann,NULL,{NOW - 3},hat\nann,a,{NOW - 2},NaN\nann,b,{NOW - 1},\\N\n"
     log = load(tmp_path, content)
@@ -498,7 +518,9 @@ def test_bad_parquet(tmp_path):
     read = lambda path, **settings: import_log(
         path, name="t", options=Options(**settings), data_dir=tmp_path / "d", now=NOW
     )
-    with pytest.raises(UserError, match="column 'item' is of type Float64, where text or whole numbers are wanted"):
+    with pytest.raises(
+        UserError, match=r"'item' is of type Float64, where text or whole numbers are wanted: store 7\.0 as 7"
+    ):
         read(tmp_path / "t.parquet")
     table = table.with_columns(item=pl.Series(["a", "b"]))
     table.write_parquet(tmp_path / "t.parquet")
