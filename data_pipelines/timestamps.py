@@ -44,11 +44,12 @@ _ISO = (
 
 
 class Times(typing.NamedTuple):
-    """Points in time as they are written, (rows,) each."""
+    """Points in time as they are written, (rows,) each.
 
-    number: (
-        np.ndarray
-    )  # int64: of a NUMBER the number itself, cut downwards; of ISO 8601 the Unix seconds, UTC if ZONELESS
+    `number` is that of a NUMBER, cut downwards, and of ISO 8601 the Unix seconds, UTC where it is ZONELESS.
+    """
+
+    number: np.ndarray  # int64
     fraction: np.ndarray  # int32: what was cut, in billionths
     form: np.ndarray  # int8: one of MISSING, NUMBER, ZONED, ZONELESS, UNREADABLE
 
