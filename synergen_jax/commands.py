@@ -210,8 +210,8 @@ def _evaluate(
         return {}
     protocol = (
         f"{run.log.name}, {part} split ({config.data.split}), {found.targets:,} targets, full ranking over "
-        f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, ties count "
-        f"against the model, checkpoint of step {step} chosen on validation {config.run.select}"
+        f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, metrics "
+        f"expected over a random order of equal scores, checkpoint of step {step} chosen on validation {config.run.select}"
     )
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"

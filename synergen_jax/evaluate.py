@@ -1,6 +1,7 @@
 """The evaluation protocol: full ranking over the catalogue, ranking of candidate lists, and both after each other.
 
-Every target is ranked among all items that its user has not had yet, ties against the model. Candidate lists are
+Every target is ranked among all items that its user has not had yet, equal scores in a random order, of which metrics
+are the expectation (`metrics`); the model and baselines alike. Candidate lists are
 scored by the ranking head, label by label; so are the items that the model retrieves first, which shows what ranking
 adds to retrieval. The same batches go through baselines, and the same retrieval vectors through an approximate index,
 so that one table compares like with like. Where a target was chosen from a list that was shown, the model and
@@ -45,12 +46,14 @@ class Batches(typing.Protocol):
 class Answers(typing.NamedTuple):
     """What a model says about n targets; numpy."""
 
-    ranks: np.ndarray  # (n,) from 1; -1 where a score is NaN, which `metrics.retrieval_metrics` refuses
+    ranks: (
+        np.ndarray
+    )  # (n, 2) first and last place, from 1; -1 where a score is NaN: `metrics.retrieval_metrics` refuses
     vectors: np.ndarray  # (n, D) retrieval vectors
     labels: np.ndarray  # (n, K, A) 1, 0, or -1 for unknown
     logits: np.ndarray  # (n, K, A)
     shown: np.ndarray  # (n,) True where the candidates are the list that was shown
-    reranked: np.ndarray  # (n,) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
+    reranked: np.ndarray  # (n, 2) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
 
 
 def _spread(batches: Batches, mesh: Mesh):
@@ -102,18 +105,37 @@ def answer(
     score = jnp.einsum("bd,bkd->bk", query, apply(list_items, method="keys"), precision=jax.lax.Precision.HIGHEST)
     logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
     label = batch.ranking.label[:, 0]
-    said = Answers(ranks, query, label, logits.reshape(label.shape), batch.shown, jnp.zeros((len(ranks), 0)))
+    unasked = jnp.zeros((len(ranks), 0), jnp.int32)
+    said = Answers(ranks, query, label, logits.reshape(label.shape), batch.shown, unasked)
     if rerank:
         score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
         wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
         readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
         vectors = lookup.vectors(mesh, model, params, catalogue, {"item": [first]})["item"][0]
         chosen = apply(read(readers, vectors, wide(asked)), score, method="rank")[..., 0]
-        own = (first == batch.target[:, None]) & (score > -jnp.inf)
-        mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
-        place = 1 + jnp.sum(~(chosen < mine) & ~own & (score > -jnp.inf), axis=1)  # NaN counts against the model
-        said = said._replace(reranked=jnp.where(own.any(axis=1), place, ranks))
+        said = said._replace(reranked=_reranked(chosen, score > -jnp.inf, first == batch.target[:, None], ranks))
     return jax.lax.with_sharding_constraint((said, batch.user >= 0), sharding.whole(mesh))
+
+
+def _reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array:
+    """First and last place of each target, (B, 2), once the items retrieved first are in another order.
+
+    A target that is not among them comes behind them. Of items whose retrieval score is equal at the cut those are
+    among them that serving takes.
+
+    Args:
+      chosen: (B, F) scores that order them, NaN: -1 as in `metrics.ranks`; there: (B, F) where there is an item;
+        target: (B, F) where it is the target; ranks: (B, 2) by retrieval.
+    """
+    own, other = target & there, ~target & there
+    mine = jnp.max(jnp.where(own, chosen, -jnp.inf), axis=1, keepdims=True)
+    count = lambda ahead: jnp.sum(other & ahead, axis=1, dtype=jnp.int32)
+    among = 1 + jnp.stack([count(chosen > mine), count(chosen >= mine)], axis=1)
+    # A target that ties with the last of them stands behind the cut; one that its user has had already is never retrieved.
+    behind = jnp.clip(1 + jnp.sum(there, axis=1), ranks[:, 0], ranks[:, 1])
+    behind = jnp.stack([behind, ranks[:, 1]], axis=1)
+    nans = jnp.any(jnp.isnan(chosen) & there, axis=1, keepdims=True)
+    return jnp.where(nans, -1, jnp.where(own.any(axis=1, keepdims=True), among, behind))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model"))
@@ -242,7 +264,7 @@ def evaluate(
     systems = {"model": _measured(model, said, config, seed)}
     retrieval = lambda ranks: metrics.summary(metrics.retrieval_metrics(ranks), config.bootstrap, seed)
     if config.rerank:
-        ranks["model_reranked"] = said.reranked.astype(np.int32)
+        ranks["model_reranked"] = said.reranked
         systems["model_reranked"] = retrieval(ranks["model_reranked"])
     for name, scorer in others.items():
         ranks[name] = baseline_ranks(scorer, batches, model.spec.items)
@@ -276,7 +298,7 @@ def _leads(values: dict[str, np.ndarray], config: EvaluateConfig, seed: int) -> 
 
 
 def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np.ndarray:
-    """Rank of each target by a baseline's scores of all `items`, (n,); 0 where it has nothing to say."""
+    """`metrics.ranks` of each target by a baseline's scores of all `items`, (n, 2); 0 where it has nothing to say."""
     found, rows = [], max(CELLS // items, 1)
     cut = lambda whole, start: jax.tree.map(lambda x: x[start : start + rows], whole)
     parts = (cut(whole, start) for whole in batches for start in range(0, len(whole.user), rows))
@@ -284,12 +306,12 @@ def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np
         real = batch.user >= 0
         scores = scorer(batch)
         if scores is None:
-            found.append(np.zeros(int(real.sum()), np.int32))
+            found.append(np.zeros((int(real.sum()), 2), np.int32))
             continue
         # A row of NaN is one that it says nothing of.
         silent = np.isnan(scores[:, 0])
         ranks = np.asarray(metrics.ranks(np.where(silent[:, None], 0.0, scores), batch.target, batch.seen))
-        found.append(np.where(silent, 0, ranks)[real])
+        found.append(np.where(silent[:, None], 0, ranks)[real])
     return np.concatenate(found)
 
 
@@ -325,11 +347,11 @@ def _with_less(model: models.SynerGen, params, catalogue: StoredCatalogue, keys:
     for batch in mine:
         real, search = jax.device_get(_searches(mesh, place(batch)))
         for name, change in forms.items():
-            ranks = np.zeros(len(real), np.int32)
+            ranks = np.zeros((len(real), 2), np.int32)
             if (real & search).any():
                 blank = {field: np.full_like(getattr(batch.reader, field), value) for field, value in change.items()}
                 less = dataclasses.replace(batch, reader=dataclasses.replace(batch.reader, **blank))
-                ranks = np.asarray(_ranks(mesh, model, params, catalogue, keys, place(less))) * search
+                ranks = np.asarray(_ranks(mesh, model, params, catalogue, keys, place(less))) * search[:, None]
             found[name].append(ranks[real])
     ranks = {name: np.concatenate(parts) for name, parts in found.items()}
     return {name: values for name, values in ranks.items() if values.any()}
@@ -382,14 +404,16 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int 
         seen, target = batch.seen[real], batch.target[real]
         # By the items a user had, not the padded width of `seen`: ScaNN works harder the more it is asked for.
         more = np.array([1 << (had - 1).bit_length() if had else 0 for had in (seen > 0).sum(1).tolist()], int)
-        found = np.full(len(target), k + 1)
+        found = np.full((len(target), 2), k + 1)
         for extra in np.unique(more):
             group = np.flatnonzero(more == extra)
-            _, ids = scann.search(vectors[done + group], min(exact.size, k + int(extra)))
-            for row, items in zip(group, ids):
-                kept = items[~np.isin(items, seen[row])][:k]
-                place = np.flatnonzero(kept == target[row])
-                found[row] = place[0] + 1 if len(place) else k + 1
+            scores, ids = scann.search(vectors[done + group], min(exact.size, k + int(extra)))
+            for row, score, items in zip(group, scores, ids):
+                kept = ~np.isin(items, seen[row])
+                score, items = score[kept], items[kept]
+                own = score[items == target[row]]
+                if len(own):
+                    found[row] = 1 + np.sum(score > own), np.sum(score >= own)
         done += len(target)
         ranks.append(found)
     found = metrics.retrieval_metrics(np.concatenate(ranks), (k,))

@@ -55,7 +55,7 @@ def ranks(
     target: Int[Array, "b"],
     seen: Int[Array, "b m"],
     items: int,
-) -> Int[Array, "b"]:
+) -> Int[Array, "b 2"]:
     """`metrics.ranks` of the scores <query_b, keys_v>, which never exist all at once.
 
     Args:
@@ -63,7 +63,8 @@ def ranks(
       items: V, id 0 included; what is stored after them takes no part.
 
     Returns:
-      As `metrics.ranks` in `jit`: 0 where there is no target, -1 where a score is NaN or the target is no item.
+      As `metrics.ranks` in `jit`, the first and the last place of each target: 0 where there is none, -1 where a
+      score is NaN or the target is no item.
     """
 
     def local(mine, keys):
@@ -77,15 +78,15 @@ def ranks(
         own = jax.lax.psum(over(find, jnp.zeros(target.shape)), table.AXES)
 
         def count(found, part):
-            ahead = part.allowed & (part.ids[None] != target[:, None]) & (part.score >= own[:, None])
+            other = part.allowed & (part.ids[None] != target[:, None])
             nans = jnp.isnan(part.score) & (part.ids > 0)[None]
-            return found[0] + jnp.sum(ahead, axis=1, dtype=jnp.int32), found[1] | jnp.any(nans, axis=1)
+            what = other & (part.score > own[:, None]), other & (part.score >= own[:, None]), nans
+            return found + jnp.stack([jnp.sum(one, axis=1, dtype=jnp.int32) for one in what], axis=1)
 
-        none = jnp.zeros(target.shape, jnp.int32)
-        ahead, nans = over(count, (none, none > 0))
-        ahead, nans = jax.lax.psum((ahead, nans.astype(jnp.int32)), table.AXES)
+        ahead, level, nans = jax.lax.psum(over(count, jnp.zeros((len(target), 3), jnp.int32)), table.AXES).T
         bad = (nans > 0) | (target < 0) | (target >= items)
-        return _own(mesh, jnp.where(target == 0, 0, jnp.where(bad, -1, 1 + ahead)))
+        places = jnp.where(bad[:, None], -1, 1 + jnp.stack([ahead, level], axis=1))
+        return _own(mesh, jnp.where((target == 0)[:, None], 0, places))
 
     split = jax.shard_map(local, mesh=mesh, in_specs=(_USERS, table.SPLIT), out_specs=_USERS, check_vma=False)
     return split((query, target, seen), keys)

@@ -1,4 +1,7 @@
-"""Metrics of retrieval and of ranking: pure functions that decide every tie against the model.
+"""Metrics of retrieval and of ranking: pure functions; what ties decides is given by its expectation.
+
+Items of equal score stand in a random order, each order as likely as any other, and a metric is its mean over these
+(McSherry and Najork 2008). So a constant score gets what chance gets, neither more nor less.
 
 Retrieval: `ranks` (on the device, inside jit if wished) -> `retrieval_metrics` -> `summary`.
 Ranking: `ranking_metrics`, or one of `auc`, `log_loss`, `calibration_error`, `list_metrics`.
@@ -28,14 +31,15 @@ def ranks(
     target: Int[Array, " b"] | Int[np.ndarray, " b"],
     seen: Int[Array, "b m"] | Int[np.ndarray, "b m"],
     items: int | None = None,
-) -> Int[Array, " b"]:
-    """Rank, from 1, of each user's target among the items that may be recommended.
+) -> Int[Array, "b 2"]:
+    """First and last place, from 1, that each user's target may have among the items that may be recommended.
 
-    rank_b = 1 + #{ v in 1 .. items - 1 : v ≠ target_b, v not in seen_b, s_bv >= s_b,target_b }
+    first_b = 1 + #{ v in 1 .. items - 1 : v ≠ target_b, v not in seen_b, s_bv > s_b,target_b }
+    last_b  = the same with >=
 
-    Ties count against the model: one that gives every item the same score comes last, not first (Krichene and
-    Rendle 2020 on full ranking; Sun 2022 on ties). The target counts even if it is among the seen. Works in `jit`,
-    so that (B, V) scores need not leave the device.
+    In a random order of equal scores every place from the first to the last is as likely (Krichene and Rendle 2020
+    on full ranking; McSherry and Najork 2008 on ties). The target counts even if it is among the seen. Works in
+    `jit`, so that (B, V) scores need not leave the device.
 
     Args:
       scores: (B, V), higher is better; -inf is a score like any other. Computed in float32.
@@ -44,8 +48,8 @@ def ranks(
       items: V of the vocabulary, id 0 included; columns from there on are padding. None: all columns are items.
 
     Returns:
-      (B,) int32. 0 where there is no target; -1, in `jit` only, where a score is NaN or the target is no item, which
-      `retrieval_metrics` refuses.
+      (B, 2) int32. 0, 0 where there is no target; -1, -1, in `jit` only, where a score is NaN or the target is no
+      item, which `retrieval_metrics` refuses.
 
     Raises:
       ValueError: outside `jit`: a score is NaN, or a target is no item.
@@ -61,27 +65,35 @@ def ranks(
 
 
 def retrieval_metrics(
-    ranks: Int[Array, " n"] | Int[np.ndarray, " n"], ks: Sequence[int] = CUTOFFS
+    ranks: Int[Array, "n 2"] | Int[np.ndarray, "n 2"], ks: Sequence[int] = CUTOFFS
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Hit rate, NDCG and reciprocal rank of each target, (n,) each, keyed "hr@k", "ndcg@k" and "mrr".
 
-    hr@k = [rank <= k];  ndcg@k = [rank <= k] / log2(1 + rank);  mrr = 1 / rank.
+    hr@k = E [p <= k];  ndcg@k = E [p <= k] / log2(1 + p);  mrr = E 1 / p, for a place p that is uniform between the
+    first and the last one (McSherry and Najork 2008): first 1, last 2 has hr@1 = 1 / 2 and mrr = 3 / 4.
 
     With one target a user the hit rate is the recall, and the ideal DCG is 1 (Järvelin and Kekäläinen 2002).
 
+    Args:
+      ranks: of `ranks`: first and last place, the same where nothing ties with the target.
+
     Raises:
-      ValueError: a rank is below 1: NaN scores, or a padded row that was not left out.
+      ValueError: a rank is below 1: NaN scores, or a padded row that was not left out; or the last place is before
+        the first.
     """
     ranks = np.asarray(ranks)
+    if ranks.ndim != 2 or ranks.shape[1] != 2:
+        raise ValueError(f"ranks are (n, 2), the first and the last place of each target, not {ranks.shape}")
     _refuse_marked(ranks)
     if np.any(ranks < 1):
-        raise ValueError(f"{int(np.sum(ranks < 1))} ranks are below 1: leave out the padded rows first")
-    gain = 1 / np.log2(1.0 + ranks)
-    hits = {k: ranks <= k for k in ks}
+        raise ValueError(f"{int(np.sum(ranks[:, 0] < 1))} ranks are below 1: leave out the padded rows first")
+    if np.any(ranks[:, 0] > ranks[:, 1]):
+        raise ValueError(f"{int(np.sum(ranks[:, 0] > ranks[:, 1]))} ranks have their last place before the first")
+    gain = lambda k: 1 / np.log2(1.0 + np.arange(1, k + 1))
     return {
-        **{f"hr@{k}": hit.astype(np.float64) for k, hit in hits.items()},
-        **{f"ndcg@{k}": np.where(hit, gain, 0.0) for k, hit in hits.items()},
-        "mrr": 1.0 / ranks,
+        **{f"hr@{k}": _expected(np.ones(k), ranks) for k in ks},
+        **{f"ndcg@{k}": _expected(gain(k), ranks) for k in ks},
+        "mrr": _expected(1.0 / np.arange(1, ranks.max(initial=1) + 1), ranks),
     }
 
 
@@ -163,7 +175,7 @@ def list_metrics(
     list_ndcg@k: Σ_{i <= k} y_i / log2(1 + i) over the best such sum that the list's labels allow.
     list_mrr: 1 / position of the first positive.
     list_hr@1: 1 where a positive comes first.
-    The last three put the negatives first where scores are equal.
+    The last three are means over all orders of what has equal scores.
 
     Args:
       labels: (n, K): 1, 0, or -1 for unknown or an empty slot, which is left out; scores: (n, K).
@@ -176,18 +188,34 @@ def list_metrics(
     label, score, row = _known(labels, scores)
     grouped = _auc_by_list(label, score, row, lists)
     defined = ~np.isnan(grouped)
-    # Best score first; negatives before positives where they tie; unknown labels last.
-    order = np.lexsort((labels, -scores, labels < 0), axis=1)
-    relevant = np.take_along_axis(labels, order, axis=1) == 1
+    order = np.lexsort((-scores, labels < 0), axis=1)  # best score first, unknown labels last
+    relevant, chance = _chances(np.take_along_axis(labels, order, axis=1), np.take_along_axis(scores, order, axis=1))
     discount = np.where(np.arange(width) < at, 1 / np.log2(np.arange(width) + 2.0), 0.0)
-    ideal = np.concatenate([[0.0], np.cumsum(discount)])[relevant.sum(1)]
-    first = relevant.argmax(1) if width else np.zeros(lists)
+    ideal = np.append(0.0, np.cumsum(discount))[(labels == 1).sum(1)]
     return {
         "grouped_auc": grouped,
         f"list_ndcg@{at}": np.where(defined, _ratio(relevant @ discount, ideal), np.nan),
-        "list_mrr": np.where(defined, 1.0 / (1 + first), np.nan),
-        "list_hr@1": np.where(defined, first == 0, np.nan),
+        "list_mrr": np.where(defined, chance @ (1.0 / np.arange(1, width + 1)), np.nan),
+        "list_hr@1": np.where(defined, chance[:, :1].sum(1), np.nan),
     }
+
+
+def _chances(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How likely a positive, and the first one of all, stands at each position of sorted lists, (n, K) each.
+
+    Of p positives among t of equal score, each of their positions holds one with chance p / t. After j of them
+    without any the next one is a positive with chance p / (t - j).
+    """
+    lists, width = labels.shape
+    new = np.ones((lists, width), bool)
+    new[:, 1:] = (scores[:, 1:] != scores[:, :-1]) | ((labels[:, 1:] < 0) != (labels[:, :-1] < 0))
+    start, tie = np.flatnonzero(new), (np.cumsum(new) - 1).reshape(lists, width)
+    size, positives = np.bincount(tie.ravel()), np.bincount(tie.ravel(), weights=(labels == 1).ravel())
+    passed = np.arange(lists * width).reshape(lists, width) - start[tie]
+    next_one = np.minimum(positives[tie] / (size[tie] - passed), 1.0)
+    none_yet = np.cumprod(1 - next_one, axis=1)
+    none_yet = np.concatenate([np.ones((lists, 1)), none_yet], axis=1)[:, :width]
+    return positives[tie] / size[tie], next_one * none_yet
 
 
 def ranking_metrics(
@@ -221,14 +249,31 @@ def _ranks(scores, target, seen, items: int):
     item = (column > 0) & (column < items)
     own = jnp.take_along_axis(scores, jnp.clip(target, 0, scores.shape[1] - 1)[:, None], axis=1)
     left_out = jnp.zeros(scores.shape, bool).at[jnp.arange(scores.shape[0])[:, None], seen].set(True, mode="drop")
-    ahead = item & ~left_out & (column != target[:, None]) & (scores >= own)
+    other = item & ~left_out & (column != target[:, None])
+    count = lambda ahead: jnp.sum(other & ahead, axis=1, dtype=jnp.int32)
+    places = 1 + jnp.stack([count(scores > own), count(scores >= own)], axis=1)
     bad = jnp.any(jnp.isnan(scores) & item, axis=1) | (target < 0) | (target >= items)
-    return jnp.where(target == 0, 0, jnp.where(bad, -1, 1 + jnp.sum(ahead, axis=1, dtype=jnp.int32)))
+    return jnp.where((target == 0)[:, None], 0, jnp.where(bad[:, None], -1, places))
+
+
+def _expected(gain: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Mean of a gain over the places of each target, (n,).
+
+    Args:
+      gain: (k,) of the places 1 .. k; that of the others is 0.
+    """
+    first, last = ranks.T.astype(np.int64)
+    total, gain = np.append(0.0, np.cumsum(gain)), np.append(gain, 0.0)
+    upto = lambda place: total[np.minimum(place, len(total) - 1)]
+    mean = (upto(last) - upto(first - 1)) / (last - first + 1)
+    return np.where(first == last, gain[np.minimum(first, len(gain)) - 1], mean)
 
 
 def _refuse_marked(ranks: np.ndarray) -> None:
     if np.any(ranks < 0):
-        raise ValueError(f"{int(np.sum(ranks < 0))} of {len(ranks)} rows have a NaN score or a target that is no item")
+        raise ValueError(
+            f"{int(np.sum(ranks[:, 0] < 0))} of {len(ranks)} rows have a NaN score or a target that is no item"
+        )
 
 
 def _known(labels, scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ def table(ranks: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> dict[st
     """Retrieval metrics of each system in each slice: {slice: {"targets": n, system: {metric: mean}}}.
 
     Args:
-      ranks: system -> (n,), 0 where it says nothing. A system that is silent on a target of a slice is not in it.
+      ranks: system -> (n, 2), 0 where it says nothing. A system that is silent on a target of a slice is not in it.
     """
     found: dict[str, dict] = {}
     for name, mask in masks.items():

@@ -134,7 +134,8 @@ def sweep(
 
 def evaluated_by(config: Config) -> dict[str, typing.Any]:
     """The settings that an evaluation depends on and `synergen evaluate` may change; part of its JSON."""
-    return configs.to_dict(config)["evaluate"] | {"filter_seen": config.data.filter_seen}
+    # An evaluation from when ties counted against the model is another one.
+    return configs.to_dict(config)["evaluate"] | {"filter_seen": config.data.filter_seen, "ties": "expected"}
 
 
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:

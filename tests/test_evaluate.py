@@ -43,7 +43,7 @@ def report(setting):
 
 
 def by_hand(setting, scores_of):
-    """Rank of each test target: 1 + the unseen others that score at least as much."""
+    """First and last place of each test target among what its user had not seen."""
     log, split, *_ = setting
     ranks = []
     for user, (start, stop) in enumerate(split.test.tolist()):
@@ -55,7 +55,11 @@ def by_hand(setting, scores_of):
                 continue
             scores = scores_of(record, event, before)
             others = [i for i in range(1, len(scores)) if i != target and i not in seen]
-            ranks.append(1 + sum(scores[i] >= scores[target] for i in others))
+            ahead, level = (
+                sum(scores[i] > scores[target] for i in others),
+                sum(scores[i] >= scores[target] for i in others),
+            )
+            ranks.append((1 + ahead, 1 + level))
     return np.array(ranks)
 
 
@@ -80,7 +84,8 @@ def test_metrics_are_those_of_a_loop(setting, report):
         hidden = small_model.apply(model, params, cache, readers, *vectors(readers), method="read")
         return keys @ np.asarray(small_model.apply(model, params, hidden, method="retrieve"))[0, 0]
 
-    ranks = by_hand(setting, scores)
+    ranks, last = by_hand(setting, scores).T
+    np.testing.assert_array_equal(ranks, last)
     assert found.targets == batches.targets == len(ranks)
     values = found.values["model"]
     for k in (1, 5, 10, 50):
@@ -111,16 +116,17 @@ def test_user_and_item_means_predict_labels(setting, report):
     assert not any(name.endswith("/engage") for name in values), "all training events were chosen"
 
 
-def test_most_popular_counts_training_events_and_ties_count_against_it(setting, report):
+def test_most_popular_counts_training_events_and_ties_are_worth_their_expectation(setting, report):
     log, split, *_ = setting
     counts = np.zeros(log.spec.items)
     for user in range(len(log)):
         for item in log[user]["item"][: split.train_stop[user]]:
             counts[item] += item > 0
-    ranks = by_hand(setting, lambda *_: counts)
-    assert len(set(counts.tolist())) < len(counts)  # there are ties
-    np.testing.assert_allclose(report[1].values["most_popular"]["hr@10"], np.mean(ranks <= 10), atol=1e-6)
-    np.testing.assert_allclose(report[1].values["most_popular"]["mrr"], np.mean(1 / ranks), atol=1e-6)
+    places = [np.arange(first, last + 1) for first, last in by_hand(setting, lambda *_: counts)]
+    assert max(map(len, places)) > 1  # there are ties
+    mean = lambda gain: np.mean([np.mean(gain(place)) for place in places])
+    np.testing.assert_allclose(report[1].values["most_popular"]["hr@10"], mean(lambda p: p <= 10), atol=1e-6)
+    np.testing.assert_allclose(report[1].values["most_popular"]["mrr"], mean(lambda p: 1 / p), atol=1e-6)
     assert not any(name.startswith("log_loss") for name in report[1].values["most_popular"])
 
 
@@ -177,6 +183,16 @@ def test_approximate_search_is_asked_for_as_many_as_serving_would(monkeypatch):
     assert sorted(searches) == [(1, 50), (2, 3), (2, 7), (2, 35)]
     np.testing.assert_array_equal(found["hr@3"], np.array(ranks) <= 3)
     np.testing.assert_allclose(found["ndcg@3"], (np.array(ranks) <= 3) / np.log2(1 + np.array(ranks)), rtol=1e-6)
+
+
+def test_approximate_search_has_no_better_a_place_for_a_tie(monkeypatch):
+    """All keys alike: the target is one of the three that are found, in no place more than in another."""
+    monkeypatch.setattr(index, "ScannIndex", index.ExactIndex)
+    keys, vectors = np.ones((51, 4), np.float32), np.ones((2, 4), np.float32)
+    batch = types.SimpleNamespace(user=np.arange(2), seen=np.zeros((2, 1), np.int32), target=np.array([1, 9]))
+    _, found = evaluate.approximate(keys, [batch], vectors, 3)
+    np.testing.assert_allclose(found["ndcg@3"], [(1 + 1 / np.log2(3) + 1 / 2) / 3, 0])
+    np.testing.assert_array_equal(found["hr@3"], [1, 0])
 
 
 def test_batch_size_does_not_change_what_is_found(setting, report):
@@ -254,7 +270,7 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     said = evaluate.answers(model, params, stored, stored_keys, batches, rerank=10)
     plain = evaluate.answers(model, params, stored, stored_keys, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)
-    outside = said.ranks > 10
+    outside = said.ranks[:, 0] > 10
     np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])
     assert outside.any() and not outside.all() and (said.reranked[~outside] <= 10).all()
     done = 0
@@ -275,9 +291,20 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
             logit = np.asarray(small_model.apply(model, params, hidden, score, method="rank"))[0, :, 0]
             if (first == batch.target[row]).any():
                 mine = logit[first[0] == batch.target[row]][0]
-                assert abs(int(said.reranked[done]) - int((logit >= mine).sum())) == 0
+                assert said.reranked[done].tolist() == [1 + (logit > mine).sum(), (logit >= mine).sum()]
             done += 1
     assert done == len(said.ranks)
+
+
+def test_places_after_the_ranking_head():
+    """Four users whose first three items the head scores 5, 7, 5: one is the target, or none, or none has a number."""
+    chosen = np.array([[5.0, 7, 5], [5, 7, 5], [5, np.nan, 5], [5, 7, 5], [5, 5, np.nan]])
+    target = np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]], bool)
+    there = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
+    # The second ties with the last of the three and came behind them; the fourth was seen: it counts where it stood.
+    ranks = np.array([[2, 2], [2, 6], [1, 1], [2, 2], [1, 2]])
+    found = evaluate._reranked(chosen, there, target, ranks)
+    assert found.tolist() == [[2, 3], [4, 6], [-1, -1], [2, 2], [1, 2]]
 
 
 def test_searches_with_less_to_go_by(setting, report):

@@ -1,5 +1,6 @@
 """Metrics: values worked by hand, ties, and plain loops as the oracle."""
 
+import itertools
 import math
 import time
 
@@ -15,10 +16,20 @@ def seen_of(*rows):
     return np.array([[*row, *[0] * (width - len(row))] for row in rows], np.int32)
 
 
+def alone(places):
+    """Ranks that nothing ties with."""
+    return np.stack([places, places], axis=1)
+
+
 def test_ranks_by_hand():
     # item:             0    1    2    3    4
     scores = np.array([[9.0, 0.1, 0.4, 0.3, 0.2]], np.float32)
-    rank = lambda target, *seen: int(metrics.ranks(scores, np.array([target], np.int32), seen_of(seen or (0,)))[0])
+
+    def rank(target, *seen):
+        first, last = metrics.ranks(scores, np.array([target], np.int32), seen_of(seen or (0,)))[0].tolist()
+        assert first == last
+        return first
+
     assert [rank(1), rank(2), rank(3), rank(4)] == [4, 1, 2, 3]  # id 0 scores highest and never counts
     assert rank(1, 2) == 3
     assert rank(1, 2, 2, 3) == 2  # repetitions are left out once
@@ -26,16 +37,47 @@ def test_ranks_by_hand():
     assert rank(4, 4, 2) == 2  # the target counts even where it was seen
 
 
-def test_ties_count_against_the_model():
+def test_a_target_that_ties_has_a_first_and_a_last_place():
     flat = np.zeros((2, 6), np.float32)
-    np.testing.assert_array_equal(metrics.ranks(flat, np.array([1, 5]), seen_of((0,), (1, 2))), [5, 3])
+    np.testing.assert_array_equal(metrics.ranks(flat, np.array([1, 5]), seen_of((0,), (1, 2))), [[1, 5], [1, 3]])
+    some = np.array([[9, 5, 3, 3, 3, 1]], np.float32)
+    np.testing.assert_array_equal(metrics.ranks(some, np.array([3]), seen_of((2,))), [[2, 3]])
     low = np.array([[0, 1, -np.inf, -np.inf]], np.float32)
-    assert metrics.ranks(low, np.array([2]), seen_of((0,)))[0] == 3  # -inf ties with -inf
+    assert metrics.ranks(low, np.array([2]), seen_of((0,)))[0].tolist() == [2, 3]  # -inf ties with -inf
+
+
+def test_a_tie_is_worth_its_expectation():
+    """By hand: one of two places with chance 1/2 each; the third to the sixth place."""
+    values = metrics.retrieval_metrics(np.array([[1, 2], [3, 6], [2, 2]]), ks=(1, 4))
+    np.testing.assert_allclose(values["hr@1"], [1 / 2, 0, 0])
+    np.testing.assert_allclose(values["ndcg@1"], [1 / 2, 0, 0])
+    np.testing.assert_allclose(values["mrr"], [3 / 4, (1 / 3 + 1 / 4 + 1 / 5 + 1 / 6) / 4, 1 / 2])
+    np.testing.assert_allclose(values["hr@4"], [1, 1 / 2, 1])
+    gain = lambda place: 1 / math.log2(1 + place)
+    np.testing.assert_allclose(values["ndcg@4"], [(1 + gain(2)) / 2, (gain(3) + gain(4)) / 4, gain(2)])
+
+
+@pytest.mark.parametrize("k", [1, 10, 200])
+def test_one_score_for_all_is_worth_what_chance_is(k):
+    """And as much as scores drawn at random are on average: each of the 50 places as likely."""
+    ranks = metrics.ranks(np.zeros((1, 51), np.float32), np.array([7]), seen_of((0,)))
+    tied = metrics.retrieval_metrics(ranks, (k,))
+    assert tied[f"hr@{k}"][0] == pytest.approx(min(k / 50, 1))
+    drawn = metrics.retrieval_metrics(np.arange(1, 51)[:, None].repeat(2, 1), (k,))
+    for name, value in tied.items():
+        assert value[0] == pytest.approx(drawn[name].mean()), name
+
+
+def test_ranks_of_another_form_are_refused():
+    with pytest.raises(Exception, match="ranks"):
+        metrics.retrieval_metrics(np.array([1, 2]))
+    with pytest.raises(ValueError, match="1 ranks have their last place before the first"):
+        metrics.retrieval_metrics(np.array([[1, 2], [2, 1]]))
 
 
 def test_columns_beyond_the_vocabulary_do_not_count():
     scores = np.array([[0, 1, 2, 9, np.nan]], np.float32)
-    assert metrics.ranks(scores, np.array([1]), seen_of((0,)), items=3)[0] == 2
+    assert metrics.ranks(scores, np.array([1]), seen_of((0,)), items=3)[0].tolist() == [2, 2]
     with pytest.raises(ValueError, match="items 6"):
         metrics.ranks(scores, np.array([1]), seen_of((0,)), items=6)
 
@@ -48,16 +90,16 @@ def test_nan_scores_and_wrong_targets_are_refused():
     with pytest.raises(ValueError, match="no item"):
         metrics.ranks(scores[:1], np.array([3]), seen[:1])
     inside = jax.jit(metrics.ranks)(scores, np.array([1, 2]), seen)  # in jit the mark travels out with the ranks
-    np.testing.assert_array_equal(inside, [2, -1])
+    np.testing.assert_array_equal(inside, [[2, 2], [-1, -1]])
     with pytest.raises(ValueError, match="NaN"):
         metrics.retrieval_metrics(inside)
 
 
 def test_padded_rows_have_rank_0_and_must_be_left_out():
     scores = np.full((1, 3), np.nan, np.float32)
-    assert metrics.ranks(scores, np.array([0]), seen_of((0,)))[0] == 0
+    assert metrics.ranks(scores, np.array([0]), seen_of((0,)))[0].tolist() == [0, 0]
     with pytest.raises(ValueError, match="padded"):
-        metrics.retrieval_metrics(np.array([1, 0]))
+        metrics.retrieval_metrics(np.array([[1, 1], [0, 0]]))
 
 
 @pytest.mark.parametrize("jitted", [False, True])
@@ -70,7 +112,8 @@ def test_ranks_equal_a_plain_loop(jitted):
     expected = []
     for row in range(b):
         others = [i for i in range(1, items) if i != target[row] and i not in seen[row]]
-        expected.append(1 + sum(scores[row, i] >= scores[row, target[row]] for i in others))
+        own = scores[row, target[row]]
+        expected.append([1 + sum(scores[row, i] > own for i in others), 1 + sum(scores[row, i] >= own for i in others)])
     function = jax.jit(metrics.ranks, static_argnums=3) if jitted else metrics.ranks
     np.testing.assert_array_equal(function(scores, target, seen, items), expected)
 
@@ -81,7 +124,7 @@ def test_shapes_are_checked():
 
 
 def test_retrieval_metrics_by_hand():
-    values = metrics.retrieval_metrics(np.array([1, 2, 3, 11]), ks=(2, 10))
+    values = metrics.retrieval_metrics(alone([1, 2, 3, 11]), ks=(2, 10))
     assert list(values) == ["hr@2", "hr@10", "ndcg@2", "ndcg@10", "mrr"]
     np.testing.assert_array_equal(values["hr@2"], [1, 1, 0, 0])
     np.testing.assert_array_equal(values["hr@10"], [1, 1, 1, 0])
@@ -118,7 +161,7 @@ def test_summary_leaves_out_nan_and_survives_nothing():
 
 
 def test_summary_is_fast():
-    values = metrics.retrieval_metrics(np.random.default_rng(0).integers(1, 3707, 6040))
+    values = metrics.retrieval_metrics(alone(np.random.default_rng(0).integers(1, 3707, 6040)))
     assert len(values) == 11
     start = time.perf_counter()
     metrics.summary(values, bootstrap=1000)
@@ -169,13 +212,44 @@ def test_list_metrics_by_hand():
     gain = lambda *positions: sum(1 / math.log2(1 + i) for i in positions)
     nan = math.nan
     np.testing.assert_allclose(values["grouped_auc"], [0.5, 0.5, nan, nan, nan, 0.5])
-    np.testing.assert_allclose(values["list_mrr"], [1 / 2, 1 / 2, nan, nan, nan, 1 / 4])  # ties: negatives first
-    np.testing.assert_array_equal(values["list_hr@1"], [0, 0, nan, nan, nan, 0])
+    np.testing.assert_allclose(values["list_mrr"], [1 / 2, 1 / 2, nan, nan, nan, 25 / 48])  # (1 + 1/2 + 1/3 + 1/4) / 4
+    np.testing.assert_array_equal(values["list_hr@1"], [0, 0, nan, nan, nan, 1 / 4])
     assert metrics.list_metrics(labels[:1], -scores[:1])["list_hr@1"].tolist() == [0]
     assert metrics.list_metrics(labels[:1], scores[:1, [1, 0, 2, 3]])["list_hr@1"].tolist() == [1]
-    np.testing.assert_allclose(values["list_ndcg@10"], [gain(2), gain(2, 3) / gain(1, 2), nan, nan, nan, gain(4)])
+    np.testing.assert_allclose(
+        values["list_ndcg@10"], [gain(2), gain(2, 3) / gain(1, 2), nan, nan, nan, gain(1, 2, 3, 4) / 4]
+    )
     cut = metrics.list_metrics(labels, scores, at=2)["list_ndcg@2"]
-    np.testing.assert_allclose(cut, [gain(2), gain(2) / gain(1, 2), nan, nan, nan, 0])
+    np.testing.assert_allclose(cut, [gain(2), gain(2) / gain(1, 2), nan, nan, nan, gain(1, 2) / 4])
+
+
+def test_ties_within_lists_by_hand():
+    """Two positives and a negative tie behind a negative; then three lists of equal scores, two of them with empty slots."""
+    labels = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, -1], [1, 1, 0, -1]])
+    scores = np.array([[2.0, 1, 1, 1], [5, 5, 5, 5], [5, 5, 5, 5], [0, 0, 0, math.nan]])
+    values = metrics.list_metrics(labels, scores)
+    # The first positive of the first list is at place 2 with chance 2/3, at place 3 with 1/3. Of the second: C(4, 2) = 6
+    # pairs of places, of which 3 hold the first, 2 begin with the second, 1 with the third.
+    mrr = [2 / 3 / 2 + 1 / 3 / 3, (3 + 2 / 2 + 1 / 3) / 6, (1 + 1 / 2 + 1 / 3) / 3, 2 / 3 + 1 / 3 / 2]
+    np.testing.assert_allclose(values["list_mrr"], mrr)
+    np.testing.assert_allclose(values["list_hr@1"], [0, 1 / 2, 1 / 3, 2 / 3])
+    d = [1 / math.log2(1 + place) for place in range(1, 5)]
+    dcg = [2 * (d[1] + d[2] + d[3]) / 3, 2 * sum(d) / 4, sum(d[:3]) / 3, 2 * sum(d[:3]) / 3]
+    np.testing.assert_allclose(values["list_ndcg@10"], np.array(dcg) / [d[0] + d[1], d[0] + d[1], d[0], d[0] + d[1]])
+    np.testing.assert_allclose(values["grouped_auc"], [1 / 4, 1 / 2, 1 / 2, 1 / 2])
+
+
+def test_ties_within_lists_are_means_over_all_orders():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        label, score = rng.integers(-1, 2, 6), rng.integers(0, 3, 6).astype(np.float64)
+        found = metrics.list_metrics(label[None], score[None], at=3)
+        every = [
+            metrics.list_metrics(label[None], score[None] + np.array(order) / 100, at=3)
+            for order in itertools.permutations(range(6))
+        ]
+        for name in ("list_ndcg@3", "list_mrr", "list_hr@1", "grouped_auc"):
+            np.testing.assert_allclose(found[name], np.mean([one[name] for one in every], axis=0), err_msg=name)
 
 
 def test_list_metrics_equal_plain_loops():
@@ -190,10 +264,15 @@ def test_list_metrics_equal_plain_loops():
         wins = sum((p > n) + (p == n) / 2 for p, n in pairs)
         assert values["grouped_auc"][row] == pytest.approx(wins / len(pairs))
         assert metrics.auc(label, score) == pytest.approx(wins / len(pairs))
-        order = [y for _, y in sorted((-s, y) for s, y in zip(score, label) if y >= 0)]
+        ties = [label[(score == s) & (label >= 0)].tolist() for s in (4, 3, 2, 1, 0)]
+        order = [np.mean(ys) for ys in ties for _ in ys]
         gains = lambda ys: sum(y / math.log2(i + 2) for i, y in enumerate(ys[:3]))
-        assert values["list_ndcg@3"][row] == pytest.approx(gains(order) / gains(sorted(order, reverse=True)))
-        assert values["list_mrr"][row] == pytest.approx(1 / (1 + order.index(1)))
+        ideal = gains(sorted((y for ys in ties for y in ys), reverse=True))
+        assert values["list_ndcg@3"][row] == pytest.approx(gains(order) / ideal)
+        t, p = next((len(ys), sum(ys)) for ys in ties if 1 in ys)
+        before = sum(len(ys) for ys in ties[: next(i for i, ys in enumerate(ties) if 1 in ys)])
+        places = [math.comb(t - j, p - 1) / math.comb(t, p) / (before + j) for j in range(1, t - p + 2)]
+        assert values["list_mrr"][row] == pytest.approx(sum(places))
 
 
 def test_ranking_metrics_gather_everything_with_intervals():

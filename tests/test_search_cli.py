@@ -197,6 +197,11 @@ def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):
     evaluation.write_text(json.dumps(json.loads(told) | {"step": 1}))  # of a run that was not finished
     assert shop.call(*arguments, "--only", "joint") == 0
     assert json.loads(evaluation.read_text()) == json.loads(told), "evaluated anew"
+    settings = {name: value for name, value in json.loads(told)["settings"].items() if name != "ties"}
+    evaluation.write_text(json.dumps(json.loads(told) | {"settings": settings}))  # when ties counted against the model
+    assert shop.call(*arguments, "--only", "joint") == 0
+    assert json.loads(evaluation.read_text()) == json.loads(told), "evaluated anew: other metrics"
+    assert "expected over a random order of equal scores" in json.loads(told)["protocol"]
     workdir = evaluation.parent
     assert shop.call("evaluate", workdir, "--split", "validation", "--data.filter_seen", "false") == 0
     assert "seen items kept" in evaluation.read_text()

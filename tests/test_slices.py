@@ -50,7 +50,7 @@ def test_masks_by_hand():
 
 
 def test_a_table_leaves_out_what_says_nothing():
-    ranks = {"model": np.array([1, 20, 3]), "bm25": np.array([2, 0, 11])}
+    ranks = {"model": np.array([[1, 1], [20, 20], [3, 3]]), "bm25": np.array([[2, 2], [0, 0], [11, 11]])}
     masks = {"all": np.ones(3, bool), "search": np.array([True, False, True])}
     found = slices.table(ranks, masks)
     assert set(found["all"]) == {"targets", "model"} and set(found["search"]) == {"targets", "model", "bm25"}
@@ -68,8 +68,9 @@ def test_bm25_ranks_items_by_the_words_of_the_query():
     assert np.isnan(scores[1]).all(), "no query, nothing to say"
     assert scores[0].argmax() in (1, 3) and (scores[0, [1, 3]] > 0).all() and not scores[0, [2, 4, 5, 6]].any()
     ranks = evaluate.baseline_ranks(scorer, batches, len(TEXTS))
-    # "red": items 1 and 3 tie, and the tie counts against it. "blue dress": 2 comes first, then 1 and 6.
-    assert ranks[:2].tolist() == [2, 0] and ranks[2] in (2, 3)
+    # "red": items 1 and 3 tie. "blue dress": 2 comes first, then 1 and 6, which tie.
+    assert ranks.tolist() == [[1, 2], [0, 0], [2, 3]]
+    assert metrics.retrieval_metrics(ranks[:1])["mrr"] == 3 / 4, "not 1/2, which a score without ties never pays"
     unknown = dataclasses.replace(
         first, reader=dataclasses.replace(first.reader, query=np.full_like(first.reader.query, 3))
     )
@@ -81,7 +82,7 @@ def test_a_baseline_of_fixed_scores(cells, monkeypatch):
     monkeypatch.setattr(evaluate, "CELLS", cells)
     _, _, batches = setting()
     ranks = evaluate.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches, 7)
-    assert ranks.tolist() == [6, 6, 2], "items 3 to 6 tie at 0, which counts against them"
+    assert ranks.tolist() == [[3, 6], [3, 6], [2, 2]], "items 3 to 6 tie at 0"
 
 
 def test_what_is_popular_of_late():
@@ -105,7 +106,7 @@ def test_counts_of_queries():
 
 def test_ranks_of_a_marked_row_are_refused():
     with pytest.raises(ValueError, match="below 1"):
-        metrics.retrieval_metrics(np.array([1, 0]))
+        metrics.retrieval_metrics(np.array([[1, 1], [0, 0]]))
 
 
 def test_random_scores_are_drawn_for_each_target():

@@ -216,10 +216,11 @@ def _about(plans, entries: list[Entry], ladder: Ladder, asked: list[tuple[str, i
     plan = plans[0]
     some = lambda values: ", ".join(dict.fromkeys(str(value) for value in values))
     first = entries[0]["config"]
+    ties = some(e.get("ties", "against the model") for e in entries)  # as in runs that do not say
     parts = [f"# Ladder {plan['family']} on {plan['log']}"]
     parts.append(
         f"Test split ({first['data']['split']}), full ranking, seen items "
-        f"{'filtered' if first['data']['filter_seen'] else 'kept'}, ties against the model. Parameters are chosen by "
+        f"{'filtered' if first['data']['filter_seen'] else 'kept'}, ties {ties}. Parameters are chosen by "
         f"validation {first['run']['select']} alone. Numbers are means ± standard deviations over seeds; differences "
         "from the recipe (the first variant) are taken seed by seed before."
     )

@@ -236,7 +236,7 @@ def measured(
     return {
         "targets": len(said.ranks),
         "retrieval": mean(said.ranks),
-        "reranked": mean(said.reranked.astype(np.int32)) if rerank else {},
+        "reranked": mean(said.reranked) if rerank else {},
         "ranking": by_label(said.logits),
         "slices": slices.table({"model": said.ranks}, masks),
         "baselines": {
@@ -373,5 +373,6 @@ def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, deadline: float
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "events_per_second": round(found.events_per_second, 1),
         "validation": found.curve,
+        "ties": "expected over a random order",
         "metrics": results,
     }

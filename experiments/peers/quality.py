@@ -4,8 +4,8 @@
 
 Leave-one-out as in `synergen train`: the last event of a user is the test target, the one before it the validation target.
 Training stops once validation NDCG@10 has not got better for `--patience` validations; the best epoch is scored. Every
-item is ranked, those that the user had are left out, ties count against the model. RecTools' own metrics of the same
-lists stand beside ours: they must agree.
+item is ranked, those that the user had are left out, metrics are expected over a random order of equal scores. RecTools'
+own metrics of the same lists stand beside ours: they must agree where nothing ties.
 """
 
 from __future__ import annotations
