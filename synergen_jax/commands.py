@@ -213,6 +213,8 @@ def _evaluate(
         f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, metrics "
         f"expected over a random order of equal scores, checkpoint of step {step} chosen on validation {config.run.select}"
     )
+    if config.evaluate.bootstrap:
+        protocol += "; intervals are a 95% bootstrap over users"
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"
     if config.data.cold_items:

@@ -151,7 +151,7 @@ class EvaluateConfig:
 
     batch: int = 128  # users a call
     rank_candidates: int = 100  # candidates a target, the true one included, for the ranking metrics
-    bootstrap: int = 1000  # resamples behind each 95% interval
+    bootstrap: int = 1000  # resamples of the users behind each 95% interval
     rerank: int = 100  # items retrieved first that the ranking head orders; 0: none
     scann: bool = True  # approximate search beside the exact one, where ScaNN is installed
 

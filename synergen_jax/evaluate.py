@@ -46,6 +46,7 @@ class Batches(typing.Protocol):
 class Answers(typing.NamedTuple):
     """What a model says about n targets; numpy."""
 
+    user: np.ndarray  # (n,) whose targets they are
     ranks: (
         np.ndarray
     )  # (n, 2) first and last place, from 1; -1 where a score is NaN: `metrics.retrieval_metrics` refuses
@@ -106,7 +107,7 @@ def answer(
     logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
     label = batch.ranking.label[:, 0]
     unasked = jnp.zeros((len(ranks), 0), jnp.int32)
-    said = Answers(ranks, query, label, logits.reshape(label.shape), batch.shown, unasked)
+    said = Answers(batch.user, ranks, query, label, logits.reshape(label.shape), batch.shown, unasked)
     if rerank:
         score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
         wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
@@ -208,7 +209,7 @@ class Report(typing.NamedTuple):
 
     targets: int
     values: dict[str, dict[str, float]]  # system -> metric -> mean
-    intervals: dict[str, dict[str, tuple[float, float]]]  # system -> metric -> 95% bootstrap interval
+    intervals: dict[str, dict[str, tuple[float, float]]]  # system -> metric -> 95% bootstrap over users
     slices: dict[str, dict[str, typing.Any]]  # slice -> {"targets": n, system: {metric: mean}}
     scann: dict[str, typing.Any] | None  # recall and throughput beside the exact search
     shown: dict[str, dict[str, metrics.Interval]]  # system -> metric within the lists that were shown; {}: none was
@@ -262,7 +263,7 @@ def evaluate(
     others = {"most_popular": baselines.fixed(catalogue.counts), **others}
     ranks = {"model": said.ranks}
     systems = {"model": _measured(model, said, config, seed)}
-    retrieval = lambda ranks: metrics.summary(metrics.retrieval_metrics(ranks), config.bootstrap, seed)
+    retrieval = lambda ranks: metrics.summary(metrics.retrieval_metrics(ranks), said.user, config.bootstrap, seed)
     if config.rerank:
         ranks["model_reranked"] = said.reranked
         systems["model_reranked"] = retrieval(ranks["model_reranked"])
@@ -272,29 +273,33 @@ def evaluate(
             systems[name] = retrieval(ranks[name])
     for name, predict in predictors.items():
         logits = np.concatenate([predict(batch)[batch.user >= 0] for batch in batches])
-        systems[name] = by_label(model.spec.labels, said.labels, logits, said.shown, config.bootstrap, seed)
+        systems[name] = by_label(model.spec.labels, said.labels, logits, said.shown, said.user, config.bootstrap, seed)
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if flat is not None:
         scann, found = approximate(flat, batches, said.vectors)
-        systems["model_scann"] = metrics.summary(found, config.bootstrap, seed)
+        systems["model_scann"] = metrics.summary(found, said.user, config.bootstrap, seed)
     values = {system: {name: v["mean"] for name, v in found.items()} for system, found in systems.items()}
     intervals = {
         system: {name: (v["low"], v["high"]) for name, v in found.items() if "low" in v}
         for system, found in systems.items()
     }
     gains = {s: metrics.retrieval_metrics(found, (10,))["ndcg@10"] for s, found in ranks.items() if (found > 0).all()}
-    leads = {"ndcg@10": _leads(gains, config, seed)}
+    leads = {"ndcg@10": _leads(gains, said.user, config, seed)}
     ranks |= less
     shown, lists, ahead = within_shown(said, catalogue, batches, config, seed)
     by_slice = slices.table(ranks, slices.masks(batches, catalogue))
     return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists, leads | ahead)
 
 
-def _leads(values: dict[str, np.ndarray], config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
-    """Means of the model's values (n,) less each other system's, of the same targets, with paired intervals."""
+def _leads(values: dict[str, np.ndarray], users: np.ndarray, config: EvaluateConfig, seed: int):
+    """Means of the model's values (n,) less each other system's, of the same targets, with paired intervals.
+
+    Returns:
+      By system what `metrics.summary` gives.
+    """
     others = {system: values["model"] - value for system, value in values.items() if system != "model"}
-    return metrics.summary(others, config.bootstrap, seed)
+    return metrics.summary(others, users, config.bootstrap, seed)
 
 
 def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np.ndarray:
@@ -362,7 +367,7 @@ def _popularity(model, said: Answers, catalogue: Catalogue, batches: Batches, co
     real = lambda batch: baselines.most_popular(batch, catalogue.counts)[batch.user >= 0]
     counts = np.concatenate([real(batch) for batch in batches])
     counts = np.broadcast_to(counts[:, :, None], said.labels.shape)
-    found = by_label(model.spec.labels, said.labels, counts, said.shown, config.bootstrap, seed)
+    found = by_label(model.spec.labels, said.labels, counts, said.shown, said.user, config.bootstrap, seed)
     return {name: v for name, v in found.items() if not name.startswith(("log_loss/", "calibration_error/"))}
 
 
@@ -374,7 +379,7 @@ def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: 
       `metrics.summary`; the number of lists; and by metric how far the model leads. Lists of the chosen item alone are
       left out.
     """
-    labels = said.labels[said.shown, :, 0]
+    labels, users = said.labels[said.shown, :, 0], said.user[said.shown]
     lists = int(np.sum((labels == 1).any(1) & (labels == 0).any(1)))
     if not lists:
         return {}, 0, {}
@@ -384,8 +389,9 @@ def within_shown(said: Answers, catalogue: Catalogue, batches: Batches, config: 
             [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
         )
     found = {name: metrics.list_metrics(labels, score) for name, score in scores.items()}
-    ahead = {"list_mrr": _leads({name: values["list_mrr"] for name, values in found.items()}, config, seed)}
-    return {name: metrics.summary(values, config.bootstrap, seed) for name, values in found.items()}, lists, ahead
+    ahead = {"list_mrr": _leads({name: values["list_mrr"] for name, values in found.items()}, users, config, seed)}
+    shown = {name: metrics.summary(values, users, config.bootstrap, seed) for name, values in found.items()}
+    return shown, lists, ahead
 
 
 def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int = 10):
@@ -422,10 +428,10 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int 
 
 def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
     """All metrics of a model's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
-    result = metrics.summary(metrics.retrieval_metrics(said.ranks), config.bootstrap, seed)
+    result = metrics.summary(metrics.retrieval_metrics(said.ranks), said.user, config.bootstrap, seed)
     if not np.isfinite(said.logits).all():
         raise ValueError("a logit of the ranking head is NaN or infinite")
-    return result | by_label(model.spec.labels, said.labels, said.logits, said.shown, config.bootstrap, seed)
+    return result | by_label(model.spec.labels, said.labels, said.logits, said.shown, said.user, config.bootstrap, seed)
 
 
 def by_label(
@@ -433,6 +439,7 @@ def by_label(
     labels: np.ndarray,
     logits: np.ndarray,
     shown: np.ndarray,
+    users: np.ndarray,
     bootstrap: int = 0,
     seed: int = 0,
 ) -> dict[str, metrics.Interval]:
@@ -441,14 +448,15 @@ def by_label(
     Left out are labels of which the logits, (n, K, A), are all NaN, since a baseline may know nothing of them, and metrics
     that are undefined: a label that is known of the target alone gives no list to rank. The first label's log loss and
     calibration are over the lists that were `shown`, (n,), alone: among sampled candidates the share of chosen items is that of the
-    sample, `rank_candidates`, which training and evaluation set apart from each other.
+    sample, `rank_candidates`, which training and evaluation set apart. Intervals resample `users`, (n,).
     """
     result = {}
     for column, name in enumerate(names):
         if not np.isnan(logits[:, :, column]).all():
-            found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], bootstrap, seed)
+            found = metrics.ranking_metrics(labels[:, :, column], logits[:, :, column], users, bootstrap, seed)
             if not column and not shown.all():
-                real = metrics.ranking_metrics(labels[shown, :, 0], logits[shown, :, 0], bootstrap, seed)
+                ours = labels[shown, :, 0], logits[shown, :, 0], users[shown]
+                real = metrics.ranking_metrics(*ours, bootstrap, seed)
                 found |= {metric: real[metric] for metric in ("log_loss", "calibration_error")}
             result |= {f"{metric}/{name}": value for metric, value in found.items() if np.isfinite(value["mean"])}
     return result

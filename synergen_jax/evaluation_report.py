@@ -23,7 +23,9 @@ def text(found: Report, protocol: str, config: Config, labels: tuple[str, ...]) 
     parts = [protocol, f"retrieval\n{report.table(rows, highlight=best)}"]
     if "hr@10" in found.intervals["model"]:
         (low, high), (least, most) = found.intervals["model"]["hr@10"], found.intervals["model"]["ndcg@10"]
-        parts[-1] += f"\n95% intervals of the model: HR@10 [{low:.4f}, {high:.4f}], NDCG@10 [{least:.4f}, {most:.4f}]"
+        parts[-1] += (
+            f"\n95% bootstrap over users, of the model: HR@10 [{low:.4f}, {high:.4f}], NDCG@10 [{least:.4f}, {most:.4f}]"
+        )
     parts.append(f"the model's lead, target by target\n{report.table(_leads(found))}")
     parts.append(f"retrieval by slice\n{report.table(_slices(found))}")
     parts.append(
@@ -71,7 +73,7 @@ def sections(
     page: list[tuple[str, str | pathlib.Path]] = [
         ("Protocol", report.Html(f"<p>{html.escape(protocol)}</p>")),
         ("Retrieval", report.html_table(_retrieval(found), highlight=best)),
-        ("95% bootstrap intervals", report.html_table(intervals)),
+        ("95% bootstrap over users", report.html_table(intervals)),
         ("The model's lead, target by target", report.html_table(_leads(found))),
         ("Retrieval by slice", report.html_table(_slices(found))),
         ("Ranking", report.html_table(_ranking(found, labels))),

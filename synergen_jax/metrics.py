@@ -97,26 +97,36 @@ def retrieval_metrics(
     }
 
 
-def summary(values: dict[str, Float[np.ndarray, " n"]], bootstrap: int = 1000, seed: int = 0) -> dict[str, Interval]:
+def summary(
+    values: dict[str, Float[np.ndarray, " n"]], users: Int[np.ndarray, " n"], bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
     """Means over targets with 95% intervals: `{"hr@10": {"mean": .., "low": .., "high": ..}, ..}`.
 
-    The interval is the percentile bootstrap's (Efron 1979) over targets: 2.5% and 97.5% quantiles of the means of
-    `bootstrap` resamples, drawn with replacement, the same for every metric. NaN values are left out; a metric
-    without any value has mean NaN. `bootstrap=0` gives the means alone.
+    The interval is the percentile bootstrap's (Efron 1979) over users, each with all its targets, which are not
+    independent of each other (Field and Welsh 2007): 2.5% and 97.5% quantiles of the means over the targets of
+    `bootstrap` resamples, drawn with replacement, the same for every metric. NaN values are left out; a metric without
+    any value has mean NaN. `bootstrap=0`, or a single user, gives the means alone.
 
     Args:
       values: metric -> (n,), one value a target, the same targets for every metric.
+      users: (n,) whose target it is, from 0.
+
+    Raises:
+      ValueError: there are other users than targets, or a user is below 0.
     """
+    unit, units = _units(users)
     if not values:
         return {}
     table = np.stack(list(values.values()), axis=1)  # (n, metrics)
+    if len(table) != len(unit):
+        raise ValueError(f"{len(table)} targets and the users of {len(unit)}")
     known = ~np.isnan(table)
     table = np.where(known, table, 0.0)
     means = _ratio(table.sum(0), known.sum(0))
     result = {name: {"mean": float(mean)} for name, mean in zip(values, means)}
-    if bootstrap and len(table):
-        known = known.astype(np.float64)
-        draws = np.concatenate([_ratio(w @ table, w @ known) for w in _resamples(len(table), bootstrap, seed)])
+    if bootstrap and units > 1:
+        table, known = (_by_unit(x, unit, units) for x in (table, known))
+        draws = np.concatenate([_ratio(w @ table, w @ known) for w in _resamples(units, bootstrap, seed)])
         for column, name in enumerate(values):
             result[name] |= _interval(draws[:, column])
     return result
@@ -219,27 +229,36 @@ def _chances(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def ranking_metrics(
-    labels: Int[np.ndarray, "n k"], logits: Float[np.ndarray, "n k"], bootstrap: int = 1000, seed: int = 0
+    labels: Int[np.ndarray, "n k"],
+    logits: Float[np.ndarray, "n k"],
+    users: Int[np.ndarray, " n"],
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Interval]:
-    """All ranking metrics of one kind of label, in the form of `summary`; intervals resample whole lists.
+    """All ranking metrics of one kind of label, in the form of `summary`; intervals resample users, with all their lists.
 
     "auc", "log_loss" and "calibration_error" over all candidates, and the means of `list_metrics`. The interval of
     "auc" takes at most 200 resamples; "calibration_error" has none, for resampling biases it upwards.
 
     Args:
-      labels: (n, K): 1, 0, or -1 for unknown; logits: (n, K).
+      labels: (n, K): 1, 0, or -1 for unknown; logits: (n, K); users: (n,) whose list it is, from 0.
+
+    Raises:
+      ValueError: there are other users than lists, or a user is below 0.
     """
     result = {name: {"mean": f(labels, logits)} for name, f in (("auc", auc), ("log_loss", log_loss))}
     result["calibration_error"] = {"mean": calibration_error(labels, logits)}
+    lists = summary(list_metrics(labels, logits), users, bootstrap, seed)
     label, logit, row = _known(labels, logits)
-    if bootstrap and len(label):
-        lists = len(labels)
-        total = np.bincount(row, weights=_cross_entropy(label, logit), minlength=lists)
-        count = np.bincount(row, minlength=lists).astype(np.float64)
-        draws = np.concatenate([_ratio(w @ total, w @ count) for w in _resamples(lists, bootstrap, seed)])
+    unit, units = _units(users)
+    if bootstrap and units > 1 and len(label):
+        owner = unit[row]
+        total = np.bincount(owner, weights=_cross_entropy(label, logit), minlength=units)
+        count = np.bincount(owner, minlength=units).astype(np.float64)
+        draws = np.concatenate([_ratio(w @ total, w @ count) for w in _resamples(units, bootstrap, seed)])
         result["log_loss"] |= _interval(draws)
-        result["auc"] |= _interval(_auc_draws(label, logit, row, lists, min(bootstrap, _AUC_RESAMPLES), seed))
-    return result | summary(list_metrics(labels, logits), bootstrap, seed)
+        result["auc"] |= _interval(_auc_draws(label, logit, owner, units, min(bootstrap, _AUC_RESAMPLES), seed))
+    return result | lists
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -303,20 +322,34 @@ def _auc_by_list(label, score, row, lists: int) -> np.ndarray:
     return _ratio(total - positive * (positive + 1) / 2, positive * (count - positive))
 
 
-def _auc_draws(label, score, row, lists: int, bootstrap: int, seed: int) -> np.ndarray:
-    """AUC over all entries in each resample of the lists, (bootstrap,)."""
+def _auc_draws(label, score, unit, units: int, bootstrap: int, seed: int) -> np.ndarray:
+    """AUC over all entries in each resample of the units, (bootstrap,)."""
     order = np.argsort(score)
-    label, score, row = label[order] > 0, score[order], row[order]
+    label, score, unit = label[order] > 0, score[order], unit[order]
     below = np.searchsorted(score[~label], score[label], "left")  # negatives below each positive
     to = np.searchsorted(score[~label], score[label], "right")  # and up to it
-    positive, negative = row[label], row[~label]
+    positive, negative = unit[label], unit[~label]
     draws = []
-    for weights in _resamples(lists, bootstrap, seed):
+    for weights in _resamples(units, bootstrap, seed):
         for weight in weights:
             mass = np.append(0.0, np.cumsum(weight[negative]))
             share = weight[positive]
             draws.append(_ratio(share @ (mass[below] + mass[to]) / 2, share.sum() * mass[-1]))
     return np.array(draws)
+
+
+def _units(users: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number of each row's user among the users of all rows, in their order, (n,), and how many users there are."""
+    users = np.asarray(users)
+    if np.any(users < 0):
+        raise ValueError(f"{int(np.sum(users < 0))} users are below 0: leave out the padded rows first")
+    found, unit = np.unique(users, return_inverse=True)
+    return unit, len(found)
+
+
+def _by_unit(table: np.ndarray, unit: np.ndarray, units: int) -> np.ndarray:
+    """Sums of the rows of each unit, (units, columns)."""
+    return np.stack([np.bincount(unit, weights=column, minlength=units) for column in table.T], axis=1)
 
 
 def _resamples(n: int, bootstrap: int, seed: int) -> Iterator[np.ndarray]:

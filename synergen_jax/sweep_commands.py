@@ -134,8 +134,9 @@ def sweep(
 
 def evaluated_by(config: Config) -> dict[str, typing.Any]:
     """The settings that an evaluation depends on and `synergen evaluate` may change; part of its JSON."""
-    # An evaluation from when ties counted against the model is another one.
-    return configs.to_dict(config)["evaluate"] | {"filter_seen": config.data.filter_seen, "ties": "expected"}
+    # Evaluations from when ties counted against the model, or targets were resampled one by one, are other ones.
+    own = {"filter_seen": config.data.filter_seen, "ties": "expected", "resampled": "users"}
+    return configs.to_dict(config)["evaluate"] | own
 
 
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:

@@ -144,7 +144,7 @@ def test_leads_are_differences_target_by_target(report):
         difference = found.values["model"]["ndcg@10"] - found.values[system]["ndcg@10"]
         np.testing.assert_allclose(lead["mean"], difference, atol=1e-6, err_msg=system)
         assert lead["low"] <= lead["mean"] <= lead["high"]
-    same = evaluate._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, CONFIG.evaluate, 0)
+    same = evaluate._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, np.arange(9), CONFIG.evaluate, 0)
     assert same == {"other": {"mean": 1.0, "low": 1.0, "high": 1.0}}, "paired: what both share does not spread"
 
 
@@ -296,6 +296,49 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     assert done == len(said.ranks)
 
 
+def test_intervals_of_all_systems_are_those_of_users(setting):
+    """A split by time, where a user has several targets: as metrics of the same ranks with the users of the batches."""
+    log, _, model, params, _ = setting
+    data = dataclasses.replace(CONFIG.data, split="time", validation_from=0.5, test_from=0.6, filter_seen=False)
+    config = dataclasses.replace(CONFIG, data=data, evaluate=dataclasses.replace(CONFIG.evaluate, scann=False))
+    split = splits.split(log, data)
+    catalogue, batches = examples.catalogue(log, split), feed.evaluation_feed(log, split, "test", config)
+    found = evaluate.evaluate(model, params, catalogue, batches, config.evaluate, lambda _: None)
+    users = np.concatenate([batch.user[batch.user >= 0] for batch in batches])
+    assert len(set(users.tolist())) < len(users) == found.targets
+    placed = small_model.stored(catalogue)
+    keys = full_ranking.item_keys(placed.mesh, model, params, placed)
+    said = evaluate.answers(model, params, placed, keys, batches, rerank=config.evaluate.rerank)
+    np.testing.assert_array_equal(said.user, users)
+    ranks = {"model": said.ranks, "model_reranked": said.reranked}
+    ranks["most_popular"] = evaluate.baseline_ranks(baselines.fixed(catalogue.counts), batches, log.spec.items)
+    bounds = lambda value: (value["low"], value["high"])
+    for system, places in ranks.items():
+        expected = metrics.summary(metrics.retrieval_metrics(places), users, config.evaluate.bootstrap)
+        assert {name: bounds(value) for name, value in expected.items()}.items() <= found.intervals[system].items()
+    gain = {system: metrics.retrieval_metrics(places, (10,))["ndcg@10"] for system, places in ranks.items()}
+    lead = metrics.summary({"x": gain["model"] - gain["most_popular"]}, users, config.evaluate.bootstrap)["x"]
+    assert found.leads["ndcg@10"]["most_popular"] == pytest.approx(lead)
+    ranked = metrics.ranking_metrics(said.labels[..., 1], said.logits[..., 1], users, config.evaluate.bootstrap)
+    for name in ("auc", "log_loss", "list_mrr"):
+        assert found.intervals["model"][f"{name}/like"] == bounds(ranked[name])
+
+
+def test_lists_that_were_shown_are_resampled_by_user(setting, monkeypatch):
+    """Two users of ten lists each, of one the model puts all right and of the other none."""
+    said = types.SimpleNamespace(
+        user=np.repeat([0, 1], 10),
+        shown=np.ones(20, bool),
+        labels=np.tile([1, 0], (20, 1))[..., None],
+        logits=np.repeat([[[3.0], [-3]], [[-3.0], [3]]], 10, axis=0),
+    )
+    batch = types.SimpleNamespace(user=said.user, shown=said.shown)
+    monkeypatch.setattr(baselines, "LISTS", {"backwards": lambda *_: -said.logits[..., 0]})
+    shown, count, leads = evaluate.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0)
+    assert count == 20 and shown["model"]["list_mrr"] == {"mean": 0.75, "low": 0.5, "high": 1.0}
+    assert leads["list_mrr"]["backwards"] == {"mean": 0.0, "low": -0.5, "high": 0.5}
+
+
 def test_places_after_the_ranking_head():
     """Four users whose first three items the head scores 5, 7, 5: one is the target, or none, or none has a number."""
     chosen = np.array([[5.0, 7, 5], [5, 7, 5], [5, np.nan, 5], [5, 7, 5], [5, 5, np.nan]])
@@ -322,11 +365,11 @@ def test_the_share_of_sampled_candidates_is_no_calibration_of_the_model():
     rng = np.random.default_rng(0)
     labels = np.stack([np.eye(1, 5, dtype=np.int8).repeat(6, 0), rng.integers(0, 2, (6, 5))], axis=2)
     logits, shown = rng.normal(size=(6, 5, 2)), np.array([True, False, True, False, False, False])
-    found = evaluate.by_label(("engage", "like"), labels, logits, shown)
+    found = evaluate.by_label(("engage", "like"), labels, logits, shown, np.arange(6))
     assert found["log_loss/engage"]["mean"] == pytest.approx(metrics.log_loss(labels[shown, :, 0], logits[shown, :, 0]))
     assert found["log_loss/like"]["mean"] == pytest.approx(metrics.log_loss(labels[..., 1], logits[..., 1]))
     assert found["auc/engage"]["mean"] == pytest.approx(metrics.auc(labels[..., 0], logits[..., 0]))
-    none = evaluate.by_label(("engage", "like"), labels, logits, shown & False)
+    none = evaluate.by_label(("engage", "like"), labels, logits, shown & False, np.arange(6))
     assert {"auc/engage", "log_loss/like"} <= set(none) and not {"log_loss/engage", "calibration_error/engage"} & set(
         none
     )

@@ -135,36 +135,90 @@ def test_retrieval_metrics_by_hand():
 
 def test_summary_holds_mean_and_an_interval_of_the_right_width():
     values = {"hit": np.repeat([0.0, 1.0], 200), "constant": np.full(400, 0.25)}
-    result = metrics.summary(values, bootstrap=2000, seed=3)
+    result = metrics.summary(values, np.arange(400), bootstrap=2000, seed=3)
     assert result["hit"]["mean"] == 0.5
     half = 1.96 * 0.5 / math.sqrt(400)
     assert result["hit"]["low"] == pytest.approx(0.5 - half, abs=0.006)
     assert result["hit"]["high"] == pytest.approx(0.5 + half, abs=0.006)
     assert result["constant"] == pytest.approx({"mean": 0.25, "low": 0.25, "high": 0.25})
-    assert result == metrics.summary(values, bootstrap=2000, seed=3)
-    assert metrics.summary(values, bootstrap=0)["hit"] == {"mean": 0.5}
+    assert result == metrics.summary(values, np.arange(400), bootstrap=2000, seed=3)
+    assert metrics.summary(values, np.arange(400), bootstrap=0)["hit"] == {"mean": 0.5}
 
 
 def test_summary_does_not_depend_on_the_chunks(monkeypatch):
     values = {"x": np.random.default_rng(0).random(50)}
-    whole = metrics.summary(values, bootstrap=64)
+    whole = metrics.summary(values, np.arange(50), bootstrap=64)
     monkeypatch.setattr(metrics, "_CELLS", 7 * 50)
-    assert metrics.summary(values, bootstrap=64)["x"] == pytest.approx(whole["x"])
+    assert metrics.summary(values, np.arange(50), bootstrap=64)["x"] == pytest.approx(whole["x"])
 
 
 def test_summary_leaves_out_nan_and_survives_nothing():
-    result = metrics.summary({"x": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}, bootstrap=50)
+    result = metrics.summary({"x": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}, np.arange(3), 50)
     assert result["x"]["mean"] == 2 and 1 <= result["x"]["low"] <= result["x"]["high"] <= 3
     assert all(map(math.isnan, result["none"].values()))
-    assert math.isnan(metrics.summary({"x": np.zeros(0)})["x"]["mean"])
-    assert metrics.summary({}) == {}
+    assert math.isnan(metrics.summary({"x": np.zeros(0)}, np.zeros(0, int))["x"]["mean"])
+    assert metrics.summary({}, np.zeros(0, int)) == {}
+
+
+def test_users_are_resampled_with_all_their_targets():
+    """Two users of 100 equal targets each, 0 and 1: of four equally likely resamples one is all 0 and one all 1."""
+    values, users = {"hit": np.repeat([0.0, 1.0], 100)}, np.repeat([7, 3], 100)
+    found = metrics.summary(values, users, bootstrap=400)
+    assert found == {"hit": {"mean": 0.5, "low": 0.0, "high": 1.0}}
+    apart = metrics.summary(values, np.arange(200), bootstrap=400)["hit"]
+    assert 0.4 < apart["low"] < 0.5 < apart["high"] < 0.6, "as if the targets had nothing to do with each other"
+    assert metrics.summary(values, np.zeros(200, int)) == {"hit": {"mean": 0.5}}, "one user tells of no spread"
+
+
+def test_a_mean_is_over_targets_whoever_has_how_many():
+    """One user of three targets, 0 each, and one of one, 1: the resamples have means 0, 1/4 and 1."""
+    found = metrics.summary({"hit": np.array([0.0, 1, 0, 0])}, np.array([5, 2, 5, 5]), bootstrap=400)
+    assert found == {"hit": {"mean": 0.25, "low": 0.0, "high": 1.0}}
+    draws = [np.array([[2.0, 0], [1, 1], [0, 2]])]  # of user 2, then of user 5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_resamples", lambda *_: iter(draws))
+        patch.setattr(metrics, "_interval", lambda column: {"draws": column.tolist()})
+        found = metrics.summary({"hit": np.array([0.0, 1, np.nan, 0])}, np.array([5, 2, 5, 5]))
+    assert found["hit"]["draws"] == [1, 1 / 3, 0], "unknown values weigh nothing"
+
+
+def test_with_one_target_a_user_intervals_are_those_of_a_bootstrap_over_targets():
+    """To the bit, whatever the users are called."""
+    rng = np.random.default_rng(5)
+    values = {"x": rng.random(40), "y": np.where(rng.random(40) < 0.2, np.nan, rng.random(40))}
+    drawn = np.random.default_rng(9).integers(0, 40, (300, 40))
+    for users in (np.arange(40), np.sort(rng.permutation(1000)[:40])):
+        found = metrics.summary(values, users, bootstrap=300, seed=9)
+        for name, value in values.items():
+            low, high = np.quantile(np.nanmean(value[drawn], axis=1), (0.025, 0.975))
+            assert found[name]["low"] == pytest.approx(low) and found[name]["high"] == pytest.approx(high)
+        assert found == metrics.summary(values, np.arange(40), bootstrap=300, seed=9)
+
+
+def test_users_that_do_not_fit_are_refused():
+    with pytest.raises(Exception, match=r"3 targets and the users of 2|parameter 'users'"):
+        metrics.summary({"x": np.zeros(3)}, np.arange(2))
+    with pytest.raises(ValueError, match="1 users are below 0: leave out the padded rows"):
+        metrics.summary({"x": np.zeros(3)}, np.array([0, -1, 1]))
+
+
+def test_ranking_metrics_resample_users():
+    """Two users of 20 lists each; one's are all ranked right, the other's all wrong: every metric may be 0 or 1."""
+    labels, logits = np.tile([1, 0], (40, 1)), np.array([[3.0, -3]] * 20 + [[-3.0, 3]] * 20)
+    found = metrics.ranking_metrics(labels, logits, np.repeat([0, 1], 20), bootstrap=200)
+    for name in ("auc", "grouped_auc", "list_hr@1"):
+        assert found[name] == {"mean": found[name]["mean"], "low": 0.0, "high": 1.0}, name
+    loss = np.log1p(np.exp([-3, 3]))
+    assert [found["log_loss"][bound] for bound in ("low", "high")] == pytest.approx(loss.tolist())
+    apart = metrics.ranking_metrics(labels, logits, np.arange(40), bootstrap=200)
+    assert all(0.2 < apart[name]["low"] < apart[name]["high"] < 0.8 for name in ("auc", "grouped_auc", "list_hr@1"))
 
 
 def test_summary_is_fast():
     values = metrics.retrieval_metrics(alone(np.random.default_rng(0).integers(1, 3707, 6040)))
     assert len(values) == 11
     start = time.perf_counter()
-    metrics.summary(values, bootstrap=1000)
+    metrics.summary(values, np.arange(6040), bootstrap=1000)
     assert time.perf_counter() - start < 2
 
 
@@ -280,7 +334,7 @@ def test_ranking_metrics_gather_everything_with_intervals():
     logits = rng.normal(size=(300, 8))
     labels = (rng.random((300, 8)) < 1 / (1 + np.exp(-logits))).astype(np.int8)
     labels[:, -1] = -1
-    result = metrics.ranking_metrics(labels, logits, bootstrap=400)
+    result = metrics.ranking_metrics(labels, logits, np.arange(300), bootstrap=400)
     assert set(result) == {"auc", "log_loss", "calibration_error", "list_hr@1"} | {
         "grouped_auc",
         "list_ndcg@10",
@@ -293,7 +347,7 @@ def test_ranking_metrics_gather_everything_with_intervals():
     per_list = (np.logaddexp(0, logits) - labels * logits)[:, :-1].mean(1)
     width = result["log_loss"]["high"] - result["log_loss"]["low"]
     assert width == pytest.approx(2 * 1.96 * per_list.std() / math.sqrt(300), rel=0.15)
-    assert set(metrics.ranking_metrics(labels, logits, bootstrap=0)["auc"]) == {"mean"}
+    assert set(metrics.ranking_metrics(labels, logits, np.arange(300), bootstrap=0)["auc"]) == {"mean"}
 
 
 def test_resampled_auc_equals_auc_of_the_repeated_lists(monkeypatch):

@@ -227,7 +227,7 @@ def measured(
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        found = evaluation.by_label(model.spec.labels, said.labels, logits, said.shown)
+        found = evaluation.by_label(model.spec.labels, said.labels, logits, said.shown, said.user)
         return {name: value["mean"] for name, value in found.items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))

@@ -111,7 +111,7 @@ def main() -> int:
             for i in range(0, len(target), 1024)
         ]
     )
-    ours = metrics.summary(metrics.retrieval_metrics(ranks))
+    ours = metrics.summary(metrics.retrieval_metrics(ranks), np.arange(len(target)))  # one target a user
     names = [f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (10, 50, 200)]
     rows = [
         {"metrics": "ours"} | {name: ours[name] for name in names},
