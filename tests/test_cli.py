@@ -159,7 +159,8 @@ def test_evaluate(place, capsys, tmp_path, part):
             assert 0 <= found[system][name] <= 1
         assert found[system]["ndcg@10"] <= found[system]["hr@10"]
     assert (found["split"], found["targets"], found["log"]) == (part, 24, "tiny")
-    assert f"{part} split" in found["protocol"]
+    assert f"{part} split" in found["protocol"] and "intervals are a 95% bootstrap over users" in found["protocol"]
+    assert any(line.startswith("95% bootstrap over users, of the model: HR@10 [") for line in lines)
     assert json.loads((workdir / f"evaluation_{part}.json").read_text()) == found
     assert (workdir / f"report_{part}.html").read_text().startswith("<!")
     best = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
@@ -175,6 +176,7 @@ def test_an_evaluation_may_change_its_own_settings(place, capsys, tmp_path):
     assert status == 0
     found = json.loads(lines[-1])
     assert found["intervals"]["model"] == {} and "seen items kept" in found["protocol"]
+    assert "bootstrap" not in found["protocol"] and "expected over a random order" in found["protocol"]
 
 
 def test_recommend_to_a_user(place, capsys):
