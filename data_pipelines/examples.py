@@ -68,6 +68,7 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
     Raises:
       UserError: no window has a target, or the seed is no uint32.
     """
+    config = resolved(config, split)
     data = config.data
     if not 0 <= data.seed < 2**32:
         raise UserError(f"data.seed must lie within 0 .. 2^32 - 1, not {data.seed}")
@@ -82,6 +83,24 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
     sizes = where[:, 2] - where[:, 1], ranked_events(log, where, split.train_stop, config)
     plan = packing.make_plan(*sizes, data.max_history, data.rank_candidates + config.loss.hard_candidates)
     return Training(items, np.arange(plan.rows), functools.partial(packed, make, where, plan, config))
+
+
+def resolved(config: Config, split: Split) -> Config:
+    """The config with a `data.pack` that is true or false: "auto" packs windows that fill less than half of their rows.
+
+    Then packing at least halves the rows, and what it costs, masks by segments and rows in another order, is little beside
+    that. What cannot read packed rows (`model.attention` "cudnn") is not given any.
+    """
+    if config.data.pack != "auto":
+        return config
+    pack = row_fill(config.data, split) < 0.5 and config.model.attention != "cudnn"
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, pack=pack))
+
+
+def row_fill(data: DataConfig, split: Split) -> float:
+    """The share of a row's slots that a training window takes, on average; 0 without any window."""
+    where = train_windows(split.train_stop, split.first_target, data.max_history, data.stride)
+    return float(np.mean(where[:, 2] - where[:, 1])) / data.max_history if len(where) else 0.0
 
 
 def train_windows(train_stop: np.ndarray, first_target: np.ndarray, length: int, stride: int) -> np.ndarray:

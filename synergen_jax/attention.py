@@ -116,7 +116,7 @@ def check(config: Config) -> None:
     """
     asked = config.model.attention
     why = _hindrance(asked, config.model)
-    if asked == "cudnn" and config.data.pack:
+    if asked == "cudnn" and config.data.pack is True:
         why = "cannot keep the segments of packed rows (data.pack) apart"
     if why:
         raise UserError(f"model.attention {asked!r} {why}: set model.attention to auto")

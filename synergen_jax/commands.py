@@ -99,6 +99,8 @@ def fit(arguments, settings) -> dict[str, typing.Any]:
 
 def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     with processes.together():
+        split = run.training[1]
+        run = dataclasses.replace(run, config=examples.resolved(run.config, split))
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
@@ -108,8 +110,10 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
             workdir.start(folder, run.config, run.log.path, run.log.fingerprint)
             workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    packing = f"{'' if run.config.data.pack else 'not '}packed ({examples.row_fill(run.config.data, split):.0%} of a row a window)"
     say(
-        f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, workdir {folder}"
+        f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, {packing}, "
+        f"workdir {folder}"
     )
     catalogue = place_catalogue(run.catalogue, mesh)
     validate = evaluation.validator(run.model, catalogue, targets)

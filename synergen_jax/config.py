@@ -30,7 +30,8 @@ class DataConfig:
     crop: bool = False  # windows before a user's last one are moved at random, to either side by half a stride at most
     batch: int = 64  # B: windows in one global step
     negatives: int = 0  # N: uniform negatives, shared by the whole batch
-    pack: bool = False  # training puts several short windows into one row; B then counts rows
+    # Training puts several short windows into one row; B then counts rows. "auto": where windows leave most slots empty.
+    pack: bool | typing.Literal["auto"] = False
     rank_events: int = 4  # events a window at which candidates are ranked
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process
@@ -270,20 +271,27 @@ def _replace(config: Config, section: str, key: str, value: typing.Any, where: s
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
 
 
-def _typed(value: typing.Any, kind: type, where: str, parse: bool) -> typing.Any:
+def _typed(value: typing.Any, kind: typing.Any, where: str, parse: bool) -> typing.Any:
     """`value` as `kind`, or an error; `parse` reads it from text."""
+    if kind == _AUTO:
+        if value == "auto":
+            return value
+        kind, named = bool, "true, false or auto"
+    else:
+        named = _KINDS[kind]
     if parse:
         try:
             value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
-            raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}") from None
+            raise UserError(f"{where} must be {named}, not {value!r}") from None
     if kind is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise UserError(f"{where} must be {_KINDS[kind]}, not {value!r}")
+        raise UserError(f"{where} must be {named}, not {value!r}")
     return value
 
 
+_AUTO = bool | typing.Literal["auto"]
 _KINDS: dict[typing.Any, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 )

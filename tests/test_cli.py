@@ -614,3 +614,16 @@ def test_a_data_command_cleans_up_when_it_is_asked_to_end(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["data", "list"])
     assert ended.value.code == 143 and cleaned and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_first_line_of_training_tells_whether_rows_are_packed(place, capsys, tmp_path):
+    """Users of 6 to 10 events, two of which do not train: they fill a row of 20 by a third, and one of 8 by more than half."""
+    short = place.train(tmp_path / "short", "--data.pack", "auto", "--data.max_history", "20")
+    _, lines, _ = run(capsys, *short)
+    assert ", packed (2" in lines[0] or ", packed (3" in lines[0], lines[0]
+    assert json.loads((tmp_path / "short" / "config.json").read_text())["data"]["pack"] is True
+    _, lines, _ = run(capsys, *short)
+    assert any("nothing to do" in line for line in lines), "auto is what it was"
+    _, lines, _ = run(capsys, *place.train(tmp_path / "long", "--data.pack", "auto"))
+    assert ", not packed (" in lines[0], lines[0]
+    assert json.loads((tmp_path / "long" / "config.json").read_text())["data"]["pack"] is False

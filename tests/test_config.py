@@ -82,6 +82,8 @@ def test_differences():
         ({"model": {"width": 32.0}}, r"model\.width must be a whole number, not 32\.0"),
         ({"model": {"width": None}}, r"model\.width must be a whole number, not None"),
         ({"model": {"normalise": 1}}, r"model\.normalise must be true or false, not 1"),
+        ({"data": {"pack": "true"}}, r"data\.pack must be true, false or auto, not 'true'"),
+        ({"data": {"pack": 1}}, r"data\.pack must be true, false or auto, not 1"),
         ({"loss": {"temperature": False}}, r"loss\.temperature must be a number, not False"),
         ({"loss": {"temperature": float("nan")}}, r"loss\.temperature must be a number, not nan"),
         ({"optimiser": {"learning_rate": float("inf")}}, r"optimiser\.learning_rate must be a number, not inf"),
@@ -183,6 +185,7 @@ def test_every_number_has_a_bound_or_a_reason():
         (["--model.width.x", "3"], "unknown key model.width.x"),
         (["--.width", "3"], "unknown section ''"),
         (["--model.normalise", "1"], "model.normalise must be true or false, not '1'"),
+        (["--data.pack", "often"], "data.pack must be true, false or auto, not 'often'"),
         (["--model.width", "1e3"], "model.width must be a whole number, not '1e3'"),
         (["--model.width="], "model.width must be a whole number, not ''"),
         (["--loss.temperature", "1e999"], "loss.temperature must be a number, not inf"),
@@ -231,3 +234,11 @@ def test_hard_candidates_want_a_pool_and_a_sampled_candidate():
         configs.load("ml_100k", [*words, "--loss.in_batch", "0", "--data.negatives", "0"])
     with pytest.raises(UserError, match=r"data\.rank_candidates 1 leaves no room for a sampled candidate"):
         configs.load("ml_100k", ["--loss.hard_candidates", "4", "--data.rank_candidates", "1"])
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("true", True), ("False", False)])
+def test_packing_is_on_off_or_by_the_lengths(text, value):
+    config = configs.override(Config(), ["--data.pack", text])
+    assert config.data.pack is value or config.data.pack == value == "auto"
+    assert configs.from_dict(configs.to_dict(config)) == config, "as config.json has it"
+    assert configs.load("own_log").data.pack == "auto"

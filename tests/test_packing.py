@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_model
-from small_log import random_log
+from small_log import SmallLog, random_log, user
 from test_feed import configure, same, take
 from test_objective import value_and_grad
 
@@ -227,3 +227,19 @@ def test_packed_windows_have_the_losses_and_gradients_that_they_have_apart(hard)
     np.testing.assert_allclose(packed, value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), parts, others)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize(("events", "pack"), [(4, True), (5, False)])
+def test_windows_that_fill_less_than_half_of_their_rows_are_packed(events, pack):
+    """Users of `events` + 2 events, two of which validate and test, in rows of ten."""
+    log = SmallLog([user(np.arange(1, events + 3), name=f"u{n}") for n in range(9)], 20)
+    config = configure(max_history=10, batch=2, pack="auto", rank_events=1)
+    split = splits.split(log, config.data)
+    assert examples.row_fill(config.data, split) == events / 10
+    resolved = examples.resolved(config, split)
+    assert resolved.data.pack is pack and examples.resolved(resolved, split) is resolved
+    for mine, other in zip(take(log, config, 4), take(log, resolved, 4), strict=True):
+        assert (mine.events.first is not None) == pack
+        same(mine, other)
+    cudnn = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="cudnn"))
+    assert examples.resolved(cudnn, split).data.pack is False, "it cannot keep segments apart"
