@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
             "--data-dir", type=pathlib.Path, help="where logs lie (default: $SYNERGEN_DATA or ~/.cache/synergen)"
         )
         made.add_argument("--json", action="store_true", help="one JSON object as the last line of stdout")
+        made.add_argument(
+            "--no-compile-cache", action="store_true", help="keep no compiled programs in the data folder, nor use any"
+        )
         return made
 
     quick = command(
@@ -321,6 +324,7 @@ def _run(argv: typing.Sequence[str] | None, stops: typing.Callable[[bool], None]
             processes.join(*cluster, preemptible=arguments.command == "train")
         from synergen_jax import commands  # after the parser: --help needs no jax
 
+        commands.keep_compiled(arguments)
         with _cleaning_up() if arguments.command == "data" else contextlib.nullcontext():
             result = commands.RUN[arguments.command](arguments, rest)
         if arguments.json and processes.first():

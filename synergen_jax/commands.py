@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 
 from data_pipelines import examples, feed, splits, windows
 from data_pipelines.event_log import EventLog
-from data_pipelines.prepare import locate
+from data_pipelines.prepare import locate, logs_folder
 from data_pipelines.prepare import prepare as prepare_log
 from synergen_jax import (
     ask_commands,
     baselines,
     bench_commands,
+    compile_cache,
     data_commands,
     evaluation_report,
     plan_commands,
@@ -49,6 +50,17 @@ def say(text: str = "") -> None:
     """Prints at once, also into a pipe; of several processes the first alone does."""
     if processes.first():
         print(text, flush=True)
+
+
+def keep_compiled(arguments) -> None:
+    """Lets a command find what an earlier one has compiled, in the data folder.
+
+    Not where compiling is what is measured, nor on several processes: of these the first alone would write, and where they
+    share no folder, it would load what the others still compile together.
+    """
+    compiles = arguments.command not in ("data", "bench", "plan")
+    if compiles and not arguments.no_compile_cache and processes.count() == 1:
+        compile_cache.begin(logs_folder(arguments.data_dir).parent / "jax-cache")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ if "SYNERGEN_TESTS_CACHE" not in os.environ:  # the first process; workers that 
     cache = tempfile.TemporaryDirectory(prefix="synergen-tests-", ignore_cleanup_errors=True)
     os.environ["SYNERGEN_TESTS_CACHE"] = cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ["SYNERGEN_TESTS_CACHE"])
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["SYNERGEN_TESTS_CACHE"]  # of programs that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # Shapes in the signatures of the pure functions are checked at run time.
