@@ -3,6 +3,9 @@
 Items are split by row over all devices, as `table` stores them. Queries visit all devices, each of which scores its own rows in
 tiles; what is put together are counts, or the best scores and their ids. So neither a device nor the network ever has
 the whole catalogue, or all scores of a query.
+
+An item of which nothing is known, neither an event of training nor a semantic row, has a key of zeros. Its inner products
+of 0 would put it before all items of negative score, so that it scores -inf: behind every other one.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ def ranks(
 
     Returns:
       As `metrics.ranks` in `jit`, the first and the last place of each target: 0 where there is none, -1 where a
-      score is NaN or the target is no item.
+      score is NaN or the target is no item. A target with a key of zeros ties with all others like it, behind the rest.
     """
 
     def local(mine, keys):
@@ -95,8 +98,9 @@ def ranks(
 def first(
     mesh: Mesh, query: Float[Array, "b d"], keys: Float[Array, "a c d"], seen: Int[Array, "b m"], most: int, items: int
 ) -> tuple[Float[Array, "b f"], Int[Array, "b f"]]:
-    """Scores and ids of the `most` items of highest score, without those that were seen; of equal ones the lower id first.
+    """Scores and ids of the `most` items of highest score, without those that were seen, or have a key of zeros.
 
+    Of equal ones the lower id comes first.
     Where there are fewer, the score is -inf, and the id says nothing. Arguments are those of `ranks`.
     """
 
@@ -112,6 +116,14 @@ def first(
 
     split = jax.shard_map(local, mesh=mesh, in_specs=(_USERS, table.SPLIT), out_specs=_USERS, check_vma=False)
     return split((query, seen), keys)
+
+
+def known_bias(keys: Float[Array, "... d"]) -> Float[Array, "..."]:
+    """What is added to an item's score: 0, or -inf where its key is zeros, since nothing is known of it.
+
+    A score that is NaN stays so.
+    """
+    return jnp.where(jnp.any(keys != 0, axis=-1), 0.0, -jnp.inf)
 
 
 def keep_best(found: tuple[Array, Array], score: Array, ids: Array) -> tuple[Array, Array]:
@@ -154,7 +166,7 @@ class _Part(typing.NamedTuple):
     """A tile of n of a device's items, for B users."""
 
     ids: Array  # (n,), 0 for what is no item
-    score: Array  # (B, n)
+    score: Array  # (B, n), -inf where the key is zeros
     allowed: Array  # (B, n): an item that was not seen
 
 
@@ -182,6 +194,7 @@ def _over(query: Array, keys: Array, seen: Array, items: int, fold: typing.Calla
         had = jnp.zeros((query.shape[0], size), bool).at[users, at].set(True, mode="drop")
         tile = jax.lax.dynamic_slice_in_dim(keys, begin, size)
         score = jnp.matmul(query, tile.T, precision=jax.lax.Precision.HIGHEST)  # as serving's exact index
+        score += known_bias(tile)[None]
         return fold(carry, _Part(ids, score, (ids > 0)[None] & ~had)), None
 
     return jax.lax.scan(one, start, jnp.arange(tiles))[0]

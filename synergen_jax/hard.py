@@ -52,7 +52,8 @@ def best(
     """The `most` items of the pool with the highest scores, at each ranked event; of equal ones the one that stands first.
 
     Left out are items of the user's window and those of the lists in it; where people come back to items, those of the
-    event's own list alone. Not differentiable.
+    event's own list alone; and items with a key of zeros, of which nothing is known in this step, as serving never
+    retrieves one. Not differentiable.
 
     Args:
       query: retrieval vectors of the ranked events.
@@ -88,7 +89,8 @@ def _best(mine: tuple, keys: Array, ids: Array, place: Array, most: int) -> tupl
         def more(found, part):
             keys, ids, place = part
             free = jax.vmap(jax.vmap(lambda known: (ids > 0) & ~jnp.isin(ids, known)))(known)
-            return full_ranking.keep_best(found, jnp.where(free, query @ keys.T, -jnp.inf), place), None
+            score = query @ keys.T + full_ranking.known_bias(keys)[None, None]
+            return full_ranking.keep_best(found, jnp.where(free, score, -jnp.inf), place), None
 
         shape = *query.shape[:2], most
         return jax.lax.scan(more, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, place.dtype)), items)[0]
@@ -172,14 +174,14 @@ def expected_draws(score: Array, found: Best, count: int, log_pooled: Array | No
     """How often each candidate is expected among the `count` hard ones of its list, (B, E, K); 0 behind the first ones.
 
     Args:
-      score: retrieval scores of the candidates, (B, E, K).
+      score: retrieval scores of the candidates, (B, E, K); -inf for one that is never retrieved.
       log_pooled: of how often each is expected in the pool; None where the pool has every item once.
     """
     least = found.score[..., -1:]  # -inf where there are fewer: nothing is behind them
     least = least - 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
     there = jnp.sum(found.score > -jnp.inf, axis=-1, keepdims=True)  # among which they are drawn
     drawn = count / jnp.maximum(there, count)
-    return jnp.where(score >= least, drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
+    return jnp.where((score >= least) & (score > -jnp.inf), drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0)
 
 
 def log_oversampled(drawn: Array, sampled: Array) -> Array:

@@ -1,7 +1,8 @@
 """Search for the items of largest inner product: exact, and approximate with ScaNN.
 
 Both kinds of index keep one protocol. `vectors` is (V, D), row v the vector of item v; row 0, the padding item, is
-never indexed and never returned. Scores are inner products, best first.
+never indexed and never returned, and nor is a row of zeros: nothing is known of that item, and a score of 0 would put it
+before all items of negative score. Scores are inner products, best first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Index(typing.Protocol):
     """What retrieval needs of an index."""
 
     method: str  # in words, for reports
-    size: int  # items that can be returned
+    ids: np.ndarray  # (size,) int32, the items that can be returned
+    size: int
     width: int  # D
     build_seconds: float
 
@@ -50,10 +52,10 @@ class Index(typing.Protocol):
 
         Args:
           vectors: (V, D), taken as float32.
-          ids: (V,) the item of each row; None: row v is item v. A row of item 0 is left out.
+          ids: (V,) the item of each row; None: row v is item v. A row of item 0 is left out, and so are rows of zeros.
 
         Raises:
-          UserError: a NaN or infinite vector, no item at all, or an item twice.
+          UserError: a NaN or infinite vector, no item at all or none that is not zeros, or an item twice.
         """
         ...
 
@@ -93,7 +95,7 @@ class ExactIndex:
     def __init__(self, vectors: np.ndarray, ids: np.ndarray):
         """Of checked vectors (V, D) and ids (V,); callers use `build` or `load`."""
         start = time.perf_counter()
-        self._ids = ids
+        self.ids = ids
         self._vectors = jax.block_until_ready(jnp.asarray(vectors))
         self.size, self.width = vectors.shape
         self.build_seconds = time.perf_counter() - start
@@ -115,17 +117,17 @@ class ExactIndex:
             padded[: len(part)] = part
             best = jax.device_get(_top_k(self._vectors, padded, wide))
             scores[start : start + block], rows[start : start + block] = (x[: len(part), :k] for x in best)
-        return scores, self._ids[rows]
+        return scores, self.ids[rows]
 
     def save(self, folder: str | pathlib.Path) -> None:
         with _written(folder, self, "exact") as temporary:
             np.save(temporary / "vectors.npy", np.asarray(self._vectors))
-            np.save(temporary / "ids.npy", self._ids)
+            np.save(temporary / "ids.npy", self.ids)
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> ExactIndex:
         folder, _ = _verified(folder, "exact")
-        return cls(np.load(folder / "vectors.npy"), np.load(folder / "ids.npy"))
+        return cls.build(np.load(folder / "vectors.npy"), np.load(folder / "ids.npy"))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -147,7 +149,7 @@ class ScannIndex:
 
     def __init__(self, searcher, ids: np.ndarray, width: int, build_seconds: float):
         """Of a ScaNN searcher; callers use `build` or `load`."""
-        self._searcher, self._ids = searcher, ids
+        self._searcher, self.ids = searcher, ids
         self.size, self.width, self.build_seconds = len(ids), width, build_seconds
         self._leaves, self._searched = _leaves(self.size)
 
@@ -191,11 +193,11 @@ class ScannIndex:
         if short.any():
             rows, scores = rows.copy(), scores.copy()
             rows[short], scores[short] = self._searcher.search_batched(queries[short], k, reorder, self._leaves)
-        return scores, self._ids[rows]
+        return scores, self.ids[rows]
 
     def save(self, folder: str | pathlib.Path) -> None:
         with _written(folder, self, "scann") as temporary:
-            np.save(temporary / "ids.npy", self._ids)
+            np.save(temporary / "ids.npy", self.ids)
             (temporary / "scann").mkdir()
             with _silence():
                 self._searcher.serialize(str(temporary / "scann"), relative_path=True)
@@ -204,6 +206,8 @@ class ScannIndex:
     def load(cls, folder: str | pathlib.Path) -> ScannIndex:
         scann = load_scann()
         folder, description = _verified(folder, "scann")
+        if not np.load(folder / "scann" / "dataset.npy", mmap_mode="r").any(axis=1).all():
+            raise UserError(f"index {folder}: holds items with a vector of zeros, which are left out now: build it anew")
         with _silence():
             searcher = scann.load_searcher(str(folder / "scann"), assets_backcompat_shim=False)
         return cls(searcher, np.load(folder / "ids.npy"), description["width"], description["build_seconds"])
@@ -255,7 +259,7 @@ def _leaves(size: int) -> tuple[int, int]:
 
 
 def _checked(vectors: np.ndarray, ids: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and ids without item 0."""
+    """Vectors and ids without item 0, and without items whose vectors are zeros."""
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or not vectors.shape[1]:
         raise UserError(f"an index needs vectors of shape (items, width), not {vectors.shape}")
@@ -270,7 +274,10 @@ def _checked(vectors: np.ndarray, ids: np.ndarray | None) -> tuple[np.ndarray, n
     unique, count = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
         raise UserError(f"item {unique[count > 1][0]} has more than one vector")
-    return vectors, ids
+    known = vectors.any(axis=1)
+    if not known.any():
+        raise UserError(f"nothing is known of any of the {len(ids)} items: all their vectors are zeros")
+    return (vectors, ids) if known.all() else (vectors[known], ids[known])
 
 
 def _checked_queries(queries: np.ndarray, k: int, index: Index) -> np.ndarray:
@@ -278,7 +285,7 @@ def _checked_queries(queries: np.ndarray, k: int, index: Index) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != index.width:
         raise UserError(f"queries of shape {queries.shape} do not fit an index of width {index.width}")
     if not 1 <= k <= index.size:
-        raise UserError(f"{k} results were asked for, but the catalogue holds {index.size} items")
+        raise UserError(f"{k} results were asked for, but the index holds {index.size} items")
     if not np.isfinite(queries).all():
         raise UserError("a query vector holds NaN or infinity")
     return queries

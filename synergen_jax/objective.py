@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from synergen_jax import hard, lookup, losses, table
+from synergen_jax import full_ranking, hard, lookup, losses, table
 from synergen_jax import model as models
 from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
@@ -257,7 +257,8 @@ def _loss(
             candidate_items = jnp.concatenate([candidate_items, more], axis=2)
             if log_pooled is not None:
                 log_pooled = jnp.concatenate([log_pooled, log_count(pool_counts)[place]], axis=2)
-        score = jnp.einsum("bed,bekd->bek", wanted, keys(candidate_items))
+        candidate_keys = keys(candidate_items)
+        score = jnp.einsum("bed,bekd->bek", wanted, candidate_keys)
         tokens = candidates.readers()
         wide = lambda x: x.reshape(*tokens.item.shape, -1).astype(dtype)
         token_queries = jnp.broadcast_to(candidate_queries[:, :, None], candidate_items.shape)
@@ -267,7 +268,8 @@ def _loss(
         logits = apply(2, hidden, score.reshape(tokens.item.shape), tokens.feature, method="rank")
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:
-            drawn = hard.expected_draws(score, best, config.hard_candidates, log_pooled)
+            retrieved = score + full_ranking.known_bias(candidate_keys)
+            drawn = hard.expected_draws(retrieved, best, config.hard_candidates, log_pooled)
             logits = logits.at[..., 0].add(-hard.log_oversampled(drawn, sampled))
         weight = list_weight(candidates, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)

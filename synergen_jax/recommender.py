@@ -74,16 +74,18 @@ class Recommender:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k items of highest retrieval score, best first: ids (k,) and scores (k,).
 
+        An item of which nothing is known, neither an event of training nor a semantic row, is never among them.
+
         Args:
           time: of the request, on the clock of the history.
           exclude: items that must not come back.
 
         Raises:
-          UserError: k is larger than the catalogue without the excluded items, or there is no such query or excluded item.
+          UserError: k is larger than the index without the excluded items, or there is no such query or excluded item.
         """
         self._check("query", [query], 0, len(self.catalogue.query_counts))
         self._check("excluded item", exclude, 0, len(self.catalogue.counts))
-        exclude = np.unique([item for item in exclude if item > 0])
+        exclude = self._found(exclude)
         if not 1 <= k <= self.index.size - len(exclude):
             raise UserError(
                 f"k = {k} items cannot be recommended: the catalogue has {self.index.size}, "
@@ -126,7 +128,7 @@ class Recommender:
         labels = self.model.spec.labels
         if order and order not in labels:
             raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
-        room = self.index.size - len({item for item in exclude if item > 0})
+        room = self.index.size - len(self._found(exclude))
         wide = max(k, min(candidates, room)) if order and k > 0 else k
         ids, scores = self.retrieve(cache, time, wide, query, exclude)
         probabilities = self.rank(cache, ids, time, query)
@@ -137,6 +139,10 @@ class Recommender:
         if order:
             found.sort(key=lambda r: -r.probability[order])
         return found[:k]
+
+    def _found(self, items: typing.Collection[int]) -> np.ndarray:
+        """Those of the items that retrieval could find, each once."""
+        return np.intersect1d(np.fromiter(items, int, len(items)), self.index.ids)
 
     @staticmethod
     def _check(what: str, ids: typing.Sequence[int], least: int, size: int) -> None:

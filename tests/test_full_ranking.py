@@ -31,6 +31,7 @@ def draw(seed=0):
     rng = np.random.default_rng(seed)
     whole = lambda *size: rng.integers(-3, 4, size).astype(np.float32)
     query, keys = whole(B, D), whole(LINES * table.COLUMNS, D)
+    keys[~keys.any(axis=1)] = 1  # each is of an item of which something is known
     keys[0] = keys[ITEMS:] = 0
     query[:, 0], keys[ITEMS:, 0] = 3, 99
     seen = rng.integers(0, ITEMS, (B, M)).astype(np.int32)
@@ -88,6 +89,35 @@ def test_where_there_are_fewer_items_the_score_says_so():
         free = {item for item in range(1, 8) if item not in set((seen[row] % 8).tolist())}
         kept = np.asarray(score[row]) > -np.inf
         assert set(np.asarray(ids[row])[kept].tolist()) == free and kept.sum() == len(free) < 12
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_items_of_which_nothing_is_known_rank_behind_all_others(shape):
+    """Known items score -1, -2, ...; those with a key of zeros would score 0, before all of them."""
+    mesh, unknown = make_mesh(shape), [2, 700, 1500]
+    keys = -np.arange(LINES * table.COLUMNS, dtype=np.float32)[:, None] * np.ones((1, D), np.float32)
+    keys[unknown] = 0
+    query, seen = np.eye(D, dtype=np.float32)[np.arange(B) % D], np.zeros((B, M), np.int32)
+    target = np.array([1, 3, 2, 1899, 1, 700, 0, ITEMS], np.int32)
+    seen[4:6, :2] = [3, 1500]
+    ranks = jax.jit(functools.partial(full_ranking.ranks, mesh, items=ITEMS))(query, stored(keys), target, seen)
+    # Of 1,899 items 1,896 are known. Unknown ones tie, which counts against the model; one of them and item 3 were seen.
+    assert np.asarray(ranks).tolist() == [1, 2, 1899, 1896, 1, 1897, 0, -1]
+    score, ids = jax.jit(functools.partial(full_ranking.first, mesh, most=1000, items=ITEMS))(query, stored(keys), seen)
+    assert ids[0, :4].tolist() == [1, 3, 4, 5] and score[0, :2].tolist() == [-1, -3]
+    assert ids[4, :4].tolist() == [1, 4, 5, 6] and not np.isin(ids, unknown).any()
+    query[1] = np.nan
+    ranks = jax.jit(functools.partial(full_ranking.ranks, mesh, items=ITEMS))(query, stored(keys), target, seen)
+    assert np.asarray(ranks)[1] == -1, "a score that is no number is told all the same"
+
+
+def test_where_fewer_items_are_known_than_asked_for_the_score_says_so():
+    keys = np.zeros((LINES * table.COLUMNS, D), np.float32)
+    keys[[5, 9]] = -1
+    arguments = np.ones((B, D), np.float32), stored(keys), np.zeros((B, M), np.int32)
+    score, ids = full_ranking.first(make_mesh((2, 4)), *arguments, 4, ITEMS)
+    np.testing.assert_array_equal(score, [[-4, -4, -np.inf, -np.inf]] * B)
+    assert ids[:, :2].tolist() == [[5, 9]] * B
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])

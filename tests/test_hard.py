@@ -126,6 +126,26 @@ def test_hard_candidates_by_hand():
     assert longer.item[0, 0].tolist() == [1, 2, 3, 4, 5, 0], "where people come back to items, 4 may come again"
 
 
+@pytest.mark.parametrize("shape", [*MESHES, None])
+def test_an_item_with_a_key_of_zeros_is_no_hard_candidate(shape):
+    """All others score less than 0. It comes of an item without text whose id is dropped in a step."""
+    keys = -np.arange(V, dtype=np.float32)[:, None] * np.ones((1, D), np.float32)
+    keys[3] = 0
+    candidates, had = lists(np.ones((B, E, K), np.int32)), np.full((B, L), 2, np.int32)
+    ids, query = np.arange(V, dtype=np.int32), np.ones((B, E, D), np.float32)
+    lay = (lambda x: x[None]) if shape else lambda x: x
+    mesh = make_mesh(shape or (4, 2))
+    find = jax.jit(lambda q, k, i, c, h: hard.best(mesh, q, hard.Pool(k, i, shape is not None), c, h, None, 3))
+    found = jax.device_get(find(query, lay(keys), lay(ids), candidates, had))
+    assert (found.item == [4, 5, 6]).all() and (found.score == [-16, -20, -24]).all()
+
+
+def test_an_item_with_a_key_of_zeros_is_never_expected_among_the_drawn():
+    found = hard.Best(jnp.array([[[-1.0, -jnp.inf]]]), *jnp.zeros((2, 1, 1, 2)))
+    drawn = hard.expected_draws(jnp.array([[[-1.0, -jnp.inf]]]), found, 2, None)
+    np.testing.assert_array_equal(drawn, [[[1, 0]]])
+
+
 def test_hard_candidates_are_drawn_from_the_first_hundred():
     """Of 300 items, each of the first hundred comes up, no other does, and none twice in a list."""
     candidates = lists(np.full((1, 50, 1), 300, np.int32))

@@ -77,6 +77,39 @@ def test_ids_are_those_given_and_item_0_is_never_found(kind):
 
 
 @KINDS
+@pytest.mark.parametrize("items", [40, 400])
+def test_items_with_vectors_of_zeros_are_never_found(kind, items, tmp_path):
+    """All others score less than 0: they would come first. What is saved keeps it."""
+    vectors = np.abs(clustered(items, 8)) + 0.1
+    vectors[[2, items]] = 0
+    built = kind.build(vectors)
+    built.save(tmp_path / "index")
+    for one in (built, index.load(tmp_path / "index")):
+        assert one.size == items - 2 and set(one.ids.tolist()) == set(range(1, items)) - {2}
+        scores, ids = one.search(-vectors[1:4], items - 2)
+        assert not np.isin(ids, [0, 2, items]).any() and (scores < 0).sum() == 2 * (items - 2)
+        np.testing.assert_allclose(scores[0], -vectors[ids[0]] @ vectors[1], rtol=1e-4)
+        with pytest.raises(UserError, match=f"holds {items - 2} items"):
+            one.search(vectors[:1], items - 1)
+    with pytest.raises(UserError, match=r"nothing is known of any of the 39 items"):
+        kind.build(np.zeros((40, 8), np.float32))
+
+
+@KINDS
+def test_an_index_that_was_saved_with_vectors_of_zeros_never_finds_them(kind, tmp_path, monkeypatch):
+    vectors = clustered(400, 8)
+    vectors[7] = 0
+    with monkeypatch.context() as before:
+        before.setattr(index, "_checked", lambda vectors, ids: (vectors[1:], np.arange(1, 401, dtype=np.int32)))
+        kind.build(vectors).save(tmp_path / "index")
+    if kind is ExactIndex:
+        assert 7 not in index.load(tmp_path / "index").search(-vectors[:9], 399)[1]
+    else:
+        with pytest.raises(UserError, match="build it anew"):
+            index.load(tmp_path / "index")
+
+
+@KINDS
 def test_wrong_input_is_refused(kind):
     vectors = clustered(30, 4)
     built = kind.build(vectors)
@@ -143,7 +176,7 @@ def test_scann_searches_a_tiny_catalogue_by_brute_force_and_says_so(items):
 
 
 def test_scann_survives_items_that_are_all_the_same():
-    assert ScannIndex.build(np.zeros((300, 8), np.float32)).search(np.ones((2, 8)), 5)[1].shape == (2, 5)
+    assert ScannIndex.build(np.ones((300, 8), np.float32)).search(np.ones((2, 8)), 5)[1].shape == (2, 5)
 
 
 def test_scann_is_silent(capfd):

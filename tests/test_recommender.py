@@ -233,3 +233,21 @@ def test_a_new_query_goes_by_its_text(served, history):
 def test_rows_that_fit_no_matrix(served, rows):
     with pytest.raises(UserError, match="fit no semantic matrix"):
         extended(served.catalogue, items=rows)
+
+
+def test_an_item_of_which_nothing_is_known_is_never_recommended(served, history):
+    """It has no event and no semantic row: the cosine 0 of its vector would come before those below 0."""
+    _, cache, time = history
+    unknown, blank = [4, 17], lambda matrix: np.where(np.isin(np.arange(ITEMS + 1), [4, 17])[:, None], 0, matrix)
+    counts = np.where(np.isin(np.arange(ITEMS + 1), unknown), 0, served.catalogue.counts)
+    matrices = {name: blank(matrix) for name, matrix in served.catalogue.item_matrices.items()}
+    catalogue = dataclasses.replace(served.catalogue, item_matrices=matrices, counts=counts)
+    less = Recommender(served.model, served.params, catalogue)
+    scores = brute_force(less, cache, time, 0)
+    assert (scores[1:] < 0).any(), "else their place would tell nothing"
+    # What a user had of them leaves no room less: they could not be found anyhow.
+    ids, _ = less.retrieve(cache, time, ITEMS - 3, exclude={4, 5})
+    assert set(ids.tolist()) == set(range(1, ITEMS + 1)) - {4, 5, 17}
+    assert len(less.recommend(cache, time, 3, exclude={4, 5}, order="like")) == 3
+    with pytest.raises(UserError, match=f"the catalogue has {ITEMS - 2}, 1 of which"):
+        less.retrieve(cache, time, ITEMS - 2, exclude={4, 5})
