@@ -207,7 +207,9 @@ class ScannIndex:
         scann = load_scann()
         folder, description = _verified(folder, "scann")
         if not np.load(folder / "scann" / "dataset.npy", mmap_mode="r").any(axis=1).all():
-            raise UserError(f"index {folder}: holds items with a vector of zeros, which are left out now: build it anew")
+            raise UserError(
+                f"index {folder}: holds items with a vector of zeros, which are left out now: build it anew"
+            )
         with _silence():
             searcher = scann.load_searcher(str(folder / "scann"), assets_backcompat_shim=False)
         return cls(searcher, np.load(folder / "ids.npy"), description["width"], description["build_seconds"])

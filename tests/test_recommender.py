@@ -67,7 +67,10 @@ def test_everything_that_is_left(served, history):
     had = ITEMS - len(left)
     for k in (len(left) + 1, 99_999, 0, -1):
         for order in ("", "engage"):
-            with pytest.raises(UserError, match=f"k = {k} items .* the catalogue has {ITEMS}, {had} of which the user"):
+            wanted = (
+                f"k = {k} items .* the catalogue has {ITEMS}, {had} of which the user .* k lies within 1 .. {len(left)}"
+            )
+            with pytest.raises(UserError, match=wanted):
                 served.recommend(cache, time, k, exclude=exclude, order=order)
     assert set(served.retrieve(cache, time, ITEMS)[0].tolist()) == set(range(1, ITEMS + 1))
 
@@ -251,3 +254,81 @@ def test_an_item_of_which_nothing_is_known_is_never_recommended(served, history)
     assert len(less.recommend(cache, time, 3, exclude={4, 5}, order="like")) == 3
     with pytest.raises(UserError, match=f"the catalogue has {ITEMS - 2}, 1 of which"):
         less.retrieve(cache, time, ITEMS - 2, exclude={4, 5})
+
+
+def test_histories_that_would_be_misread_are_refused(served):
+    """Each of these was answered, as if it were another history."""
+    good = {"item": [3, 5, 0], "action": [1, 2, 0], "query": [0, 1, 0], "time": [10, 70, 0]}
+
+    def refused(message, like=None, dtype=np.int32, **changes):
+        arrays = {name: np.array([values], dtype) for name, values in (good | changes).items()}
+        events = Events(**{name: np.repeat(x, like, axis=0) if like else x for name, x in arrays.items()})
+        with pytest.raises(UserError, match=message):
+            served.encode(events)
+
+    assert int(served.encode(Events(**{name: np.array([x], np.int32) for name, x in good.items()})).length[0]) == 2
+    refused("event 1 has an item or a query and no action", action=[1, 0, 0])
+    refused("event 1 has an item or a query and no action", item=[3, 0, 0], action=[1, 0, 0])  # a search
+    refused("event 2 has an action and neither item nor query", action=[1, 2, 1])
+    shifted = {name: values[2:] + values[:2] for name, values in good.items()}
+    refused("event 1 follows padding: events come first", **shifted)
+    refused(r"of shape \(2, 3\): a call is about one user", like=2)
+    refused(r"of shape \(1, 2\): a call is about one user", time=[10, 70])
+    refused("time 2147483648 of an event is out of range", dtype=np.int64, time=[10, 2**31, 0])
+    refused("time -5 of an event is out of range", time=[-5, 70, 0])
+    refused("event 1 at 9 lies before the event before it, at 10", time=[10, 9, 0])
+    refused("events.item must be whole numbers, not float64", dtype=np.float64)
+    refused("events.item must be whole numbers, not bool", dtype=bool)
+    packed = Events(**{name: np.array([x], np.int32) for name, x in good.items()}, first=np.zeros((1, 3), np.int32))
+    with pytest.raises(UserError, match="packed rows cannot be encoded"):
+        served.encode(packed)
+
+
+@pytest.mark.parametrize("ask", ["retrieve", "rank", "recommend", "append"])
+def test_requests_that_would_be_misread_are_refused(served, history, ask):
+    record, cache, time = history
+    last = int(cache.time[0, int(cache.length[0]) - 1])
+    calls = {
+        "retrieve": lambda cache, time: served.retrieve(cache, time, 3),
+        "rank": lambda cache, time: served.rank(cache, [1, 2], time),
+        "recommend": lambda cache, time: served.recommend(cache, time, 3, order="engage"),
+        "append": lambda cache, time: served.append(cache, 1, 1, time),
+    }
+    call = calls[ask]
+    call(cache, last)
+    call(cache, np.int64(last + 1))
+    for wrong, message in (
+        (last - 1, f"lies before the last event of the history, at {last}"),
+        (-5, "lies before the last event"),
+        (int(record["time"][-1]) + 700_000_000, "give seconds on the clock of the history, not Unix time"),
+        (2**31, "not Unix time"),
+        (2**70, "must be whole numbers|must be one whole number"),
+        (1e6, "must be whole numbers, not float64"),
+        (True, "must be whole numbers, not bool"),
+        ([last, last], "must be one whole number, not 2 of them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call(cache, wrong)
+    two = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), cache)
+    with pytest.raises(UserError, match="a cache of 2 users: a call is about one user"):
+        call(two, last)
+    empty = served.encode(jax.tree.map(np.asarray, examples.no_history(CONFIG)))
+    with pytest.raises(UserError, match="the time -5 of the .* lies before the clock's second 0"):
+        call(empty, -5)
+    call(empty, 0)
+
+
+def test_numbers_that_are_none_are_refused(served, history):
+    _, cache, time = history
+    for k in (2.5, None, "3", float("nan")):
+        with pytest.raises(UserError, match="k must be"):
+            served.retrieve(cache, time, k)
+    with pytest.raises(UserError, match="items must be whole numbers"):
+        served.rank(cache, [1.5], time)
+    with pytest.raises(UserError, match="a list of candidates is"):
+        served.rank(cache, [[1, 2]], time)
+    with pytest.raises(UserError, match="query must be whole numbers"):
+        served.retrieve(cache, time, 3, query="red")
+    with pytest.raises(UserError, match="an event has an item or a query"):
+        served.append(cache, 0, 1, time)
+    assert served.available() == ITEMS and served.available([1, 1, 2, 0]) == ITEMS - 2
