@@ -201,13 +201,20 @@ class Census:
         self.zoneless += other.zoneless
         self._first = {**other._first, **self._first}
 
-    def decide(self, asked: str, where: str, place: typing.Callable[[int], str] = "row {}".format) -> str:
+    def decide(
+        self,
+        asked: str,
+        where: str,
+        place: typing.Callable[[int], str] = "row {}".format,
+        cure: str = f"say which is right with --time-unit {'|'.join(KINDS[1:])}",
+    ) -> str:
         """The kind of the column: what was asked for, or the one that all its values have.
 
         Args:
           asked: one of KINDS.
           where: file and column, for messages.
           place: names a row in messages.
+          cure: what helps where it cannot be told.
 
         Raises:
           UserError: `asked` is "auto" and the values are of several kinds or of none, or what was asked for fits no
@@ -233,9 +240,7 @@ class Census:
             )
             examples.append(f"{self.count[kind]:,} like {place(row)} ({what})")
         say = "times of several kinds" if len(there) > 1 else "what its numbers count cannot be told"
-        raise UserError(
-            f"{where}: {say}: {'; '.join(examples)}; say which is right with --time-unit {'|'.join(KINDS[1:])}"
-        )
+        raise UserError(f"{where}: {say}: {'; '.join(examples)}; {cure}")
 
 
 def moments(times: Times, kind: str, latest: int, mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:

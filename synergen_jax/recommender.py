@@ -22,7 +22,6 @@ from synergen_jax.errors import UserError
 from synergen_jax.index import ExactIndex, Index
 from synergen_jax.model import Cache
 
-
 LATEST = (
     30 * 365 * 86_400
 )  # seconds from the last event to a request: nobody asks so late, and Unix seconds lie beyond it

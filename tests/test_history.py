@@ -33,7 +33,7 @@ def read(tmp_path, text):
 def test_items_alone(tmp_path):
     record = read(tmp_path, "item\nitem-3\nitem-1\nitem-3\n")
     assert record["item"].tolist() == [3, 1, 3]
-    assert record["action"].tolist() == [3, 3, 3], "the last action that counts for the last label"
+    assert record["action"].tolist() == [2, 2, 2], "the commonest action of events with an item"
     assert record["time"].tolist() == [LAST - 120, LAST - 60, LAST]
     assert record["request"].tolist() == [1, 2, 3] and record["query"].tolist() == [0, 0, 0]
 
@@ -42,7 +42,7 @@ def test_all_columns_in_any_order(tmp_path):
     record = read(tmp_path, "time,item,action\n300,item-1,view\n100,item-2,buy\n300,item-3,\n")
     assert record["item"].tolist() == [2, 1, 3], "by time; ties in the order of the file"
     assert record["time"].tolist() == [100, 300, 300]
-    assert record["action"].tolist() == [3, 1, 3]
+    assert record["action"].tolist() == [3, 1, 2], "the last one is the commonest, a click"
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,27 @@ def test_one_event_and_more_than_a_window_holds(tmp_path):
     ("text", "reason"),
     [
         ("", ": needs a header line with a column `item`"),
-        ("item\n", ": needs a header line with a column `item` (and if you like `action`, `time`), and rows"),
+        ("item\n", ": needs a header line with a column `item` (and if you like `action`, `time`, `query`), and rows"),
         ("item-1\nitem-2\n", ": needs a header line"),
-        ("film,item\nx,item-1\n", ": unknown or repeated column 'film': columns are item, action, time"),
+        ("film,item\nx,item-1\n", ": unknown or repeated column 'film': columns are item, action, time, query"),
         ("item,item\nitem-1,item-1\n", ": unknown or repeated column 'item'"),
         ("item\nitem-1\nitem-99\n", ", line 3: item 'item-99' is not in small; did you mean 'item-9'?"),
         ("item\nitem-1\n\nxyz\n", ", line 4: item 'xyz' is not in small"),
         ("item,action\n,buy\n", ", line 2: item '' is not in small"),
         ("item\nitem-1,buy\n", ", line 2: 2 columns, not 1 (item)"),
         ("item,action\nitem-1,sell\n", ", line 2: action 'sell' is none of view, click, buy"),
-        ("item,time\nitem-1,5\nitem-1,1e9\n", ", line 3: time '1e9' is no Unix time in whole seconds"),
-        ("item,time\nitem-1,0\n", ", line 2: time '0' is no Unix time"),
-        ("item,time\nitem-1,1.5\n", ", line 2: time '1.5' is no Unix time"),
-        (f"item,time\nitem-1,{2**40}\n", f", line 2: time '{2**40}' is no Unix time"),
+        (
+            "item,time\nitem-1,5\nitem-1,1e9\n",
+            ", column time: times of several kinds: 1 like line 2 (5, no time since 1990 in any unit); 1 like line 3 "
+            "(1000000000, seconds); give all of them as Unix seconds or ISO 8601",
+        ),
+        ("item,time\nitem-1,0\n", ", line 2: time '0' is no Unix time: time 0"),
+        ("item,time\nitem-1,0.5\n", ", line 2: time '0.5' is no Unix time: time 0"),
+        ("item,time\nitem-1,nan\n", ", line 2: time 'nan' is no Unix time: an unreadable time"),
+        ("item,time\nitem-1,-7\n", ", line 2: time '-7' is no Unix time: a time before 1970"),
+        (f"item,time\nitem-1,{2**62}\n", f", line 2: time '{2**62}' is no Unix time: a time in the future"),
+        ("item,query\nitem-1,query 1\n,\n", ", line 3: item '' is not in small"),
+        ("query\nquery 11\n", ", line 2: query 'query 11' is not in small; did you mean 'query 1'?"),
         (b"item\nitem-\xe9\n", ": cannot be read as CSV"),
     ],
 )
@@ -98,3 +106,39 @@ def test_files_that_are_not_there(tmp_path):
     for path in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(UserError, match="cannot be read as CSV"):
             history.read(path, LOG)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("1692000000", "1692000060"),
+        ("1692000000000", "1692000060999"),  # milliseconds
+        ("1692000000.25", "1692000060.75"),
+        ("2023-08-14T08:00:00Z", "2023-08-14T10:01:00+02:00"),
+        ("2023-08-14 08:00:00", "2023-08-14 08:01:00"),
+    ],
+)
+def test_times_in_every_form_are_the_same_times(tmp_path, times):
+    record = read(tmp_path, "".join(f"{row}\n" for row in ("item,time", f"item-2,{times[1]}", f"item-1,{times[0]}")))
+    assert record["time"].tolist() == [1_692_000_000, 1_692_000_060] and record["item"].tolist() == [1, 2]
+
+
+def test_order_within_a_second(tmp_path):
+    record = read(tmp_path, "item,time\nitem-3,1692000000.9\nitem-1,1692000000.1\nitem-2,1692000000.5\n")
+    assert record["item"].tolist() == [1, 2, 3] and record["time"].tolist() == [1_692_000_000] * 3
+
+
+def test_searches_and_actions_that_are_not_given(tmp_path):
+    """Items are clicked three times and viewed twice, searches are views: the commonest of each kind, whatever the alphabet."""
+    log = Log([user([1, 2, 3, 4, 5, 0, 0], action=[2, 1, 2, 1, 2, 1, 1], query=[0, 0, 0, 0, 0, 1, 2])], 12)
+    assert history.usual_actions(log) == {"item": "click", "query": "view"}
+    file = tmp_path / "history.csv"
+    file.write_text("item,query,action\n,query 2,\nitem-4, query  2 ,\nitem-5,,buy\n")
+    record = history.read(file, log)
+    assert record["item"].tolist() == [0, 4, 5] and record["query"].tolist() == [2, 2, 0]
+    assert record["action"].tolist() == [1, 2, 3]
+    assert history.assumed(file, log) == {"item": "click", "query": "view"}
+    file.write_text("item,action\nitem-5,buy\n")
+    assert history.assumed(file, log) == {}
+    alone = Log([user([1], action=[3])], 12)
+    assert history.usual_actions(alone) == {"item": "buy", "query": "buy"}, "no search tells: the commonest of all"

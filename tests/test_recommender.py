@@ -286,7 +286,7 @@ def test_histories_that_would_be_misread_are_refused(served):
 
 @pytest.mark.parametrize("ask", ["retrieve", "rank", "recommend", "append"])
 def test_requests_that_would_be_misread_are_refused(served, history, ask):
-    record, cache, time = history
+    record, cache, _ = history
     last = int(cache.time[0, int(cache.length[0]) - 1])
     calls = {
         "retrieve": lambda cache, time: served.retrieve(cache, time, 3),
@@ -313,7 +313,7 @@ def test_requests_that_would_be_misread_are_refused(served, history, ask):
     with pytest.raises(UserError, match="a cache of 2 users: a call is about one user"):
         call(two, last)
     empty = served.encode(jax.tree.map(np.asarray, examples.no_history(CONFIG)))
-    with pytest.raises(UserError, match="the time -5 of the .* lies before the clock's second 0"):
+    with pytest.raises(UserError, match=r"the time -5 of the .* lies before the clock's second 0"):
         call(empty, -5)
     call(empty, 0)
 
