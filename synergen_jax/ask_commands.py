@@ -15,14 +15,28 @@ from synergen_jax.errors import UserError
 
 
 def ask(run, params, arguments, query: str = "") -> dict[str, typing.Any]:
-    """Answers a user of the log, a history from a file, or in a search nobody in particular."""
+    """Answers a user of the log, a history from a file, or nobody in particular."""
     if arguments.user is not None:
         record, name = run.log[run.log.find_user(arguments.user)], f"user {arguments.user}"
     elif arguments.history is not None:
         record, name = history.read(arguments.history, run.log), str(arguments.history)
     else:
         record, name = None, "without a history"
-    return answer(run, params, record, name, arguments.k, arguments.at, arguments.order, query, arguments.new_items)
+    assumed = history.assumed(arguments.history, run.log) if arguments.history is not None else {}
+    kinds = {"item": "items", "query": "queries alone"}
+    notes = [
+        f"rows of {kinds[kind]} without an action are read as {action!r}, the commonest"
+        for kind, action in assumed.items()
+    ]
+    question = arguments.k, arguments.at, arguments.order, query, arguments.new_items
+    found = answer(run, params, record, name, *question, notes=notes)
+    return found | ({"assumed_actions": assumed} if assumed else {})
+
+
+def check_count(k: int) -> None:
+    """Refuses a number of items that is none."""
+    if k < 1:
+        raise UserError(f"k = {k}: k lies within 1 .. the number of items that are left")
 
 
 def answer(
@@ -35,14 +49,17 @@ def answer(
     order: str = "",
     query: str = "",
     new_items: pathlib.Path | None = None,
+    notes: typing.Sequence[str] = (),
 ) -> dict[str, typing.Any]:
-    """Prints a history and the best k items, and returns what `--json` prints."""
+    """Prints a history and the best k items, or as many as are left, and returns what `--json` prints."""
+    check_count(k)
     log, catalogue = run.log, run.catalogue
     ids, titles = log.item_ids, log.item_titles
     if new_items is not None:
         new, catalogue = _with_new_items(log, catalogue, new_items)
         ids, titles = [*ids, *new.ids], [*titles, *(title or item for title, item in zip(new.titles, new.ids))]
-    query_id, catalogue = _query(log, catalogue, " ".join(query.split())) if query else (0, catalogue)
+    asked = _query(run, catalogue, " ".join(query.split())) if query else None
+    query_id, catalogue = (asked.id, asked.catalogue) if asked else (0, catalogue)
     served = recommender.Recommender(run.model, params, catalogue)
 
     events, offset, last = examples.no_history(run.config), log.last_time, log.last_time
@@ -50,23 +67,50 @@ def answer(
     if record is not None:
         (events, offset), last = examples.user_history(record, run.config), int(record["time"][-1])
         past = _past(log, record)
-        print(f"{name}: {len(record['item'])} events, the last {len(past)} of them:\n{report.table(past)}\n")
     at = last if at is None else at
     if at < last:
         raise UserError(f"--at {at} lies before the last event of {name}, at {last}")
-    if at - offset >= 2**31:
-        raise UserError(f"--at {at} is more than 68 years after the first event of {name}")
+    if at - last > recommender.LATEST or at - offset >= 2**31:
+        raise UserError(
+            f"--at {at} is more than {recommender.LATEST // (365 * 86_400)} years after the last event of {name}, at {last}: give "
+            "Unix seconds"
+        )
     cache = served.encode(jax.tree.map(np.asarray, events))
     seen = set(record["item"].tolist()) if record is not None and run.config.data.filter_seen else set()
-    found = served.recommend(cache, at - offset, k, query_id, exclude=seen, order=order)
+    left = served.available(seen)
+    found = served.recommend(cache, at - offset, min(k, left), query_id, exclude=seen, order=order) if left else []
     rows = [
         {"rank": i + 1, "item": ids[r.item], "title": titles[r.item], "score": r.score} | r.probability
         for i, r in enumerate(found)
     ]
-    what = f"found for {query!r}, {name}" if query else "recommended"
-    print(f"{what}{f', ordered by {order}' if order else ''}\n{report.table(rows)}", flush=True)
+    if record is not None:
+        print(f"{name}: {len(record['item'])} events, the last {len(past)} of them:\n{report.table(past)}\n")
+    notes = [*notes, *(asked.notes if asked else [])]
+    if new_items is not None and (nothing := _unknown_of(run, catalogue, len(log.item_ids))):
+        named = ", ".join(ids[item] for item in nothing[:5]) + (
+            f" and {len(nothing) - 5} more" if len(nothing) > 5 else ""
+        )
+        notes = [*notes, f"no word of {len(nothing)} of the new items is known: they are never recommended: {named}"]
+    if len(rows) < k:
+        notes = [
+            *notes,
+            f"{len(rows)} items in place of {k}: there are no more" + (f" that {name} has not had" if seen else ""),
+        ]
+    what = (
+        f"found for {query!r}, {name}" if query_id else "recommended" if record is not None else f"recommended, {name}"
+    )
+    if rows:
+        print(f"{what}{f', ordered by {order}' if order else ''}\n{report.table(rows)}", flush=True)
+    for note in notes:
+        print(note, flush=True)
     events_had = 0 if record is None else len(record["item"])
-    return {"history": past, "events": events_had, "query": query, "recommendations": rows}
+    told = {"query_known": bool(query_id), "unknown_words": asked.unknown} if asked else {}
+    about = (
+        {"history": past, "events": events_had, "query": query}
+        | told
+        | {"asked": k, "given": len(rows), "notes": notes}
+    )
+    return about | {"recommendations": rows}
 
 
 def _past(log, record: dict[str, typing.Any]) -> list[dict[str, str]]:
@@ -76,19 +120,47 @@ def _past(log, record: dict[str, typing.Any]) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if searched or name != "query"} for row in rows]
 
 
-def _query(log, catalogue, text: str) -> tuple[int, typing.Any]:
+class _Query(typing.NamedTuple):
+    """What is known of a query."""
+
+    id: int  # 0: nothing is known of it, and the answer is that to no query
+    catalogue: typing.Any
+    unknown: list[str]  # words that are not known, of a query that the log does not have
+    notes: list[str]
+
+
+def _query(run, catalogue, text: str) -> _Query:
     """The id of a query, and the catalogue, to which one that the log does not have is added by its text."""
+    log = run.log
     if not text:
         raise UserError("--query is empty: `synergen recommend` answers without a query")
+    unknown: list[str] = []
     if text in log.queries:
-        return log.queries.index(text), catalogue
-    encoder = log.text_encoder()
-    if encoder is None or "text" not in log.query_matrices:
-        near = difflib.get_close_matches(text, log.queries[1:], n=3, cutoff=0.3)
-        known = f"; near it: {', '.join(map(repr, near))}" if near else ""
-        raise UserError(f"log {log.name} knows queries by their ids alone, and not {text!r}{known}")
-    new = len(catalogue.query_counts)
-    return new, recommender.extended(catalogue, queries={"text": encoder.encode([text])})
+        query = log.queries.index(text)
+    else:
+        encoder = log.text_encoder()
+        if encoder is None or "text" not in log.query_matrices:
+            near = difflib.get_close_matches(text, log.queries[1:], n=3, cutoff=0.3)
+            known = f"; near it: {', '.join(map(repr, near))}" if near else ""
+            raise UserError(f"log {log.name} knows queries by their ids alone, and not {text!r}{known}")
+        query = len(catalogue.query_counts)
+        vector, *of_words = encoder.encode([text, *text.split()])
+        unknown = [word for word, row in zip(text.split(), of_words) if not row.any()]
+        catalogue = recommender.extended(catalogue, queries={"text": vector[None]})
+    learned = run.config.model.query_ids and catalogue.query_counts[query] > 0
+    matrices = [matrix for name, matrix in catalogue.query_matrices.items() if run.config.model.uses(name)]
+    if not learned and not any(np.any(matrix[query]) for matrix in matrices):
+        note = f"no word of {text!r} is known: this is what is recommended without a query"
+        return _Query(0, catalogue, unknown, [note])
+    notes = [f"words that are not known: {', '.join(map(repr, unknown))}"] if unknown else []
+    return _Query(query, catalogue, unknown, notes)
+
+
+def _unknown_of(run, catalogue, first: int) -> list[int]:
+    """The items from id `first` on of which nothing is known: zeros in every matrix that is used."""
+    matrices = [matrix[first:] for name, matrix in catalogue.item_matrices.items() if run.config.model.uses(name)]
+    known = np.any([np.any(matrix, axis=1) for matrix in matrices], axis=0) if matrices else np.zeros(0, bool)
+    return (first + np.flatnonzero(~known)).tolist()
 
 
 def _with_new_items(log, catalogue, path: pathlib.Path):

@@ -233,17 +233,17 @@ def parser() -> argparse.ArgumentParser:
 
     recommend = command(
         "recommend",
-        "Recommend items to a user of the log, or to a history from a file.",
+        "Recommend items to a user of the log, to a history from a file, or to nobody in particular.",
         "synergen recommend runs/ml-100k --user 196 -k 10\n  synergen recommend runs/ml-100k --history history.csv",
     )
-    _question(recommend, required=True)
+    _question(recommend)
     search = command(
         "search",
         "Search the catalogue for a user of the log, for a history from a file, or for nobody in particular.",
         'synergen search runs/ml-100k-search --query "90s comedy" --user 196 -k 10',
     )
     search.add_argument("--query", required=True, help="what is searched for, in words")
-    _question(search, required=False)
+    _question(search)
     return top
 
 
@@ -267,15 +267,15 @@ def _cluster(command: argparse.ArgumentParser) -> None:
     command.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
-def _question(command: argparse.ArgumentParser, required: bool) -> None:
+def _question(command: argparse.ArgumentParser) -> None:
     """Arguments that say for whom items are wanted, which ones, and how many."""
     command.add_argument("workdir", type=pathlib.Path)
-    who = command.add_mutually_exclusive_group(required=required)
+    who = command.add_mutually_exclusive_group()
     who.add_argument("--user", help="id of a user in the log")
     who.add_argument(
         "--history",
         type=pathlib.Path,
-        help="CSV with a column `item` (original ids), and if you like `action`, `time` (Unix seconds)",
+        help="CSV with a column `item` (original ids), and if you like `action`, `time`, `query`",
     )
     command.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     command.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")

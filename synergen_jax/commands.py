@@ -275,12 +275,14 @@ def _predictors(run: Run) -> dict[str, baselines.Predictor]:
 
 def recommend(arguments, _) -> dict[str, typing.Any]:
     """`synergen recommend`."""
+    ask_commands.check_count(arguments.k)
     run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
     return ask_commands.ask(run, params, arguments)
 
 
 def search(arguments, _) -> dict[str, typing.Any]:
     """`synergen search`."""
+    ask_commands.check_count(arguments.k)
     run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
     return ask_commands.ask(run, params, arguments, arguments.query)
 

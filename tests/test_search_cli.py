@@ -156,11 +156,26 @@ def test_new_items_are_found_without_training(shop, search):
     assert "golden lamp" not in titles(without)
 
 
+def test_words_of_which_none_is_known(search, shop):
+    """Then it is not a search, and says so."""
+    found, status, _ = search("--query", "qqq zzz", "-k", "5")
+    assert status == 0 and found["query_known"] is False and found["unknown_words"] == ["qqq", "zzz"]
+    assert found["notes"] == ["no word of 'qqq zzz' is known: this is what is recommended without a query"]
+    some, _, _ = search("--query", "blue zzz hat", "-k", "5")
+    assert some["query_known"] is True and some["unknown_words"] == ["zzz"] and "blue hat" in titles(some)
+    assert some["notes"] == ["words that are not known: 'zzz'"]
+    new = shop.root / "blank.csv"
+    new.write_text("item,title\nn1,qqq\nn2,golden lamp\n")
+    found, _, _ = search("--query", "golden lamp", "--new-items", new, "-k", "40")
+    assert "no word of 1 of the new items is known: they are never recommended: n1" in found["notes"]
+    assert "golden lamp" in titles(found) and "qqq" not in titles(found)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--query", "  "], "--query is empty"),
-        (["--query", "hat", "-k", "25"], "k = 25"),
+        (["--query", "hat", "-k", "0"], "k = 0: k lies within 1 .. the number of items"),
         (["--query", "hat", "--user", "nobody"], "no user 'nobody'"),
         (["--query", "hat", "--order", "likes"], "cannot order by 'likes'"),
         (["--query", "hat", "--new-items", "missing.csv"], "missing.csv"),
