@@ -12,6 +12,7 @@ import logging
 import numpy as np
 
 from synergen_jax.batch import EvalBatch
+from synergen_jax.errors import UserError
 
 Scorer = collections.abc.Callable[[EvalBatch], np.ndarray | None]
 """Scores (B, V) of a batch; a row of NaN, or None for a whole batch, where it has nothing to say."""
@@ -42,13 +43,23 @@ def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Seq
 
     Args:
       item_texts: (V,), of item 0 empty; queries: texts by query id.
+
+    Raises:
+      UserError: the items or the queries have no words, or none in common.
     """
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
     words = lambda texts: bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
+    items, asked_for = words(item_texts), words(queries)
+    if not items.vocab:
+        raise UserError("the items have no texts")
+    if not asked_for.vocab:
+        raise UserError("no query has a word")
+    if not items.vocab.keys() & asked_for.vocab.keys():
+        raise UserError("no word of a query stands in the text of an item")
     index = bm25s.BM25()
-    index.index(words(item_texts), show_progress=False)
+    index.index(items, show_progress=False)
 
     def score(batch: EvalBatch) -> np.ndarray | None:
         asked = batch.reader.query[:, 0]
@@ -74,8 +85,8 @@ def user_item_mean(
     """How much a user likes, plus how much an item is liked: p = mean + b_user + b_item, clipped to [0.01, 0.99].
 
     b_item = Σ (y - mean) / (25 + n), then b_user = Σ (y - mean - b_item) / (10 + n): the baseline predictors of Koren
-    2010 ("Factor in the neighbors"), with his shrinkage. Of the first label, whether an item is chosen at all, the
-    events of training tell nothing, since all of them were.
+    2010 ("Factor in the neighbors"), with his shrinkage. Of a label that is the same in all of them the events of training
+    tell nothing: nor of the first one, whether an item is chosen at all, since all of them were.
 
     Args:
       user, item: of n training events, (n,); label: what is known of each, (n, A), 0 or 1; sizes: users, and V.
@@ -83,6 +94,9 @@ def user_item_mean(
     """
     users, items = sizes
     mean = label.mean(axis=0, keepdims=True) if len(label) else np.full((1, label.shape[1]), 0.5)
+
+    same = (label == label[:1]).all(axis=0)
+    same[0] = True
 
     def biases(which, rest, size, by):
         total = np.stack([np.bincount(which, weights=column, minlength=size) for column in rest.T], axis=1)
@@ -96,7 +110,7 @@ def user_item_mean(
         p = (mean + of_user[batch.user])[:, None] + of_item[batch.ranking.item[:, 0]]
         p = np.clip(p, 0.01, 0.99)
         logits = np.log(p / (1 - p))
-        logits[..., 0] = np.nan
+        logits[..., same] = np.nan
         return logits
 
     return predict

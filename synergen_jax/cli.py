@@ -12,7 +12,7 @@ import sys
 import typing
 
 from synergen_jax import __version__, pipes, processes
-from synergen_jax.errors import Stopped, UserError
+from synergen_jax.errors import NotWritten, Stopped, UserError
 
 FORMAT = argparse.RawDescriptionHelpFormatter
 
@@ -179,6 +179,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("workdir", type=pathlib.Path)
     _cluster(evaluate)
     evaluate.add_argument("--split", choices=("validation", "test"), default="test")
+    evaluate.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="where the report and its JSON go (default: the run's folder)",
+    )
 
     sweep = command(
         "sweep",
@@ -335,6 +341,8 @@ def _run(argv: typing.Sequence[str] | None, stops: typing.Callable[[bool], None]
         print(f"synergen: the run has stopped: {error}", file=sys.stderr)
         return error.status
     except (UserError, OSError) as error:
+        if isinstance(error, NotWritten) and arguments.json:
+            print(json.dumps(error.found))
         print(f"synergen: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -208,19 +208,28 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
 def evaluate(arguments, settings) -> dict[str, typing.Any]:
     """`synergen evaluate`."""
     run, params, step, mesh = _open(arguments.workdir, settings, arguments.data_dir, spread=True)
-    return _evaluate(run, params, step, mesh, arguments.workdir, arguments.split)
+    return _evaluate(run, params, step, mesh, arguments.split, arguments.out or arguments.workdir)
 
 
 def _evaluate(
-    run: Run, params: models.Params, step: int, mesh: Mesh, folder: pathlib.Path, part: str
+    run: Run, params: models.Params, step: int, mesh: Mesh, part: str, out: pathlib.Path
 ) -> dict[str, typing.Any]:
-    config = run.config
+    """Evaluates a run, prints what is found, and writes it to `out`.
+
+    Raises:
+      UserError: nothing can be written there, which is told before the work.
+      NotWritten: nor could it be after the work, as on a disk that is full by then. What was found is printed, and in it.
+    """
+    config, elsewhere = run.config, f"`synergen evaluate {run.folder} --out FOLDER` writes elsewhere"
     with processes.together():
+        if processes.first():
+            workdir.try_writing(out, elsewhere)
         targets = run.targets(part)
-    others = _baselines(run) if processes.first() else {}
-    predictors = _predictors(run) if processes.first() else {}
+    others, left_out = _baselines(run) if processes.first() else ({}, {})
+    predictors, no_predictors = _predictors(run) if processes.first() else ({}, {})
+    rest = others, mesh, predictors, left_out | no_predictors
     found = evaluation.evaluate(
-        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, others, mesh, predictors
+        run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, *rest
     )
     if found is None:  # process 0 goes on
         return {}
@@ -231,6 +240,11 @@ def _evaluate(
     )
     if config.evaluate.bootstrap:
         protocol += "; intervals are a 95% bootstrap over users"
+    if found.unknown_targets:
+        protocol += (
+            f"; nothing is known of {found.unknown_targets:,} targets, neither an event of training nor a row of a matrix: "
+            "they rank behind all known items"
+        )
     if targets.repeated:
         protocol += f"; {targets.repeated:,} events with an item that the user already had are no targets"
     if config.data.cold_items:
@@ -241,36 +255,44 @@ def _evaluate(
     about = {"split": part, "log": run.log.name, "step": step, "protocol": protocol}
     about["settings"] = sweep_commands.evaluated_by(config)
     result = about | evaluation_report.as_json(found)
-    workdir.write_json(folder / f"evaluation_{part}.json", result)
-    curves = None
-    if (folder / METRICS).exists():
-        report.plot_curves(folder / METRICS, curves := folder / "curves.png")
-    page = evaluation_report.sections(found, protocol, config, run.log.spec.labels, curves)
-    report.html_page(f"SynerGen on {run.log.name}", page, folder / f"report_{part}.html")
-    say(f"\nreport: {folder / f'report_{part}.html'}")
+    with workdir.writing(out, elsewhere, result):
+        workdir.write_json(out / f"evaluation_{part}.json", result)
+        curves = None
+        if (run.folder / METRICS).exists():
+            report.plot_curves(run.folder / METRICS, curves := out / "curves.png")
+        page = evaluation_report.sections(found, protocol, config, run.log.spec.labels, curves)
+        report.html_page(f"SynerGen on {run.log.name}", page, out / f"report_{part}.html")
+    say(f"\nreport: {out / f'report_{part}.html'}")
     return result
 
 
-def _baselines(run: Run) -> dict[str, baselines.Scorer]:
-    config = run.config
-    others = {"most_recent": baselines.fixed(examples.recent_counts(*run.training))}
+def _baselines(run: Run) -> tuple[dict[str, baselines.Scorer], dict[str, str]]:
+    """Baselines by name, and those that the log has not what it takes for, each with the reason."""
+    config, others, left_out = run.config, {}, {}
+    if (counts := examples.recent_counts(*run.training)).any():
+        others["most_recent"] = baselines.fixed(counts)
+    else:
+        left_out["most_recent"] = "none of the newest events of training has an item"
     if config.data.cold_items:
         others["random"] = baselines.random(run.log.spec.items, config.data.seed)
     if len(run.log.queries) > 1:
-        others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
-    return others
+        try:
+            others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
+        except UserError as error:
+            only_ids = run.log.item_texts == run.log.item_ids  # which stand in for texts where there are none
+            left_out["bm25"] = "the items have no texts" if only_ids else str(error)
+    return others, left_out
 
 
-def _predictors(run: Run) -> dict[str, baselines.Predictor]:
-    """The bias-only baseline of labels such as "like"; none where a log ranks whether an item is chosen, and no more."""
+def _predictors(run: Run) -> tuple[dict[str, baselines.Predictor], dict[str, str]]:
+    """As `_baselines`, of labels such as "like"; none where a log ranks whether an item is chosen, and no more."""
     if len(run.log.labels) < 2:
-        return {}
+        return {}, {}
     log, split = run.training
-    return {
-        "user_item_mean": baselines.user_item_mean(
-            *windows.labelled(log, split.train_stop), (len(run.log), run.log.spec.items)
-        )
-    }
+    user, item, label = windows.labelled(log, split.train_stop)
+    if (label[:, 1:] == label[:1, 1:]).all():
+        return {}, {"user_item_mean": "each label is the same in all events of training"}
+    return {"user_item_mean": baselines.user_item_mean(user, item, label, (len(run.log), run.log.spec.items))}, {}
 
 
 def recommend(arguments, _) -> dict[str, typing.Any]:
@@ -295,7 +317,7 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
 
     def evaluate_one(folder: pathlib.Path, part: str):
         run, params, step, mesh = _open(folder, [], arguments.data_dir, spread=True)
-        return _evaluate(run, params, step, mesh, folder, part)
+        return _evaluate(run, params, step, mesh, part, folder)
 
     family = sweep_commands.load(arguments.family, settings)
     if unknown := [name for name in arguments.only if name not in family.variants]:
@@ -353,7 +375,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
     trained = _fit(run, arguments.workdir)
     step(3, "evaluate on the test split")
     run, params, best, mesh = _open(arguments.workdir, [], arguments.data_dir)
-    evaluated = _evaluate(run, params, best, mesh, arguments.workdir, "test")
+    evaluated = _evaluate(run, params, best, mesh, "test", arguments.workdir)
     user = log.user_ids[int(np.argmin(np.abs(log.lengths - np.median(log.lengths))))]
     step(4, f"recommend to user {user}, one of middling activity")
     answer = ask_commands.answer(run, params, log[log.find_user(user)], f"user {user}", 10)

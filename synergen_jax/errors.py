@@ -22,6 +22,14 @@ class Stopped(Exception):
     status = 1  # of the command
 
 
+class NotWritten(UserError):
+    """What a command found could not be written to its folder; `--json` prints it all the same."""
+
+    def __init__(self, message: str, found: dict[str, typing.Any]):
+        super().__init__(message)
+        self.found = found
+
+
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
     """The ending of a message about an unknown word."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

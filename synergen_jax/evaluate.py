@@ -55,6 +55,7 @@ class Answers(typing.NamedTuple):
     logits: np.ndarray  # (n, K, A)
     shown: np.ndarray  # (n,) True where the candidates are the list that was shown
     reranked: np.ndarray  # (n, 2) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
+    unknown: np.ndarray  # (n,) True where nothing is known of the target: its key is zeros
 
 
 def _spread(batches: Batches, mesh: Mesh):
@@ -103,11 +104,17 @@ def answer(
     query = apply(read(reader, nothing, asked), method="retrieve")[:, 0]
     ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, items)
     # Exact, as serving is: an accelerator's own choice of fewer bits changes the ranks of a quarter of the targets.
-    score = jnp.einsum("bd,bkd->bk", query, apply(list_items, method="keys"), precision=jax.lax.Precision.HIGHEST)
+    list_keys = apply(list_items, method="keys")
+    score = jnp.einsum("bd,bkd->bk", query, list_keys, precision=jax.lax.Precision.HIGHEST)
     logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
-    label = batch.ranking.label[:, 0]
+    label, unknown = batch.ranking.label[:, 0], full_ranking.known_bias(list_keys) < 0
+    logits = logits.reshape(label.shape)
+    # Sampled candidates are what retrieval could bring, which never brings what nothing is known of. Finite, as a logit is.
+    behind = jnp.where(unknown & ~batch.shown[:, None], jnp.finfo(jnp.float32).min, logits[..., 0])
+    logits = logits.at[..., 0].set(behind)
     unasked = jnp.zeros((len(ranks), 0), jnp.int32)
-    said = Answers(batch.user, ranks, query, label, logits.reshape(label.shape), batch.shown, unasked)
+    # A list begins with its target.
+    said = Answers(batch.user, ranks, query, label, logits, batch.shown, unasked, unknown[:, 0])
     if rerank:
         score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
         wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
@@ -215,6 +222,8 @@ class Report(typing.NamedTuple):
     shown: dict[str, dict[str, metrics.Interval]]  # system -> metric within the lists that were shown; {}: none was
     lists: int  # how many lists `shown` is over
     leads: dict[str, dict[str, metrics.Interval]]  # metric -> system -> the model's value less that of the system
+    unknown_targets: int  # of which nothing is known, neither an event of training nor a semantic row
+    left_out: dict[str, str]  # system that could not be made, or says nothing -> why
 
 
 def evaluate(
@@ -228,6 +237,7 @@ def evaluate(
     others: collections.abc.Mapping[str, baselines.Scorer] = types.MappingProxyType({}),
     mesh: Mesh | None = None,
     predictors: collections.abc.Mapping[str, baselines.Predictor] = types.MappingProxyType({}),
+    left_out: collections.abc.Mapping[str, str] = types.MappingProxyType({}),
 ) -> Report | None:
     """The whole protocol on one split.
 
@@ -244,6 +254,7 @@ def evaluate(
       mesh: on which the parameters lie; None: the first device. The model is asked on all processes; all else is left to
         process 0.
       predictors: baselines of the ranked labels by name, on the candidates of the model.
+      left_out: why the caller could not make further baselines, by name; the report has it, beside what is left out here.
 
     Returns:
       None on other processes than the first.
@@ -257,9 +268,15 @@ def evaluate(
     keys = full_ranking.item_keys(placed.mesh, model, params, placed)
     said = answers(model, params, placed, keys, batches, "evaluate", config.rerank)
     less = _with_less(model, params, placed, keys, batches)
-    flat = _on_first_host(keys, model.spec.items) if config.scann and _has_scann(say) else None
+    why = _without_scann() if config.scann else ""
+    flat = _on_first_host(keys, model.spec.items) if config.scann and not why else None
     if not processes.first():
         return None
+    left_out = dict(left_out)
+    if flat is not None and not flat.any():
+        flat, why = None, "nothing is known of any item"
+    if why:
+        left_out["model_scann"] = why
     others = {"most_popular": baselines.fixed(catalogue.counts), **others}
     ranks = {"model": said.ranks}
     systems = {"model": _measured(model, said, config, seed)}
@@ -271,9 +288,15 @@ def evaluate(
         ranks[name] = baseline_ranks(scorer, batches, model.spec.items)
         if (ranks[name] > 0).all():
             systems[name] = retrieval(ranks[name])
+        if not ranks[name].any():
+            left_out[name] = "it says nothing of any target of this split"
     for name, predict in predictors.items():
         logits = np.concatenate([predict(batch)[batch.user >= 0] for batch in batches])
-        systems[name] = by_label(model.spec.labels, said.labels, logits, said.shown, said.user, config.bootstrap, seed)
+        users = said.user
+        if found := by_label(model.spec.labels, said.labels, logits, said.shown, users, config.bootstrap, seed):
+            systems[name] = found
+        else:
+            left_out[name] = "it says nothing of any label of this split"
     systems["most_popular"] |= _popularity(model, said, catalogue, batches, config, seed)
     scann = None
     if flat is not None:
@@ -289,7 +312,10 @@ def evaluate(
     ranks |= less
     shown, lists, ahead = within_shown(said, catalogue, batches, config, seed)
     by_slice = slices.table(ranks, slices.masks(batches, catalogue))
-    return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists, leads | ahead)
+    for name, reason in left_out.items():
+        say(f"{name} is left out: {reason}")
+    unknown = int(said.unknown.sum())
+    return Report(len(said.ranks), values, intervals, by_slice, scann, shown, lists, leads | ahead, unknown, left_out)
 
 
 def _leads(values: dict[str, np.ndarray], users: np.ndarray, config: EvaluateConfig, seed: int):
@@ -320,16 +346,14 @@ def baseline_ranks(scorer: baselines.Scorer, batches: Batches, items: int) -> np
     return np.concatenate(found)
 
 
-def _has_scann(say: collections.abc.Callable[[str], None]) -> bool:
-    """Whether process 0 can load ScaNN; all processes ask, and are told the same."""
+def _without_scann() -> str:
+    """Why process 0 cannot load ScaNN, "" if it can; all processes ask, and are told the same."""
     why = ""
     try:
         index.load_scann()
     except UserError as error:
         why = str(error)
-    if why := processes.everyone(why)[0]:
-        say(f"approximate search is left out: {why}")
-    return not why
+    return processes.everyone(why)[0]
 
 
 def _on_first_host(keys: Float[Array, "a c d"], items: int) -> np.ndarray:

@@ -53,6 +53,8 @@ def as_json(found: Report) -> dict[str, typing.Any]:
         "shown": found.shown,
         "lists": found.lists,
         "leads": found.leads,
+        "unknown_targets": found.unknown_targets,
+        "left_out": found.left_out,
     }
 
 
@@ -82,6 +84,9 @@ def sections(
         page.append(("Ranking within the list that was shown", report.html_table(_shown(found))))
     if found.scann:
         page.append(("Approximate search", report.html_table([found.scann])))
+    if found.left_out:
+        why = [{"system": system, "why": reason} for system, reason in found.left_out.items()]
+        page.append(("Left out", report.html_table(why)))
     if curves:
         page.append(("Training", curves))
     return [*page, ("Config", json.dumps(configs.to_dict(config), indent=2))]

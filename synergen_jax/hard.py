@@ -181,9 +181,8 @@ def expected_draws(score: Array, found: Best, count: int, log_pooled: Array | No
     least = least - 1e-5 * (1 + jnp.abs(least))  # a score that is computed another way is off by rounding
     there = jnp.sum(found.score > -jnp.inf, axis=-1, keepdims=True)  # among which they are drawn
     drawn = count / jnp.maximum(there, count)
-    return jnp.where(
-        (score >= least) & (score > -jnp.inf), drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled)), 0.0
-    )
+    mean = drawn * (1.0 if log_pooled is None else jnp.exp(log_pooled))
+    return jnp.where((score >= least) & (score > -jnp.inf), mean, 0.0)
 
 
 def log_oversampled(drawn: Array, sampled: Array) -> Array:

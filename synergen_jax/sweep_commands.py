@@ -93,8 +93,11 @@ def sweep(
       fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
 
     Raises:
+      UserError: nothing can be written to `folder`, which is told first; NotWritten: nor could it be at the end.
       Stopped: losses of some runs were not finite. The others are trained, evaluated and in the table before.
     """
+    elsewhere = "give another --workdir"
+    workdir.try_writing(folder, elsewhere)
     failed: list[str] = []
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = len(family.variants) * len(seeds)
@@ -122,10 +125,11 @@ def sweep(
     protocol = next(iter(found.values()))[0]["protocol"].partition(", checkpoint of step")[0]
     title = f"{family.base}, {split} split, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds"
     say(f"\n{title}\n{protocol}\n\n{report.table(rows)}")
-    with report.replacing(folder / f"sweep_{split}.md") as temporary:
-        temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
     summary = {"base": family.base, "split": split, "seeds": list(seeds), "protocol": protocol, "table": rows}
-    workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})
+    with workdir.writing(folder, elsewhere, summary):
+        with report.replacing(folder / f"sweep_{split}.md") as temporary:
+            temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
+        workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})
     say(f"\ntable: {folder / f'sweep_{split}.md'}")
     if failed:
         raise without

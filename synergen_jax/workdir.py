@@ -5,13 +5,16 @@ log.json         {"path", "fingerprint"} of the event log
 counts.npz       training events of each item and query
 checkpoints/     Orbax;  STEP.damaged  one that a resumed run could not read
 metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
-evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found
+evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found, unless it was given another folder
 """
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import json
 import pathlib
+import tempfile
 import typing
 import zipfile
 
@@ -19,7 +22,7 @@ import numpy as np
 
 from synergen_jax import config as configs
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError
+from synergen_jax.errors import NotWritten, UserError
 
 # Settings that a resumed run may change: they alter where and how often, never what is computed. See `start`, too.
 FREE = (
@@ -99,5 +102,41 @@ def read_counts(workdir: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
 def write_json(path: pathlib.Path, value: typing.Any) -> None:
     """Writes JSON so that the file is there whole, or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def try_writing(folder: pathlib.Path, instead: str) -> None:
+    """Makes a folder that is not there, and writes a file to it, which goes again: before the work, not after it.
+
+    Args:
+      instead: what to do where it fails.
+
+    Raises:
+      UserError: there is no right to, the disk is read-only or full, or the path leads through a file.
+    """
+    with writing(folder, instead):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" ")
+
+
+@contextlib.contextmanager
+def writing(
+    folder: pathlib.Path, instead: str, found: dict[str, typing.Any] | None = None
+) -> collections.abc.Iterator[None]:
+    """A block that writes to a folder: where it fails, the error says what to do, and holds what was found, if anything.
+
+    Raises:
+      NotWritten: with `found`; UserError: without.
+    """
+    try:
+        yield
+    except (OSError, UserError) as error:
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{folder} cannot be written ({error.strerror or error}): {instead}"
+        raise UserError(message) if found is None else NotWritten(message, found) from None

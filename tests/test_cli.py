@@ -1,5 +1,6 @@
 """The command line: the happy path on a tiny log, and one clear line and status 2 for everything that is wrong."""
 
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from synergen_jax import commands, data_commands
+from synergen_jax import commands, data_commands, evaluate, report, workdir
 from synergen_jax.cli import main
 
 CONFIG = """
@@ -166,6 +167,69 @@ def test_evaluate(place, capsys, tmp_path, part):
     best = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     if part == "validation" and found["step"] == 4:
         assert found["model"]["ndcg@10"] == pytest.approx(best["validation/ndcg@10"])
+
+
+def test_an_evaluation_goes_to_another_folder(place, capsys, tmp_path):
+    before, out = contents(place.workdir), tmp_path / "new" / "folder"
+    status, lines, errors = run(capsys, "evaluate", place.workdir, "--out", out, "--data-dir", place.data, "--json")
+    assert (status, errors) == (0, []) and f"report: {out / 'report_test.html'}" in lines
+    assert {path.name for path in out.iterdir()} == {"evaluation_test.json", "report_test.html", "curves.png"}
+    assert json.loads((out / "evaluation_test.json").read_text()) == json.loads(lines[-1])
+    assert contents(place.workdir) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(place, refused, monkeypatch, tmp_path):
+    def work(*_, **__):
+        raise AssertionError("this is the work")
+
+    monkeypatch.setattr(evaluate, "evaluate", work)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    arguments = ["evaluate", place.workdir, "--data-dir", place.data]
+    refused([*arguments, "--out", out], f"{out} cannot be written (Not a directory)", f"{place.workdir} --out FOLDER")
+
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workdir.tempfile, "TemporaryFile", read_only)
+    refused(arguments, f"{place.workdir} cannot be written (Read-only file system)", "--out FOLDER")
+    monkeypatch.setattr(commands, "_fit", work)
+    (tmp_path / "family.toml").write_text(f'base = "{place.config}"\n[variants.one]\n')
+    family = ["sweep", tmp_path / "family.toml", "--workdir", place.data.parent, "--data-dir", place.data]
+    refused(family, f"{place.data.parent} cannot be written (Read-only file system)", "another --workdir")
+
+
+@pytest.mark.parametrize("part", ["write_json", "html_page", "plot_curves"])
+def test_what_was_found_is_printed_where_it_cannot_be_written(place, capsys, monkeypatch, tmp_path, part):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workdir if part == "write_json" else report, part, full)
+    arguments = "evaluate", place.workdir, "--out", tmp_path, "--data-dir", place.data
+    status, lines, errors = run(capsys, *arguments, "--json")
+    assert status == 2 and any(line.startswith("most_popular ") for line in lines)
+    assert json.loads(lines[-1])["targets"] == 24
+    how = f"`synergen evaluate {place.workdir} --out FOLDER` writes elsewhere"
+    assert errors == [f"synergen: error: {tmp_path} cannot be written (No space left on device): {how}"]
+    assert run(capsys, *arguments)[1][-1] != lines[-1]
+
+
+def test_metrics_that_cannot_be_drawn_do_not_lose_what_was_found(place, capsys, tmp_path):
+    folder = place.copy(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("{")
+    status, lines, errors = run(capsys, "evaluate", folder, "--data-dir", place.data, "--json")
+    assert status == 2 and json.loads(lines[-1])["targets"] == 24 and len(errors) == 1 and "metrics.jsonl" in errors[0]
+
+
+def test_half_a_json_file_is_not_left_behind(tmp_path, monkeypatch):
+    def full(path, text, **_):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        workdir.write_json(tmp_path / "one.json", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_may_change_its_own_settings(place, capsys, tmp_path):

@@ -241,7 +241,8 @@ def test_scann_is_left_out_aloud_where_it_cannot_be_loaded(setting, report, monk
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     found = evaluate.evaluate(model, params, catalogue, batches, CONFIG.evaluate, said.append)
     assert found.scann is None and "model_scann" not in found.values
-    assert said == ["approximate search is left out: no such package"]
+    assert said == ["model_scann is left out: no such package"]
+    assert found.left_out == {"model_scann": "no such package"}
 
 
 def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
