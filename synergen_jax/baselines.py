@@ -85,8 +85,8 @@ def user_item_mean(
     """How much a user likes, plus how much an item is liked: p = mean + b_user + b_item, clipped to [0.01, 0.99].
 
     b_item = Σ (y - mean) / (25 + n), then b_user = Σ (y - mean - b_item) / (10 + n): the baseline predictors of Koren
-    2010 ("Factor in the neighbors"), with his shrinkage. Of a label that is the same in all of them the events of training
-    tell nothing: nor of the first one, whether an item is chosen at all, since all of them were.
+    2010 ("Factor in the neighbors"), with his shrinkage. Of the first label, whether an item is chosen at all, the
+    events of training tell nothing, since all of them were.
 
     Args:
       user, item: of n training events, (n,); label: what is known of each, (n, A), 0 or 1; sizes: users, and V.
@@ -94,9 +94,6 @@ def user_item_mean(
     """
     users, items = sizes
     mean = label.mean(axis=0, keepdims=True) if len(label) else np.full((1, label.shape[1]), 0.5)
-
-    same = (label == label[:1]).all(axis=0)
-    same[0] = True
 
     def biases(which, rest, size, by):
         total = np.stack([np.bincount(which, weights=column, minlength=size) for column in rest.T], axis=1)
@@ -110,7 +107,7 @@ def user_item_mean(
         p = (mean + of_user[batch.user])[:, None] + of_item[batch.ranking.item[:, 0]]
         p = np.clip(p, 0.01, 0.99)
         logits = np.log(p / (1 - p))
-        logits[..., same] = np.nan
+        logits[..., 0] = np.nan
         return logits
 
     return predict

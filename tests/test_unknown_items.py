@@ -123,13 +123,6 @@ def test_what_the_newest_events_do_not_tell_is_left_out():
     )
 
 
-def test_user_and_item_means_say_nothing_of_a_label_that_never_differs():
-    label = np.array([[1, 0, 1], [1, 1, 1], [1, 0, 1]])
-    predict = baselines.user_item_mean(np.array([0, 0, 1]), np.array([1, 2, 1]), label, (2, 3))
-    batch = type("Batch", (), {"user": np.array([0]), "ranking": type("L", (), {"item": np.array([[[1, 2]]])})})
-    assert np.isnan(predict(batch)[0]).tolist() == [[True, False, True]] * 2
-
-
 def test_the_report_has_the_reasons_of_the_caller_and_its_own(monkeypatch):
     """Nothing is known of any item: all tie, ScaNN has nothing to index, and a baseline says nothing."""
     config, log = small()
