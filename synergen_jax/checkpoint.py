@@ -10,12 +10,14 @@ Orbax's barriers, at which all would wait for the one that finds a file damaged,
 
 from __future__ import annotations
 
+import asyncio
 import collections.abc
 import contextlib
 import errno
 import functools
 import gc
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -26,7 +28,31 @@ import jax
 import orbax.checkpoint as ocp
 
 from synergen_jax import processes
-from synergen_jax.errors import Stopped, UserError
+from synergen_jax.errors import Stopped, UserError, first_line
+
+
+def _settling(run_sync: typing.Callable) -> typing.Callable:
+    """Orbax's `run_sync`, but at an error the loop is closed only once all that it had started has come to an end.
+
+    Orbax closes it at once: of the other arrays of a checkpoint that a full disk cuts off, each would then print that the
+    event loop is closed.
+    """
+
+    async def settled(coroutine: collections.abc.Coroutine) -> typing.Any:
+        try:
+            return await coroutine
+        except BaseException:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*left, return_exceptions=True)
+            raise
+
+    return lambda coroutine, *more, **options: run_sync(settled(coroutine), *more, **options)
+
+
+with contextlib.suppress(ImportError, AttributeError):  # it has no public name; without it there is noise, and no more
+    from orbax.checkpoint._src import asyncio_utils
+
+    asyncio_utils.run_sync = _settling(asyncio_utils.run_sync)
 
 
 class _LatestAndBest:
@@ -50,7 +76,7 @@ class Checkpoints:
         self.folder, self._say, self._read_only = folder.resolve(), say, read_only
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{folder}: is no folder of checkpoints")
-        self._kept = _LatestAndBest(keep)
+        self._kept, self._step = _LatestAndBest(keep), 0
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             cleanup_tmp_directories=not read_only,
@@ -72,7 +98,12 @@ class Checkpoints:
     def __exit__(self, _, error: BaseException | None, __):
         if processes.count() > 1 and error is not None and not isinstance(error, Stopped):
             return  # the others need not be here: the last write would wait for them
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.close()
+        except UserError:
+            if error is None:
+                raise  # otherwise the first error has the line
 
     def save(self, step: int, state: typing.Any, info: dict[str, typing.Any], best: int) -> None:
         """Starts writing `state` and the JSON-like `info`; returns once the state may be donated.
@@ -83,25 +114,46 @@ class Checkpoints:
         Raises:
           UserError: this or the preceding checkpoint could not be written (disk full, no permission).
         """
-        self._kept.best = best
+        self.wait()  # for the preceding one, whose error would else be taken for one of this step
+        self._kept.best, self._step = best, step
         info = ocp.args.JsonSave(info | {"best": best})
-        try:
+        with self._writing():
             args = ocp.args.Composite(state=ocp.args.StandardSave(state), info=info)
             saved = self._manager.save(step, args=args)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: cannot write the checkpoint of step {step}: {error}") from error
         if not saved:
             raise UserError(f"{self.folder}: has a checkpoint of step {step} or later already: give another --workdir")
 
     def wait(self) -> None:
-        """Returns once everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns once everything is on disk.
+
+        Raises:
+          UserError: the checkpoint that was being written could not be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> collections.abc.Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a file, TensorStore's come as ValueError, and Orbax's threads wrap them
+            if isinstance(error, MemoryError):
+                raise
+            raise UserError(
+                f"{self.folder}: cannot write the checkpoint of step {self._step}: {_reason(error)}; once that is mended, the "
+                "same command goes on from the last whole one"
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, like: typing.Any, best: bool = False) -> tuple[typing.Any, dict[str, typing.Any]] | None:
+    def restore(
+        self,
+        like: typing.Any,
+        best: bool = False,
+        fits: typing.Callable[[dict[str, typing.Any]], None] = lambda _: None,
+    ) -> tuple[typing.Any, dict[str, typing.Any]] | None:
         """The newest readable checkpoint, or with `best` the best one.
 
         Unless read-only, damaged ones that are newer than the one that was read are set aside as `STEP.damaged`, so
@@ -110,18 +162,25 @@ class Checkpoints:
         Args:
           like: a state of the wanted structure, shapes, dtypes and shardings; arrays or `jax.ShapeDtypeStruct`s. It may
             lie on another mesh than the saved one did.
+          fits: raises a `UserError` where a checkpoint's info is of another run; asked before any array is read.
 
         Returns:
           (state, info), or None if there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: there are checkpoints, but none can be read, or they hold other arrays than `like` does.
           Exception: memory, open files or permission are lacking; nothing is set aside.
         """
         steps, damaged = self.steps()[::-1], []
 
         def read(step: int, **items):
             found, wrong = None, ""
+            said = processes.everyone(self._other_arrays(step, like)) if "state" in items else []
+            if other := next(filter(None, said), ""):
+                raise UserError(
+                    f"config.json does not fit the checkpoints in {self.folder}: their arrays are of other sizes than its [model] "
+                    f"and [optimiser] ask for ({other}): put back the settings with which they were trained"
+                )
             try:
                 found = self._reader.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore(), **items))
             except Exception as error:  # a damaged file surfaces as almost any exception
@@ -135,7 +194,10 @@ class Checkpoints:
             return found
 
         with _quiet():
-            if best and (newest := next(filter(None, map(read, steps)), None)):
+            newest = next(filter(None, map(read, steps)), None)
+            if newest:
+                fits(newest["info"])
+            if best and newest:
                 steps.sort(key=lambda step: step != newest["info"]["best"])  # stable: the others stay newest first
             state = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
             left = (step for step in steps if step not in damaged)
@@ -146,8 +208,21 @@ class Checkpoints:
             return None
         if not self._read_only:
             self._set_aside(damaged)
+        fits(found["info"])
         self._kept.best = found["info"]["best"]
         return found["state"], found["info"]
+
+    def _other_arrays(self, step: int, like: typing.Any) -> str:
+        """Which arrays of a checkpoint have other shapes than those of `like`, or are missing in one of both; "" for none."""
+        try:
+            saved = _shapes(ocp.StandardCheckpointHandler().metadata(self.folder / str(step) / "state").tree)
+        except Exception:  # damaged: the read will tell
+            return ""
+        wanted = _shapes(like)
+        differs = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
+        differs.sort(key=lambda name: (not name.startswith("params"), name))  # what follows from them comes last
+        listed = [f"{name} {saved.get(name, 'none')}, not {wanted.get(name, 'none')}" for name in differs[:3]]
+        return "; ".join(listed) + (f"; and {len(differs) - 3} more" if len(differs) > 3 else "")
 
     def _set_aside(self, steps: collections.abc.Sequence[int]) -> None:
         with processes.together():
@@ -156,6 +231,13 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
         self._manager.reload()
+
+
+def _shapes(tree: typing.Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a state by its path, be it the state itself or what Orbax tells of a saved one."""
+    name = lambda key: str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 @contextlib.contextmanager
@@ -173,6 +255,13 @@ def _quiet():
     finally:
         log.setLevel(level)
         sys.unraisablehook = hook
+
+
+def _reason(error: BaseException) -> str:
+    """What hinders a write, in a few words: TensorStore's messages go on for pages."""
+    text = str(error)
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
+    return next((os.strerror(n) for n in known if os.strerror(n) in text), first_line(error)[:300])
 
 
 def _of_the_machine(error: Exception) -> bool:

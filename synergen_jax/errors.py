@@ -45,6 +45,18 @@ def naming(what: str) -> collections.abc.Iterator[None]:
         raise UserError(f"{what}: {error}") from None
 
 
+@contextlib.contextmanager
+def writing(path: object) -> collections.abc.Iterator[None]:
+    """Errors of a disk, such as a full one, say which file could not be written, and that nothing before it is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or first_line(error)}; once that is mended, the same command goes "
+            "on from what is there"
+        ) from error
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,9 +1,15 @@
 """Metrics of a run: what a resumed run keeps of them."""
 
 import json
+import pathlib
+import struct
 
 import pytest
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
+from synergen_jax import logs
+from synergen_jax.errors import UserError
 from synergen_jax.logs import FILE, MetricLog
 
 
@@ -21,6 +27,29 @@ def test_lines_and_events_for_tensorboard(tmp_path):
     assert len(files) == 1
     content = files[0].read_bytes()
     assert b"loss" in content and b"validation/ndcg" in content
+    assert scalars(files[0]) == [(1, "loss", 0.5), (1, "validation/ndcg_10", 0.25), (2, "loss", 0.25)]
+
+
+def scalars(file):
+    """(step, tag, value) of a file of TFRecords: a length, its checksum, the event, its checksum."""
+    data, found = file.read_bytes(), []
+    while data:
+        size, check = struct.unpack("<QI", data[:12])
+        event, data = data[12 : 12 + size], data[16 + size :]
+        assert check == masked_crc32c(struct.pack("<Q", size)) and len(event) == size
+        event = event_pb2.Event.FromString(event)
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def test_a_full_disk_is_told_by_the_file():
+    full = pathlib.Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no such device")
+    file = logs._Appended(full)
+    with pytest.raises(UserError, match=r"^/dev/full: cannot be written: No space left on device; once that is mended"):
+        file.write(b"x")
+    file.close()
 
 
 @pytest.mark.parametrize("step", [0, 3, 5, 9])
