@@ -27,9 +27,11 @@ from synergen_jax import (
     compile_cache,
     data_commands,
     evaluation_report,
+    lock,
     plan_commands,
     processes,
     report,
+    rope,
     sharding,
     sweep_commands,
     train,
@@ -41,7 +43,7 @@ from synergen_jax import model as models
 from synergen_jax.batch import Catalogue
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
-from synergen_jax.errors import UserError, naming
+from synergen_jax.errors import UserError, naming, writing
 from synergen_jax.logs import FILE as METRICS
 from synergen_jax.table import place_catalogue
 
@@ -70,6 +72,7 @@ class Run:
     config: Config
     log: EventLog
     folder: pathlib.Path | None = None  # the workdir, which keeps the training counts: a large log takes long to count
+    phase: rope.Phase | None = None  # an encoding of time and order of one's own, in place of `config.model.rope`
 
     @functools.cached_property
     def split(self):
@@ -82,13 +85,14 @@ class Run:
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
-        if self.folder is not None and (counts := workdir.read_counts(self.folder)):
+        sizes = self.log.spec.items, self.log.spec.queries
+        if self.folder is not None and (counts := workdir.read_counts(self.folder, sizes, self.log.fingerprint)):
             return Catalogue(dict(self.log.item_matrices), dict(self.log.query_matrices), *counts)
         return examples.catalogue(*self.training)
 
     @functools.cached_property
     def model(self) -> models.SynerGen:
-        return train.make_model(self.config, self.log.spec)
+        return train.make_model(self.config, self.log.spec, self.phase)
 
     def targets(self, part: str):
         return feed.evaluation_feed(self.log, self.split, part, self.config)
@@ -106,10 +110,17 @@ def fit(arguments, settings) -> dict[str, typing.Any]:
         log = EventLog.load(locate(config.data.log, arguments.data_dir))
     processes.same("config", repr(config))
     processes.same("log", log.fingerprint)
-    return _fit(Run(config, log), arguments.workdir)
+    return fit_run(Run(config, log), arguments.workdir)
 
 
-def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
+def fit_run(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
+    """Trains a run in a workdir, or goes on where that left off, as `synergen train` does; prints, and returns its JSON.
+
+    Raises:
+      UserError: wrong input, as everywhere; the folder belongs to another run, or another process trains in it.
+    """
+    folder = pathlib.Path(folder)
+    phase = rope.describe(run.config.model, run.phase)
     with processes.together():
         split = run.training[1]
         run = dataclasses.replace(run, config=examples.resolved(run.config, split))
@@ -119,8 +130,16 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *sharding.block(mesh))
         targets = run.targets("validation")
         if processes.first():  # once nothing is left to be refused
-            workdir.start(folder, run.config, run.log.path, run.log.fingerprint)
-            workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts)
+            workdir.check(folder, run.config, run.log.fingerprint, phase)
+    with lock.alone(folder):
+        return _fit(run, folder, mesh, batches, targets, phase)
+
+
+def _fit(run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: workdir.Phase) -> dict[str, typing.Any]:
+    with processes.together():
+        if processes.first():
+            workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase)
+            workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts, run.log.fingerprint)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
     packing = f"{'' if run.config.data.pack else 'not '}packed ({examples.row_fill(run.config.data, split):.0%} of a row a window)"
     say(
@@ -138,10 +157,12 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
         validate,
         say,
         run.log.fingerprint,
+        run.phase,
     )
     if processes.first():
         if (folder / METRICS).exists():
-            report.plot_curves(folder / METRICS, folder / "curves.png")
+            with writing(folder / "curves.png"):
+                report.plot_curves(folder / METRICS, folder / "curves.png")
         why = "no better validation" if result.stopped == "patience" else "all steps done"
         rate = f"; {result.events_per_second:,.0f} events a second" if result.events_per_second else ""
         say(
@@ -158,20 +179,27 @@ def _fit(run: Run, folder: pathlib.Path) -> dict[str, typing.Any]:
     }
 
 
-def load(folder: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> tuple[Run, models.Params]:
+def load(
+    folder: str | pathlib.Path, data_dir: str | pathlib.Path | None = None, phase: rope.Phase | None = None
+) -> tuple[Run, models.Params]:
     """A run, and the parameters of its best checkpoint on the first device: what `recommender.Recommender` serves.
 
     Args:
-      folder: a workdir of `synergen train`; data_dir: where logs lie, as `--data-dir`.
+      folder: a workdir of `synergen train`.
+      data_dir: where logs lie, as `--data-dir`.
+      phase: the function that the run was trained with, if that was not the built-in one.
 
     Raises:
-      UserError: it is no workdir, has no checkpoint yet, or its log is gone or another one.
+      UserError: it is no workdir, has no checkpoint yet, its log is gone or another one, or it was trained with another
+        config than its config.json has, or with another phase.
     """
-    run, params, _, _ = _open(pathlib.Path(folder), [], data_dir)
+    run, params, _, _ = _open(pathlib.Path(folder), [], data_dir, phase=phase)
     return run, params
 
 
-def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tuple[Run, models.Params, int, Mesh]:
+def _open(
+    folder: pathlib.Path, settings, data_dir, spread: bool = False, phase: rope.Phase | None = None
+) -> tuple[Run, models.Params, int, Mesh]:
     """A finished or unfinished run, with the parameters of its best checkpoint, their step, and where they lie.
 
     Args:
@@ -195,11 +223,15 @@ def _open(folder: pathlib.Path, settings, data_dir, spread: bool = False) -> tup
             raise UserError(
                 f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again"
             )
-        run = Run(dataclasses.replace(changed, mesh=config.mesh), log_found, folder)
+        workdir.refuse_other_phase(folder, workdir.read_phase(folder), rope.describe(config.model, phase))
+        run = Run(dataclasses.replace(changed, mesh=config.mesh), log_found, folder, phase)
         mesh = sharding.make_mesh(changed.mesh, None if spread else jax.devices()[:1])
     processes.same("config", repr(changed))
     with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=say, read_only=True) as checkpoints:
-        found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True)
+        mine = train.identity(config, run.log.spec, run.log.fingerprint, phase)
+        of = lambda saved: {} if saved["fingerprint"] else {"fingerprint": ""}  # who calls `train.train` may give none
+        fits = lambda saved: train.refuse_others(folder, saved, mine | of(saved))
+        found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True, fits=fits)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
     return run, found[0].served, int(found[0].step), mesh
@@ -209,6 +241,30 @@ def evaluate(arguments, settings) -> dict[str, typing.Any]:
     """`synergen evaluate`."""
     run, params, step, mesh = _open(arguments.workdir, settings, arguments.data_dir, spread=True)
     return _evaluate(run, params, step, mesh, arguments.split, arguments.out or arguments.workdir)
+
+
+def evaluate_run(
+    folder: str | pathlib.Path,
+    split: str = "test",
+    settings: typing.Sequence[str] = (),
+    data_dir: str | pathlib.Path | None = None,
+    phase: rope.Phase | None = None,
+) -> dict[str, typing.Any]:
+    """Evaluates a run as `synergen evaluate` does: prints, writes its reports, and returns its JSON.
+
+    Args:
+      split: "validation" or "test".
+      settings: command-line words, such as `["--evaluate.scann", "false"]`.
+      data_dir, phase: as in `load`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    if split not in ("validation", "test"):
+        raise UserError(f"split {split!r} must be validation or test")
+    folder = pathlib.Path(folder)
+    run, params, step, mesh = _open(folder, settings, data_dir, spread=True, phase=phase)
+    return _evaluate(run, params, step, mesh, folder, split)
 
 
 def _evaluate(
@@ -255,7 +311,7 @@ def _evaluate(
     about = {"split": part, "log": run.log.name, "step": step, "protocol": protocol}
     about["settings"] = sweep_commands.evaluated_by(config)
     result = about | evaluation_report.as_json(found)
-    with workdir.writing(out, elsewhere, result):
+    with workdir.reporting(out, elsewhere, result):
         workdir.write_json(out / f"evaluation_{part}.json", result)
         curves = None
         if (run.folder / METRICS).exists():
@@ -313,7 +369,7 @@ def sweep(arguments, settings) -> dict[str, typing.Any]:
     """`synergen sweep`."""
 
     def fit_one(config: Config, folder: pathlib.Path):
-        return _fit(Run(config, logs[config.data.log]), folder)
+        return fit_run(Run(config, logs[config.data.log]), folder)
 
     def evaluate_one(folder: pathlib.Path, part: str):
         run, params, step, mesh = _open(folder, [], arguments.data_dir, spread=True)
@@ -372,7 +428,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
     say(f"{summary['events']:,} events, {summary['users']:,} users, {summary['items']:,} items in {log.path}")
     run = Run(config, log)
     step(2, "train (some two minutes on two cores; interrupt it and run again: it goes on)")
-    trained = _fit(run, arguments.workdir)
+    trained = fit_run(run, arguments.workdir)
     step(3, "evaluate on the test split")
     run, params, best, mesh = _open(arguments.workdir, [], arguments.data_dir)
     evaluated = _evaluate(run, params, best, mesh, "test", arguments.workdir)

@@ -10,12 +10,14 @@ one second ten years on. Float32 seconds would not: at λ = 60 s they are off by
 from __future__ import annotations
 
 import collections.abc
+import typing
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from synergen_jax.config import ModelConfig
+from synergen_jax.errors import UserError
 
 Phase = collections.abc.Callable[[Int[Array, "*b l"], Int[Array, "*b l"]], Float[Array, "*b l p"]]
 """`phase(time, order)`: int32 seconds and int32 places, (..., L) each, to angles in radians, (..., L, Dh / 2)."""
@@ -48,6 +50,34 @@ def make_phase(config: ModelConfig) -> Phase:
         return jnp.concatenate([time_phase(time, waves), order_phase(order, planes - timed)], axis=-1)
 
     return phase
+
+
+# Where a phase is looked at, to tell it from others: no two of them are alike in minute, hour, day or place.
+_TIMES = (0, 1, 61, 3_723, 90_061, 700_000, 2_345_678, 40_000_003, 300_000_007, 0, 59, 86_399, 86_400, 10_000_019)
+_ORDERS = (0, 1, 2, 3, 5, 8, 13, 21, 50, 199, 34, 10, 100, 7)
+
+
+def describe(config: ModelConfig, phase: Phase | None = None) -> dict[str, typing.Any]:
+    """What tells a run's phase from others: its name, "" for the built-in one, and its angles at a few fixed points.
+
+    Returns:
+      {"name": text, "angles": a row of Dh / 2 (or no) numbers a point}, fit for JSON.
+
+    Raises:
+      UserError: `phase` does not give a finite angle a rotary plane.
+    """
+    planes = config.width // config.heads // 2
+    name = "" if phase is None else getattr(phase, "__name__", type(phase).__name__)
+    points = (jnp.asarray([row], jnp.int32) for row in (_TIMES, _ORDERS))
+    angles = np.asarray((phase or make_phase(config))(*points), np.float64)
+    if angles.shape not in ((1, len(_TIMES), planes), (1, len(_TIMES), 0)):
+        raise UserError(
+            f"the phase {name} turns times and places of shape (1, {len(_TIMES)}) into angles of shape {angles.shape}: it must "
+            f"be (1, {len(_TIMES)}, {planes}), an angle a rotary plane (model.width / model.heads / 2)"
+        )
+    if not np.isfinite(angles).all():
+        raise UserError(f"the phase {name} gives angles that are not finite, at times of 0 to {max(_TIMES)} seconds")
+    return {"name": name, "angles": angles[0].tolist()}
 
 
 def rotate(x: Float[Array, "b h l dh"], angle: Float[Array, "b l p"]) -> Float[Array, "b h l dh"]:

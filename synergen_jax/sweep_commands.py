@@ -126,7 +126,7 @@ def sweep(
     title = f"{family.base}, {split} split, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds"
     say(f"\n{title}\n{protocol}\n\n{report.table(rows)}")
     summary = {"base": family.base, "split": split, "seeds": list(seeds), "protocol": protocol, "table": rows}
-    with workdir.writing(folder, elsewhere, summary):
+    with workdir.reporting(folder, elsewhere, summary):
         with report.replacing(folder / f"sweep_{split}.md") as temporary:
             temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
         workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 import typing
@@ -16,8 +17,10 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax import attention, last_words, objective, processes, sharding, update
+from synergen_jax import attention, last_words, lock, objective, processes, rope, sharding, update
+from synergen_jax import config as configs
 from synergen_jax import model as models
+from synergen_jax import workdir as workdirs
 from synergen_jax.batch import Feed, LogSpec, TrainBatch
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import Config
@@ -45,13 +48,16 @@ class TrainState:
         return update.served(self.params, self.opt_state)
 
 
-def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
-    """The model of a run.
+def make_model(config: Config, spec: LogSpec, phase: rope.Phase | None = None) -> models.SynerGen:
+    """The model of a run; `phase` replaces the rotary encoding that `config.model.rope` names.
 
     Raises:
-      UserError: its attention backend cannot run here, or it names what the log does not have.
+      UserError: its attention backend cannot run here, it names what the log does not have, or `phase` does not give an
+        angle a rotary plane.
     """
     attention.check(config)
+    if phase is not None:
+        rope.describe(config.model, phase)
     _, auc, label = config.run.select.partition("auc/")
     if auc and label not in spec.labels:
         raise UserError(
@@ -68,7 +74,46 @@ def make_model(config: Config, spec: LogSpec) -> models.SynerGen:
             "loss.hard_candidates: items of no shown list lack the log's features of candidates "
             f"({', '.join(spec.candidate_features)}), by which the head would tell them from the others: set it to 0"
         )
-    return models.SynerGen(config.model, spec)
+    return models.SynerGen(config.model, spec, phase)
+
+
+def identity(config: Config, spec: LogSpec, fingerprint: str, phase: rope.Phase | None = None) -> dict[str, typing.Any]:
+    """What decides what a run computes, as every checkpoint keeps it: JSON-like."""
+    return {
+        "fingerprint": fingerprint,
+        "config": configs.to_dict(config),
+        "spec": {name: _listed(value) for name, value in dataclasses.asdict(spec).items()},
+        "phase": rope.describe(config.model, phase),
+    }
+
+
+def _listed(value: typing.Any) -> typing.Any:
+    return [_listed(part) for part in value] if isinstance(value, tuple) else value
+
+
+def refuse_others(folder: pathlib.Path, saved: dict[str, typing.Any], mine: dict[str, typing.Any]) -> None:
+    """Refuses checkpoints of another log, config, spec or phase, whose arrays may have the same shapes.
+
+    Args:
+      folder: the workdir, for messages.
+      saved: a checkpoint's info; one of before says less.
+      mine: an `identity`.
+
+    Raises:
+      UserError: they are not of the same run; the message says in what they differ.
+    """
+    if saved["fingerprint"] != mine["fingerprint"]:
+        raise UserError(f"the checkpoints in {folder} were trained on another log: give another --workdir")
+    if "config" in saved:
+        was, now = (configs.from_dict(one["config"], f"{folder}: config") for one in (saved, mine))
+        differs = workdirs.altered(was, now)
+        spec = saved.get("spec", {})
+        differs |= {f"LogSpec.{k}": (spec[k], v) for k, v in mine["spec"].items() if k in spec and spec[k] != v}
+        if differs:
+            raise UserError(
+                f"the config does not fit the checkpoints in {folder}: {workdirs.listed(differs)}: put back what it was"
+            )
+    workdirs.refuse_other_phase(folder, saved.get("phase"), mine["phase"])
 
 
 def _create(config: Config, model: models.SynerGen, key: Array) -> TrainState:
@@ -159,6 +204,7 @@ def train(
     validate: Validate,
     say: typing.Callable[[str], None] = print,
     fingerprint: str = "",
+    phase: rope.Phase | None = None,
 ) -> Result:
     """Trains to `config.run.steps`, or until validation stops getting better; goes on where `workdir` left off.
 
@@ -167,10 +213,13 @@ def train(
 
     Args:
       catalogue: on the mesh of `config.mesh`.
+      phase: the run's own encoding of time and order, see `make_model`. Every checkpoint keeps what it gives, and the
+        config, and a run with others is refused.
 
     Raises:
       ValueError: the catalogue lies on another mesh.
-      UserError: the mesh, the batch and the model do not fit together, or `workdir` belongs to other data.
+      UserError: the mesh, the batch and the model do not fit together, `workdir` belongs to other data, another config or
+        another phase, another process trains in it, or the disk is full.
       NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
       PreemptedError: SIGTERM or SIGINT came; the step that ran is finished, and its checkpoint is on disk.
     """
@@ -179,21 +228,24 @@ def train(
         raise ValueError(f"the catalogue lies on {catalogue.mesh}, and the config asks for {mesh}")
     sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
     _, blocks = sharding.block(mesh)
-    model = make_model(config, spec)
+    model = make_model(config, spec, phase)
+    mine = identity(config, spec, fingerprint, phase)
     wanted = abstract_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, wanted))
     layout = sharding.batch_shardings(mesh)
     laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
 
-    with Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints:
+    with (
+        lock.alone(workdir),
+        Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints,
+    ):
         progress, position = Progress(), 0
-        found = checkpoints.restore(wanted)  # before there is a fresh state: two may not fit
+        fits = functools.partial(refuse_others, workdir, mine=mine)
+        found = checkpoints.restore(wanted, fits=fits)  # before there is a fresh state: two may not fit
         if found is None:
             state, _ = init_state(config, model, mesh)
         else:
             state, saved = found
-            if saved["fingerprint"] != fingerprint:
-                raise UserError(f"the checkpoints in {workdir} were trained on another log: give another --workdir")
             progress, position = Progress(**saved["progress"]), saved["next_batch"]
             say(f"resumed from step {int(state.step)} of {workdir}")
             if (before := {name: saved.get(name, now) for name, now in laid_out.items()}) != laid_out:
@@ -247,9 +299,10 @@ def train(
                     if config.run.patience and progress.waited >= config.run.patience and not last:
                         progress = dataclasses.replace(progress, stopped="patience")
                 if saves:
-                    where = {"next_batch": position + step - start, "fingerprint": fingerprint}
-                    info = {"progress": dataclasses.asdict(progress)} | where | laid_out
+                    where = {"next_batch": position + step - start, "progress": dataclasses.asdict(progress)}
+                    info = where | mine | laid_out
                     with meter.paused():
+                        lock.check(workdir)
                         checkpoints.save(step, state, info, progress.best_step)
                 if progress.stopped:
                     break

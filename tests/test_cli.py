@@ -6,10 +6,13 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from test_lock import owner
 
 from synergen_jax import commands, data_commands, evaluate, report, workdir
 from synergen_jax.cli import main
@@ -626,6 +629,179 @@ def test_a_damaged_workdir(refused, place, tmp_path, name, text, words):
     refused(["evaluate", workdir], *words)
     refused(place.train(workdir), *words[:1])
     assert contents(workdir) == before
+
+
+def edit(workdir, **changes):
+    """Writes other settings into config.json, {section__key: value}; `...` removes one."""
+    tree = json.loads((workdir / "config.json").read_text())
+    for name, value in changes.items():
+        section, key = name.split("__")
+        tree[section][key] = value
+        if value is ...:
+            del tree[section][key]
+    (workdir / "config.json").write_text(json.dumps(tree))
+
+
+def before_21513a6(workdir):
+    """Makes the checkpoints say no more than those of that version do."""
+    for file in (workdir / "checkpoints").glob("*/info/metadata"):
+        info = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in info.items() if k not in ("config", "spec", "phase")}))
+
+
+def every(place, workdir):
+    return ["evaluate", workdir], ["recommend", workdir, "--user", "u3"], place.train(workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__width": 16}, ["model.width was 8 when they were trained and is 16 now"]),
+        ({"model__width": ...}, ["model.width was 8 when they were trained and is 64 now"]),
+        (
+            {"model__rope": "time", "data__seed": 3},
+            ["data.seed was 0 when they were trained and is 3 now, model.rope was 'split'", "and is 'time' now"],
+        ),
+        ({"data__filter_seen": False}, ["data.filter_seen was True"]),
+        ({"model__dtype": "bfloat16"}, ["model.dtype was 'float32'"]),
+    ],
+)
+def test_an_edited_config_is_told_by_its_keys(refused, place, tmp_path, changes, words):
+    """Some would answer otherwise without an error, since no array has another shape."""
+    workdir = place.copy(tmp_path / "run")
+    edit(workdir, **changes)
+    before = contents(workdir)
+    for arguments in every(place, workdir):
+        error = refused(arguments, f"{workdir / 'config.json'} does not fit the checkpoints: ", *words, "put back what")
+        assert "move" not in error and "another --workdir" not in error
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__width": 16}, ["params/model/params/action (6, 8), not (6, 16)"]),
+        ({"model__depth": 2}, ["params/model/params/block_1/attention_norm/scale none, not (8,)"]),
+        ({"optimiser__average": 0.9}, ["opt_state/average/model/params/action none, not (6, 8)"]),
+    ],
+)
+def test_checkpoints_that_do_not_keep_the_config_are_told_by_their_arrays(refused, place, tmp_path, changes, words):
+    workdir = place.copy(tmp_path / "run")
+    before_21513a6(workdir)
+    edit(workdir, **changes)
+    before = contents(workdir)
+    *reading, training = every(place, workdir)
+    for arguments in reading:
+        error = refused(arguments, "config.json does not fit the checkpoints", workdir / "checkpoints", *words)
+        assert "move" not in error
+    refused(training, "belongs to another config", "the first is that of its config.json")
+    assert contents(workdir) == before
+
+
+def test_runs_of_before_go_on_and_answer_as_they_did(place, capsys, tmp_path):
+    workdir = place.copy(tmp_path / "run")
+    before_21513a6(workdir)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    with np.load(workdir / "counts.npz") as found:
+        np.savez_compressed(workdir / "counts.npz", items=found["items"], queries=found["queries"])
+    assert run(capsys, "recommend", workdir, "--user", "u3")[0] == 0
+    status, lines, errors = run(capsys, *place.train(workdir))
+    assert (status, errors) == (0, []) and any(line.startswith("resumed from step 2") for line in lines)
+    info = json.loads((workdir / "checkpoints" / "4" / "info" / "metadata").read_text())
+    assert info["config"]["model"]["width"] == 8 and info["spec"]["labels"] == ["engage", "like"]
+    ours, theirs = (run(capsys, "recommend", one, "--user", "u3", "--json")[1][-1] for one in (workdir, place.workdir))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", '{"modle": {}}', None])
+def test_a_lost_config_says_where_it_still_stands(refused, place, tmp_path, text):
+    workdir = place.copy(tmp_path / "run")
+    path = workdir / "config.json"
+    path.unlink() if text is None else path.write_text(text)
+    cure = f'under "config" in {workdir / "checkpoints" / "4" / "info" / "metadata"}: put that back'
+    for arguments in every(place, workdir):
+        refused(arguments, path, cure)
+    info = json.loads((workdir / "checkpoints" / "4" / "info" / "metadata").read_text())
+    path.write_text(json.dumps(info["config"]))
+    assert path.read_bytes() != (place.workdir / "config.json").read_bytes()  # it is indented there
+    assert json.loads(path.read_text()) == json.loads((place.workdir / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "log.json is damaged ('path')"),
+        (None, "log.json is missing, without which"),
+        ('{"path": "x", "fingerprint": "abc"}', "log.json does not fit the checkpoints"),
+    ],
+)
+def test_a_lost_log_file_says_what_to_put_back(refused, place, capsys, tmp_path, text, words):
+    workdir = place.copy(tmp_path / "run")
+    path = workdir / "log.json"
+    fingerprint = json.loads(path.read_text())["fingerprint"]
+    path.unlink() if text is None else path.write_text(text)
+    line = json.dumps({"path": "tiny", "fingerprint": fingerprint})
+    for arguments in every(place, workdir):
+        refused(arguments, words, f"put back {line}")
+    path.write_text(line)
+    assert run(capsys, "recommend", workdir, "--user", "u3", "--data-dir", place.data)[0] == 0
+
+
+def test_counts_of_another_log_are_made_anew(place, capsys, tmp_path):
+    """They tell which items are known: with others, items would answer by vectors that they never learned."""
+    workdir = place.copy(tmp_path / "run")
+    arguments = ("recommend", workdir, "--user", "u3", "--json", "--data-dir", place.data)
+    wanted = run(capsys, *arguments)[1][-1]
+    with np.load(workdir / "counts.npz") as found:
+        items, queries, log = found["items"], found["queries"], found["log"]
+    assert str(log) == json.loads((workdir / "log.json").read_text())["fingerprint"]
+    for other in (dict(items=0 * items, queries=queries, log="x"), dict(items=items[:-1], queries=queries, log=log)):
+        np.savez_compressed(workdir / "counts.npz", **other)
+        assert run(capsys, *arguments)[1][-1] == wanted
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_an_evaluation_is_not(refused, place, capsys, tmp_path):
+    workdir = place.copy(tmp_path / "run")
+    with owner(workdir) as process:
+        refused(place.train(workdir), f"{workdir}: process {process.pid} on host", "trains in it")
+        assert run(capsys, "evaluate", workdir, "--data-dir", place.data)[0] == 0
+        process.kill()
+        process.wait()
+        assert run(capsys, *place.train(workdir))[0] == 0
+    sweep = tmp_path / "sweep"
+    family = tmp_path / "family.toml"
+    family.write_text(f'base = "{place.config}"\n[variants.plain]\n')
+    with owner(sweep / "plain" / "seed-0") as process:
+        arguments = ["sweep", family, "--workdir", sweep, "--seeds", "0", "--data-dir", place.data]
+        status, _, errors = run(capsys, *arguments)
+        assert status == 2 and len(errors) == 1 and f"seed-0: process {process.pid} on host" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("room", "file"),
+    [(400, "config.json"), (3_000, "checkpoints: cannot write the checkpoint of step 1"), (12_000, "step 1")],
+)
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_afterwards(place, capsys, tmp_path, room, file):
+    """A limit to the size of files stands for the disk. What Orbax had begun does not speak up at the end."""
+    program = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "from synergen_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = list(map(str, place.train(tmp_path / "run", "--run.checkpoint_every", "1")))
+    path = os.pathsep.join([str(pathlib.Path(__file__).parent.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if "CACHE" not in name} | {"PYTHONPATH": path},
+        timeout=120,
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith("synergen: error: ") and file in lines[0]
+    assert "File too large; once that is mended, the same command goes on" in lines[0]
+    status, said, errors = run(capsys, *arguments)
+    assert (status, errors) == (0, []) and said[-1].startswith("stopped at step 4")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 import small_model
 from small_log import random_log
 from test_cli import CONFIG, Place
+from test_lock import owner
 
 from data_pipelines import examples, feed, splits
 from synergen_jax import evaluate, full_ranking, last_words, processes, sharding, train
@@ -328,3 +329,8 @@ def test_two_processes_stop_together_evaluate_and_refuse_together(place, tmp_pat
         found = two(train, more=more)
         assert [status for status, *_ in found] == [2, 2]
         assert found[0][2] == found[1][2] and words in found[0][2][0]
+
+    with owner(run) as process:
+        found = two(train)
+        assert [status for status, *_ in found] == [2, 2]
+        assert found[0][2] == found[1][2] and f"process {process.pid} on host" in found[0][2][0]

@@ -61,7 +61,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
+def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
     monkeypatch.setenv("SYNERGEN_DATA", str(data_dir))
     monkeypatch.chdir(data_dir)
     settings = ["--run.steps", "2", "--model.width", "16", "--data.batch", "8", "--mesh.data", "1"]
@@ -80,12 +80,24 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch):
         assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
         assert int(names["cache"].length[0]) == 10 < len(names["record"]["item"])
         np.testing.assert_array_equal(names["events"].item[0, :9], names["record"]["item"][-9:])
+        names["cfg"] = configs.override(names["cfg"], settings[:2] + settings[4:] + ["--evaluate.bootstrap", "0"])
         exec(compile(second, "README.md", "exec"), names)
+        assert names["run"].model.phase is names["by_day"]
         assert names["synergen"].phase is names["by_day"]
         own = names["synergen"].apply(params["model"], names["batch"].events, *names["vectors"], method="encode")
     difference = np.abs(own.keys[0] - usual.keys[0]).max(axis=(1, 3))
     assert np.isfinite(difference).all() and difference.max() > 0.01, "another encoding of time gives other keys"
     np.testing.assert_allclose(own.values[0], usual.values[0], atol=1e-6)  # the first values know no time
+    capsys.readouterr()
+    for command in (
+        ["evaluate"],
+        ["recommend", "--user", "42"],
+        ["train", "quickstart", *settings, "--model.width", "32"],
+    ):
+        run = ["--workdir", "runs/by-day"] if command[0] == "train" else ["runs/by-day"]
+        assert cli.main([*command, *run]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert "runs/by-day was trained with a phase of its own, by_day" in error and "commands.evaluate_run" in error
 
 
 def test_quickstart_takes_the_log_that_is_there(data_dir):
