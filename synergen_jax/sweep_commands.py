@@ -112,7 +112,7 @@ def sweep(
             failed.append(f"{name}, seed {seed}: {error}")
             say(f"without a result: {error}")
             continue
-        result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+        result = _found(done)
         # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
         now = {"step": trained["best_step"], "settings": evaluated_by(config)}
         if {name: result.get(name) for name in now} != now:
@@ -134,6 +134,15 @@ def sweep(
     if failed:
         raise without
     return summary
+
+
+def _found(path: pathlib.Path) -> dict[str, typing.Any]:
+    """An evaluation's JSON; {} where there is none, or none that is whole."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 def evaluated_by(config: Config) -> dict[str, typing.Any]:

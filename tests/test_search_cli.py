@@ -265,6 +265,17 @@ def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
         sweep_commands.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
 
 
+@pytest.mark.parametrize("text", [None, "", '{"step": 4', "[]", "7"])
+def test_half_an_evaluation_is_none(tmp_path, text):
+    """A sweep makes it anew."""
+    path = tmp_path / "evaluation_test.json"
+    if text is not None:
+        path.write_text(text)
+    assert sweep_commands._found(path) == {}
+    path.write_text('{"step": 4}')
+    assert sweep_commands._found(path) == {"step": 4}
+
+
 def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
     with pytest.raises(UserError, match="by --seeds, not by"):
         sweep_commands.load(pathlib.Path("search_100k"), ["--data.seed=3"])
