@@ -14,8 +14,8 @@ import typing
 import jax
 import numpy as np
 
-from data_pipelines import packing, windows
-from data_pipelines.splits import Split, first_of_request
+from data_pipelines import kept, packing, windows
+from data_pipelines.splits import Split, first_of_request, request_start
 from synergen_jax.batch import Candidates, Catalogue, EvalBatch, Events, Readers, TrainBatch
 from synergen_jax.config import Config, DataConfig
 from synergen_jax.errors import UserError
@@ -77,6 +77,7 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
         raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
     windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
     items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
+    log = kept.Kept(log)
     make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config)
     if not data.pack:
         return Training(items, where, make)
@@ -201,8 +202,8 @@ def example(
 
 
 def _had(data: DataConfig, record, events: int) -> np.ndarray:
-    """What a user has after so many events, and so is not drawn as a candidate; nothing where people come back to items."""
-    return record["item"][: events if data.filter_seen else 0]
+    """Items a user has after so many events, which are not drawn as candidates, sorted; none where people come back."""
+    return kept.had(record, events) if data.filter_seen else np.zeros(0, np.int32)
 
 
 def _moves(data: DataConfig, stop: int, train_stop: int) -> bool:
@@ -249,18 +250,17 @@ class Targets:
             if start == stop:
                 continue
             record = log[user]
-            item, before = record["item"], first_of_request(record["request"])
-            asked = (item > 0) & wanted[record["action"]]
-            for event in range(start, stop):
-                if not asked[event]:
-                    continue
-                if config.data.filter_seen and np.any(item[: before[event]] == item[event]):
-                    repeated += 1
-                else:
-                    places.append((user, event))
-        if not places:
+            item = record["item"]
+            events = start + np.flatnonzero((item[start:stop] > 0) & wanted[record["action"][start:stop]])
+            if config.data.filter_seen:
+                _, first, number = np.unique(item[:stop], return_index=True, return_inverse=True)
+                known = first[number.reshape(-1)[events]] < first_of_request(record["request"])[events]
+                events, repeated = events[~known], repeated + int(known.sum())
+            places.append(np.stack([np.full(len(events), user), events], axis=1).astype(np.int32))
+        places = np.concatenate([np.zeros((0, 2), np.int32), *places])
+        if not len(places):
             raise UserError(f"{log.name}: no {part} target is left ({repeated} were had before; see data.filter_seen)")
-        return cls(log, config, np.array(places, np.int32), repeated, bounds[:, 1], config.evaluate.batch)
+        return cls(kept.Kept(log), config, places, repeated, bounds[:, 1], config.evaluate.batch)
 
     @property
     def targets(self) -> int:
@@ -316,10 +316,10 @@ def target(log, config: Config, user: int, event: int, told: int) -> dict[str, t
     data = config.data
     record = log[user]
     item = record["item"]
-    stop = int(first_of_request(record["request"])[event])  # no reader sees its own request
+    stop = request_start(record["request"], event)  # no reader sees its own request
     start = max(0, stop - data.max_history)
     time = windows.seconds(record, event, event + 1)[0]
-    had = np.unique(item[:stop])
+    had = _had(data, record, stop)
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates
     candidates, label, row = windows.candidates(
@@ -340,7 +340,7 @@ def target(log, config: Config, user: int, event: int, told: int) -> dict[str, t
         "events": windows.window(record, start, stop, data.max_history),
         "reader": Readers(one(0), query, time, visible),
         "target": np.int32(item[event]),
-        "seen": had[(had > 0) & (had != item[event])].astype(np.int32) if data.filter_seen else np.zeros(0, np.int32),
+        "seen": had[(had > 0) & (had != item[event])].astype(np.int32),
         "ranking": Candidates(candidates, label, query, time, visible, feature),
         "position": windows.positions(record, row)[0],
     }

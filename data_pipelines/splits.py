@@ -87,9 +87,8 @@ class TrainingPart:
         shown = ~self._without[record["shown_item"]]
         events = {name: record[name][keep] for name in EVENT_FIELDS}
         lists = {name: values[shown] for name, values in record.items() if name.startswith("shown_")}
-        lists["shown_action"] = received(record, int(self.train_stop[user]))[
-            shown
-        ]  # the rest of a request tells nothing
+        # The rest of a request tells nothing.
+        lists["shown_action"] = received(record, int(self.train_stop[user]))[shown]
         return {"user_id": record["user_id"]} | events | lists
 
 
@@ -112,6 +111,11 @@ def first_of_request(request: np.ndarray) -> np.ndarray:
     new = np.ones(len(request), bool)
     new[1:] = (request[1:] != request[:-1]) | (request[1:] == 0)
     return np.maximum.accumulate(np.where(new, index, 0))
+
+
+def request_start(request: np.ndarray, event: int) -> int:
+    """`first_of_request(request)[event]` of requests that go up, without looking at them all."""
+    return int(np.searchsorted(request, request[event])) if request[event] else event
 
 
 def _first_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:

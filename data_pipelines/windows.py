@@ -61,17 +61,26 @@ def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:
-    """`count` distinct ones of `items` that are not in `had`; fewer if there are not so many. (<= count,) int32"""
+    """`count` distinct ones of `items` that are not in `had`, which is sorted; fewer if there are not so many.
+
+    (<= count,) int32. The time it takes grows with the logarithm of `had`, unless nearly everything was had.
+    """
     if not count or not len(items):
         return np.zeros(0, np.int32)
-    owned = set(had.tolist())  # for a few dozen draws, sets take a quarter of numpy's time
     found: dict[int, None] = {}
     for _ in range(4):
-        drawn = items[rng.integers(0, len(items), 2 * count + 8)].tolist()
-        found |= dict.fromkeys(item for item in drawn if item not in owned)
+        drawn = items[rng.integers(0, len(items), 2 * count + 8)]
+        found |= dict.fromkeys(drawn[~_among(drawn, had)].tolist())
         if len(found) >= count:
             return np.array(list(found)[:count], np.int32)
     return rng.permutation(np.setdiff1d(items, had)).astype(np.int32)[:count]  # nearly everything was had
+
+
+def _among(ids: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """Which of `ids` are among `those`, which are sorted; bool (ids,)."""
+    if not len(those):
+        return np.zeros(len(ids), bool)
+    return those[np.minimum(np.searchsorted(those, ids), len(those) - 1)] == ids
 
 
 def candidates(
@@ -92,7 +101,7 @@ def candidates(
 
     Args:
       events: indices of events with an item, (E,).
-      had: items that are not drawn: those that the user has. Where people come back to items, none: a list then lacks
+      had: items that are not drawn, sorted: those that the user has. Where people come back to items, none: a list then lacks
         its own item alone. Otherwise that the user had an item would tell that it is the chosen one.
       table: `label_table` of the log.
       items: ids that others are drawn from.
@@ -111,18 +120,19 @@ def candidates(
     unseen = sample_unseen(rng, items, had, len(events) * wide)
     # One draw serves all lists, unless the catalogue is too small for them to differ.
     enough = len(unseen) == len(events) * wide
-    shown_label = np.append(table, np.full((1, table.shape[1]), -1, table.dtype), axis=0)[received(record, told)]
+    shown_label = np.append(
+        table, np.full((1, table.shape[1]), -1, table.dtype), axis=0
+    )  # -1, not known, is the last row
     for row, event in enumerate(events.tolist()):
-        request = record["request"][event]
         mine = unseen[row * wide : (row + 1) * wide] if enough else rng.permutation(unseen)
         mine = mine[mine != item[row, 0]][:others]
-        shown = (record["shown_request"] == request).nonzero()[0] if request and len(record["shown_request"]) else ()
+        shown = _shown(record, event)
         if len(shown):
             own = record["shown_item"][shown] == item[row, 0]
             place[row, 0] = shown[own][0] if own.any() else -1
             shown = rng.permutation(shown[~own])[:others]
             item[row, 1 : 1 + len(shown)] = record["shown_item"][shown]
-            label[row, 1 : 1 + len(shown)] = shown_label[shown]
+            label[row, 1 : 1 + len(shown)] = shown_label[received(record, told, shown)]
             place[row, 1 : 1 + len(shown)] = shown
         else:
             item[row, 1 : 1 + len(mine)] = mine
@@ -130,33 +140,45 @@ def candidates(
     return item, label, place
 
 
-def received(record: Record, told: int) -> np.ndarray:
-    """How each row of a record's shown lists was received, as the first `told` events tell: an action, (rows,).
+def _shown(record: Record, event: int) -> np.ndarray:
+    """The rows of a record's shown lists that an event's request was shown."""
+    request = record["request"][event]
+    if not request:
+        return np.arange(0)
+    return np.arange(*(np.searchsorted(record["shown_request"], request, side) for side in ("left", "right")))
+
+
+def received(record: Record, told: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """How rows of a record's shown lists were received, as the first `told` events tell: an action each, (rows,).
 
     0 is one that was not chosen. A request that goes on behind these events is not over: it has the actions so far, and -1
-    for what it has not chosen yet.
+    for what it has not chosen yet. Requests go up, so that this is one request, and what follows has no action yet.
     """
-    request, action = record["request"], record["shown_action"]
-    if told >= len(request):
+    request, action = record["request"], record["shown_action"][rows]
+    if told >= len(request) or not len(action):
         return action
-    unfinished = np.isin(record["shown_request"], request[told:])
-    pairs = zip(request[:told].tolist(), record["item"][:told].tolist(), strict=True)
-    last = dict(zip(pairs, record["action"][:told].tolist(), strict=True))
-    rows = zip(record["shown_request"][unfinished].tolist(), record["shown_item"][unfinished].tolist(), strict=True)
-    action = action.copy()
-    action[unfinished] = [last.get(row, -1) for row in rows]
+    own, going_on = record["shown_request"][rows], request[told]
+    action = np.where(own < going_on, action, -1)
+    if (unfinished := own == going_on).any():
+        events = slice(np.searchsorted(request, going_on), told)
+        last = dict(zip(record["item"][events].tolist(), record["action"][events].tolist(), strict=True))
+        action[unfinished] = [last.get(item, -1) for item in record["shown_item"][rows][unfinished].tolist()]
     return action
 
 
 def features(record: Record, place: np.ndarray) -> np.ndarray:
     """Features of candidates by their rows in the shown lists, float32 (E, K, F + 1): see `Candidates.feature`."""
-    known = np.concatenate([record["shown_feature"], np.ones((len(record["shown_feature"]), 1), np.float32)], axis=1)
-    nothing = np.zeros((1, known.shape[1]), np.float32)
-    return np.concatenate([known, nothing])[place]  # -1 is the last row
+    known = record["shown_feature"]
+    found = np.zeros((*place.shape, known.shape[1] + 1), np.float32)
+    there = place >= 0
+    found[there, :-1], found[there, -1] = known[place[there]], 1
+    return found
 
 
 def positions(record: Record, place: np.ndarray) -> np.ndarray:
     """Places in the list that was shown, from 1, of candidates by their rows in the shown lists; 0: not shown."""
     request = record["shown_request"]
-    first = np.searchsorted(request, request)  # row at which the list of each row begins
-    return (np.append(np.arange(len(request)) - first + 1, 0)[place]).astype(np.int32)
+    found, there = np.zeros(place.shape, np.int32), place >= 0
+    rows = place[there]
+    found[there] = rows - np.searchsorted(request, request[rows]) + 1  # a request's list begins at its first row
+    return found
