@@ -94,6 +94,15 @@ class Run:
     def model(self) -> models.SynerGen:
         return train.make_model(self.config, self.log.spec, self.phase)
 
+    def resolved(self) -> Run:
+        """The run with a `data.pack` that is true or false. What was read of the log does not depend on it, and is kept."""
+        config = examples.resolved(self.config, self.training[1])
+        if config is self.config:
+            return self
+        run = dataclasses.replace(self, config=config)
+        vars(run).update(split=self.split, training=self.training)
+        return run
+
     def targets(self, part: str):
         return feed.evaluation_feed(self.log, self.split, part, self.config)
 
@@ -122,8 +131,7 @@ def fit_run(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
     folder = pathlib.Path(folder)
     phase = rope.describe(run.config.model, run.phase)
     with processes.together():
-        split = run.training[1]
-        run = dataclasses.replace(run, config=examples.resolved(run.config, split))
+        run = run.resolved()
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
@@ -141,7 +149,8 @@ def _fit(run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: wo
             workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase)
             workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts, run.log.fingerprint)
     several = f", {processes.count()} processes" if processes.count() > 1 else ""
-    packing = f"{'' if run.config.data.pack else 'not '}packed ({examples.row_fill(run.config.data, split):.0%} of a row a window)"
+    fill = examples.row_fill(run.config.data, run.training[1])
+    packing = f"{'' if run.config.data.pack else 'not '}packed ({fill:.0%} of a row a window)"
     say(
         f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, {packing}, "
         f"workdir {folder}"
