@@ -63,7 +63,7 @@ def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:
     """`count` distinct ones of `items` that are not in `had`, which is sorted; fewer if there are not so many.
 
-    (<= count,) int32. The time it takes grows with the logarithm of `had`, unless nearly everything was had.
+    (<= count,) int32. The time it takes grows with the logarithm of `had` and, where nearly everything was had, with `items`.
     """
     if not count or not len(items):
         return np.zeros(0, np.int32)
@@ -73,7 +73,9 @@ def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, 
         found |= dict.fromkeys(drawn[~_among(drawn, had)].tolist())
         if len(found) >= count:
             return np.array(list(found)[:count], np.int32)
-    return rng.permutation(np.setdiff1d(items, had)).astype(np.int32)[:count]  # nearly everything was had
+    left = np.zeros(1 + max(items.max(), had[-1] if len(had) else 0), bool)  # nearly everything was had
+    left[items], left[had] = True, False
+    return rng.permutation(np.flatnonzero(left)).astype(np.int32)[:count]
 
 
 def _among(ids: np.ndarray, those: np.ndarray) -> np.ndarray:
@@ -142,10 +144,10 @@ def candidates(
 
 def _shown(record: Record, event: int) -> np.ndarray:
     """The rows of a record's shown lists that an event's request was shown."""
-    request = record["request"][event]
-    if not request:
+    request, shown = record["request"][event], record["shown_request"]
+    if not request or not len(shown):
         return np.arange(0)
-    return np.arange(*(np.searchsorted(record["shown_request"], request, side) for side in ("left", "right")))
+    return np.arange(*(np.searchsorted(shown, request, side) for side in ("left", "right")))
 
 
 def received(record: Record, told: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import records
+from data_pipelines import examples, records, splits
 from synergen_jax import bench_commands, cli
 from synergen_jax import config as configs
-from synergen_jax.bench import readers, timing
+from synergen_jax.bench import feed, readers, timing
 from synergen_jax.bench.setting import Setting
 from synergen_jax.bench.timing import Spread
 from synergen_jax.errors import UserError
@@ -55,9 +55,21 @@ def test_step_and_trace(tmp_path):
 
 def test_feed():
     result = checked("feed", UNRANKED)
-    feed, step = result.times["feed"], result.times["step"]
-    assert result.ratios["feed over step, batches a second"] == timing.ratio(step, feed)
-    assert [row["what"] for row in result.rows] == ["feed", "step", "together"]
+    alone, step = result.times["feed"], result.times["step"]
+    assert result.ratios["feed over step, batches a second"] == timing.ratio(step, alone)
+    histories = ["feed, one long history", "feed, many short histories"]
+    assert [row["what"] for row in result.rows] == ["feed", "step", "together", *histories]
+    long, short = (result.times[name] for name in histories)
+    assert result.ratios["feed of one long history over many short ones, seconds"] == timing.ratio(long, short)
+
+
+def test_one_long_history_and_many_short_ones_have_the_same_windows():
+    sizes = {}
+    for name, (config, log) in feed.histories_of(configs.from_dict({"data": {"max_history": 12}})).items():
+        split = splits.split(log, config.data)
+        where = examples.train_windows(split.train_stop, split.first_target, 12, config.data.stride)
+        sizes[name] = len(log), len(where), set((where[:, 2] - where[:, 1]).tolist())
+    assert sizes == {"one long history": (1, 1000, {12}), "many short histories": (1000, 1000, {12})}
 
 
 @pytest.mark.slow  # compiles two training steps
