@@ -258,6 +258,7 @@ def evaluate_run(
     settings: typing.Sequence[str] = (),
     data_dir: str | pathlib.Path | None = None,
     phase: rope.Phase | None = None,
+    out: str | pathlib.Path | None = None,
 ) -> dict[str, typing.Any]:
     """Evaluates a run as `synergen evaluate` does: prints, writes its reports, and returns its JSON.
 
@@ -265,15 +266,17 @@ def evaluate_run(
       split: "validation" or "test".
       settings: command-line words, such as `["--evaluate.scann", "false"]`.
       data_dir, phase: as in `load`.
+      out: where the reports go; None: the run's folder.
 
     Raises:
-      UserError: as `load`.
+      UserError: as `load`, or nothing can be written there.
+      NotWritten: nothing could be written after the work; what was found is in it.
     """
     if split not in ("validation", "test"):
         raise UserError(f"split {split!r} must be validation or test")
     folder = pathlib.Path(folder)
     run, params, step, mesh = _open(folder, settings, data_dir, spread=True, phase=phase)
-    return _evaluate(run, params, step, mesh, folder, split)
+    return _evaluate(run, params, step, mesh, split, folder if out is None else pathlib.Path(out))
 
 
 def _evaluate(
