@@ -131,22 +131,27 @@ def _times(path: pathlib.Path, rows: list[tuple[int, dict[str, str]]], end: int)
     there = np.array([bool(text) for text in texts])
     if not there.any():
         return default
+    if not there.all():
+        at = int(there.argmin())
+        raise UserError(
+            f"{path}, line {rows[at][0]}: no time, and other rows have one: give each row its time, or none"
+        )
     times = timestamps.parse(pl.Series([text or None for text in texts], dtype=pl.String))
     census = timestamps.Census()
-    census.add(times.take(there), np.flatnonzero(there))
-    # Numbers before 1990 in any unit are seconds, as in a log whose times are no dates.
-    alone = [kind for kind, count in census.count.items() if count] == ["other"]
+    census.add(times, np.arange(len(rows)))
+    # Numbers before 1990 are seconds where the log's own times are.
+    alone = end < timestamps.EARLIEST and [kind for kind, count in census.count.items() if count] == ["other"]
     place = lambda row: f"line {rows[row][0]}"
     cure = "give all of them as Unix seconds or ISO 8601"
     kind = "seconds" if alone else census.decide("auto", f"{path}, column time", place, cure)
     moments, wrong = timestamps.moments(times, kind, census.latest)
-    if (odd := there & (wrong > 0)).any():
+    if (odd := wrong > 0).any():
         at = int(odd.argmax())
         raise UserError(
             f"{path}, line {rows[at][0]}: time {texts[at]!r} is no Unix time: {timestamps.REASONS[wrong[at]]}; give Unix "
             "seconds or ISO 8601"
         )
-    return np.where(there, moments, default)
+    return moments
 
 
 def last_events(log: EventLog, record: typing.Mapping[str, typing.Any], count: int = 10) -> list[dict[str, str]]:

@@ -355,6 +355,8 @@ def make_labels(
     """
     number = {action: i for i, action in enumerate(actions, 1)}
     labels = {"engage": list(number.values())}
+    if "engage" in given:
+        raise UserError("--label engage: that label is always there, and means every action: give yours another name")
     for name, names in given.items():
         if wrong := [action for action in names if action not in number]:
             near = nearest(wrong[0], actions)

@@ -69,12 +69,12 @@ def answer(
         past = _past(log, record)
     at = last if at is None else at
     if at < last:
-        raise UserError(f"--at {at} lies before the last event of {name}, at {last}")
+        of = "the log" if record is None else name
+        raise UserError(f"--at {at} lies before the last event of {of}, at {last}")
     if at - last > recommender.LATEST or at - offset >= 2**31:
-        raise UserError(
-            f"--at {at} is more than {recommender.LATEST // (365 * 86_400)} years after the last event of {name}, at {last}: give "
-            "Unix seconds"
-        )
+        of = "of the log" if record is None else f"of {name}"
+        years = recommender.LATEST // (365 * 86_400)
+        raise UserError(f"--at {at} is more than {years} years after the last event {of}, at {last}: give Unix seconds")
     cache = served.encode(jax.tree.map(np.asarray, events))
     seen = set(record["item"].tolist()) if record is not None and run.config.data.filter_seen else set()
     left = served.available(seen)
@@ -94,7 +94,8 @@ def answer(
     if len(rows) < k:
         notes = [
             *notes,
-            f"{len(rows)} items in place of {k}: there are no more" + (f" that {name} has not had" if seen else ""),
+            f"{len(rows)} items in place of {k}: there are no more that can be recommended"
+            + (f" and that {name} has not had" if seen else ""),
         ]
     what = (
         f"found for {query!r}, {name}" if query_id else "recommended" if record is not None else f"recommended, {name}"
@@ -171,5 +172,8 @@ def _with_new_items(log, catalogue, path: pathlib.Path):
         raise UserError(f"{path}: item {again[0]!r} is in {log.name} already: name new items alone")
     encoder = log.text_encoder()
     if encoder is None or "text" not in log.item_matrices:
-        raise UserError(f"log {log.name} has no text matrix, by which new items could be found: prepare it with --text")
+        raise UserError(
+            f"the items of log {log.name} have no text matrix, by which new ones could be found: import it with --items of titles or "
+            "texts, or prepare it with --text"
+        )
     return new, recommender.extended(catalogue, items={"text": encoder.encode(new.words)})

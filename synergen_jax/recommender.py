@@ -66,6 +66,8 @@ class Recommender:
                     f"events.{name} of shape {values.shape}: a call is about one user, whose events are (1, {item.shape[-1]}) "
                     "each: encode users one by one"
                 )
+        if not item.size:
+            raise UserError("a history needs room for an event: of somebody new it is (1, L) of zeros")
         if events.first is not None:
             raise UserError("events of packed rows cannot be encoded for serving: give one history, without `first`")
         self._check("item", item[0], 0, len(self.catalogue.counts))
@@ -137,6 +139,8 @@ class Recommender:
         k, query = _one("k", k), _one("query", query)
         self._check("query", [query], 0, len(self.catalogue.query_counts))
         exclude = _whole("excluded items", list(exclude))
+        if exclude.ndim != 1:
+            raise UserError(f"excluded items of shape {exclude.shape}: they are one list")
         self._check("excluded item", exclude, 0, len(self.catalogue.counts))
         time, length = _moment(cache, time, "request")
         exclude = self._found(exclude)
@@ -192,6 +196,7 @@ class Recommender:
         labels = self.model.spec.labels
         if order and order not in labels:
             raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
+        exclude = list(exclude)  # it is asked twice, and an iterator answers once
         wide = max(k, min(candidates, self.available(exclude))) if order and k > 0 else k
         ids, scores = self.retrieve(cache, time, wide, query, exclude)
         probabilities = self.rank(cache, ids, time, query)

@@ -286,6 +286,7 @@ def train(
                 saves = last or validates or stopping or step % config.run.checkpoint_every == 0
                 if step % config.run.log_every == 0 or saves:
                     values = _finite(pending, step)
+                    meter.waited()
                     log.write(step, values | {"events_per_second": meter.rate()})
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                 if validates:
@@ -361,6 +362,13 @@ class _Meter:
             self._events += events
             self._seconds += now - self._mark
         self._mark = now
+
+    def waited(self):
+        """What the step that was added last was waited for counts, too; of the first one it does not."""
+        if self._events or self._all_events:
+            self.add(0)
+        else:
+            self._mark = time.perf_counter()
 
     def rate(self) -> float:
         """Since the last call."""

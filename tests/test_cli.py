@@ -16,6 +16,7 @@ from test_lock import owner
 
 from synergen_jax import commands, data_commands, evaluate, report, workdir
 from synergen_jax.cli import main
+from synergen_jax.errors import UserError
 
 CONFIG = """
 [data]
@@ -230,7 +231,7 @@ def test_half_a_json_file_is_not_left_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         workdir.write_json(tmp_path / "one.json", {})
     assert not list(tmp_path.iterdir())
 
@@ -296,7 +297,10 @@ def test_more_than_there_is_gives_what_there_is(place, capsys, order):
     found = json.loads(lines[-1])
     left = 20 - found["events"]
     assert (found["asked"], found["given"], len(found["recommendations"])) == (99999, left, left)
-    assert lines[-2] == f"{left} items in place of 99999: there are no more that user u3 has not had"
+    assert (
+        lines[-2]
+        == f"{left} items in place of 99999: there are no more that can be recommended and that user u3 has not had"
+    )
 
 
 def test_a_user_who_had_everything(place, capsys, tmp_path):
@@ -308,7 +312,7 @@ def test_a_user_who_had_everything(place, capsys, tmp_path):
     assert (status, errors) == (0, [])
     found = json.loads(lines[-1])
     assert found["recommendations"] == [] and found["given"] == 0
-    assert f"0 items in place of 10: there are no more that {file} has not had" in lines
+    assert f"0 items in place of 10: there are no more that can be recommended and that {file} has not had" in lines
 
 
 def test_an_action_that_a_history_does_not_give_is_named(place, capsys, tmp_path):
@@ -548,7 +552,7 @@ def test_wrong_questions(refused, place, arguments, words):
         ("item,action\ni1,rating-9\n", ("line 2", "'rating-9'", "rating-5")),
         ("item,time\ni1,yesterday\n", ("line 2", "'yesterday'")),
         ("item,time\ni1,-5\n", ("line 2", "'-5'")),
-        ("item,time\ni1,1\ni2,3000000000\n", ("line 3", "'3000000000'", "in the future")),
+        ("item,time\ni1,1\ni2,3000000000\n", ("column time", "cannot be told")),
         (b"item\n\xff\n", ("cannot be read",)),
         (b"item\ni\x001\n", ("i\\x001",)),
     ],

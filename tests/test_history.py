@@ -39,9 +39,9 @@ def test_items_alone(tmp_path):
 
 
 def test_all_columns_in_any_order(tmp_path):
-    record = read(tmp_path, "time,item,action\n300,item-1,view\n100,item-2,buy\n300,item-3,\n")
+    record = read(tmp_path, "time,item,action\n999999300,item-1,view\n999999100,item-2,buy\n999999300,item-3,\n")
     assert record["item"].tolist() == [2, 1, 3], "by time; ties in the order of the file"
-    assert record["time"].tolist() == [100, 300, 300]
+    assert record["time"].tolist() == [999999100, 999999300, 999999300]
     assert record["action"].tolist() == [3, 1, 2], "the last one is the commonest, a click"
 
 
@@ -90,7 +90,15 @@ def test_one_event_and_more_than_a_window_holds(tmp_path):
         ("item,time\nitem-1,0.5\n", ", line 2: time '0.5' is no Unix time: time 0"),
         ("item,time\nitem-1,nan\n", ", line 2: time 'nan' is no Unix time: an unreadable time"),
         ("item,time\nitem-1,-7\n", ", line 2: time '-7' is no Unix time: a time before 1970"),
-        (f"item,time\nitem-1,{2**62}\n", f", line 2: time '{2**62}' is no Unix time: a time in the future"),
+        (f"item,time\nitem-1,{2**62}\n", ", column time: what its numbers count cannot be told: 1 like line 2"),
+        (
+            "item,time\nitem-1,100\n",
+            ", column time: what its numbers count cannot be told: 1 like line 2 (100, no time since",
+        ),
+        (
+            "item,time\nitem-1,\nitem-2,999999300\n",
+            ", line 2: no time, and other rows have one: give each row its time, or none",
+        ),
         ("item,query\nitem-1,query 1\n,\n", ", line 3: item '' is not in small"),
         ("query\nquery 11\n", ", line 2: query 'query 11' is not in small; did you mean 'query 1'?"),
         (b"item\nitem-\xe9\n", ": cannot be read as CSV"),
@@ -142,3 +150,11 @@ def test_searches_and_actions_that_are_not_given(tmp_path):
     assert history.assumed(file, log) == {}
     alone = Log([user([1], action=[3])], 12)
     assert history.usual_actions(alone) == {"item": "buy", "query": "buy"}, "no search tells: the commonest of all"
+
+
+def test_small_times_are_seconds_where_the_logs_own_are(tmp_path):
+    log = Log([user([1, 2, 3])], 12)
+    log.last_time = 5_000
+    file = tmp_path / "history.csv"
+    file.write_text("item,time\nitem-1,300\nitem-2,100\n")
+    assert history.read(file, log)["time"].tolist() == [100, 300]

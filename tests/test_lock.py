@@ -52,6 +52,16 @@ def free(folder):
     return time.monotonic() - begun < 2
 
 
+def eventually_free(folder):
+    """Whether the folder can be had within ten seconds."""
+    for _ in range(100):
+        try:
+            return free(folder)
+        except UserError:
+            time.sleep(0.1)
+    return free(folder)
+
+
 def test_a_second_one_is_refused_and_told_who_has_it(tmp_path):
     with owner(tmp_path) as process:
         who = rf"process {process.pid} on host {socket.gethostname()} \(since .*\) trains in it"
@@ -82,7 +92,7 @@ def test_children_that_outlive_the_owner_do_not_keep_the_lock(tmp_path, child):
         process.kill()
         process.wait()
         try:
-            assert children and free(tmp_path)
+            assert children and eventually_free(tmp_path)  # a child may not have run since it was forked
         finally:
             for child in map(int, children):
                 os.kill(child, signal.SIGKILL)

@@ -332,3 +332,16 @@ def test_numbers_that_are_none_are_refused(served, history):
     with pytest.raises(UserError, match="an event has an item or a query"):
         served.append(cache, 0, 1, time)
     assert served.available() == ITEMS and served.available([1, 1, 2, 0]) == ITEMS - 2
+
+
+def test_excluded_items_may_come_from_an_iterator(served, history):
+    record, cache, time = history
+    exclude = record["item"].tolist()
+    for order in ("", "engage"):
+        wanted = served.recommend(cache, time, 5, exclude=exclude, order=order)
+        assert served.recommend(cache, time, 5, exclude=(item for item in exclude), order=order) == wanted
+    with pytest.raises(UserError, match=r"excluded items of shape \(2, 2\)"):
+        served.retrieve(cache, time, 5, exclude=[[1, 2], [3, 4]])
+    none = np.zeros((1, 0), np.int32)
+    with pytest.raises(UserError, match="a history needs room for an event"):
+        served.encode(Events(none, none, none, none))

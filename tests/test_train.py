@@ -290,3 +290,20 @@ def test_hard_candidates_lack_the_features_of_shown_ones():
     with pytest.raises(UserError, match=r"loss.hard_candidates: .* \(price\), by which the head .* set it to 0"):
         train.make_model(Config(loss=LossConfig(hard_candidates=2)), spec)
     train.make_model(Config(), spec)
+
+
+def test_the_rate_counts_what_steps_are_waited_for(monkeypatch):
+    """Steps of 100 events: dispatched at once, waited for ten seconds each; a validation of an hour is a pause."""
+    now = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    meter = train._Meter()
+    for _ in range(3):
+        meter.add(100)
+        now[0] += 10
+        meter.waited()
+        meter.rate()
+        with meter.paused():
+            now[0] += 3600
+    assert meter.overall() == pytest.approx(10), (
+        "200 events in 20 seconds: the first step, which compiles, does not count"
+    )

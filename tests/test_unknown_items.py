@@ -68,7 +68,8 @@ def test_an_evaluation_puts_them_behind_all_others_and_counts_the_targets_among_
     # 19 of 20 targets are among at most 12 known items; that of u0, which nothing is known of, is behind them.
     for system in ("model", "model_reranked"):
         assert found[system]["hr@50"] == pytest.approx(1) and found[system]["hr@10"] > 0.7
-        assert found["slices"]["new items, never in training"][system]["hr@10"] == 0
+        # Seven known items are left for u0; the target shares the places after them, 8 to 38, with 30 others like it.
+        assert found["slices"]["new items, never in training"][system]["hr@10"] == pytest.approx(3 / 31)
     assert found["unknown_targets"] == 1 and any("nothing is known of 1 targets" in line for line in lines)
     assert found["targets"] == 20
     # Of 29 sampled candidates some two thirds are unknown: a model that knows nothing at all is right about these.
