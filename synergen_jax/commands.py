@@ -94,13 +94,19 @@ class Run:
     def model(self) -> models.SynerGen:
         return train.make_model(self.config, self.log.spec, self.phase)
 
-    def resolved(self) -> Run:
-        """The run with a `data.pack` that is true or false. What was read of the log does not depend on it, and is kept."""
-        config = examples.resolved(self.config, self.training[1])
-        if config is self.config:
+    def resolved(self, pack: bool | None = None) -> Run:
+        """The run with `data.pack` decided where it is "auto": as given, or by the lengths of the log's histories.
+
+        What was read of the log does not depend on it, and is kept.
+        """
+        if self.config.data.pack != "auto":
             return self
+        if pack is None:
+            config = examples.resolved(self.config, self.training[1])
+        else:
+            config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, pack=pack))
         run = dataclasses.replace(self, config=config)
-        vars(run).update(split=self.split, training=self.training)
+        vars(run).update({name: found for name, found in vars(self).items() if name in ("split", "training")})
         return run
 
     def targets(self, part: str):
@@ -131,7 +137,7 @@ def fit_run(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
     folder = pathlib.Path(folder)
     phase = rope.describe(run.config.model, run.phase)
     with processes.together():
-        run = run.resolved()
+        run = run.resolved(workdir.packed(folder))
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh

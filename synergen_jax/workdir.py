@@ -228,6 +228,13 @@ def _same_angles(was: typing.Any, now: typing.Any) -> bool:
 # --- training counts ------------------------------------------------------------------------------------------
 
 
+def packed(workdir: pathlib.Path) -> bool | None:
+    """Whether the run in a folder packs its rows, which it goes on to do when resumed; None where there is no run yet."""
+    if not (workdir / "config.json").exists():
+        return None
+    return read(workdir)[0].data.pack is True
+
+
 def write_counts(workdir: pathlib.Path, items: np.ndarray, queries: np.ndarray, fingerprint: str = "") -> None:
     """Keeps how often training meets each item, (V,), and each query, (queries,), of the log of that fingerprint."""
     with _replacing(workdir / "counts.npz") as temporary, temporary.open("wb") as file:

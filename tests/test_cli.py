@@ -918,6 +918,10 @@ def test_the_first_line_of_training_tells_whether_rows_are_packed(place, capsys,
     assert json.loads((tmp_path / "short" / "config.json").read_text())["data"]["pack"] is True
     _, lines, _ = run(capsys, *short)
     assert any("nothing to do" in line for line in lines), "auto is what it was"
+    padded = place.train(tmp_path / "padded", "--data.max_history", "20")  # of before there was "auto"
+    assert run(capsys, *padded)[0] == 0
+    status, lines, errors = run(capsys, *padded, "--data.pack", "auto", "--run.patience", "3")
+    assert (status, errors) == (0, []) and ", not packed (" in lines[0], "it goes on as it began"
     _, lines, _ = run(capsys, *place.train(tmp_path / "long", "--data.pack", "auto"))
     assert ", not packed (" in lines[0], lines[0]
     assert json.loads((tmp_path / "long" / "config.json").read_text())["data"]["pack"] is False
