@@ -136,8 +136,11 @@ def _query(run, catalogue, text: str) -> _Query:
     if not text:
         raise UserError("--query is empty: `synergen recommend` answers without a query")
     unknown: list[str] = []
+    alike = [i for i, query in enumerate(log.queries) if i and query.casefold() == text.casefold()]
     if text in log.queries:
         query = log.queries.index(text)
+    elif len(alike) == 1:  # in letters of another case
+        query = alike[0]
     else:
         encoder = log.text_encoder()
         if encoder is None or "text" not in log.query_matrices:
@@ -166,7 +169,16 @@ def _unknown_of(run, catalogue, first: int) -> list[int]:
 
 def _with_new_items(log, catalogue, path: pathlib.Path):
     """The rows of a table of items, and the catalogue with them at its end."""
-    new = item_file.read(path, {}, (), {}, ())
+    try:
+        new = item_file.read(path, {}, (), {}, ())
+    except UserError as error:
+        # A question has none of the options that an import has to mend a table.
+        if "--item-columns" in str(error) or "--drop" in str(error):
+            cure = "mend the file: columns item, title and text are read, and each item has one row"
+            raise UserError(f"{str(error).partition(';')[0].partition(': mend them')[0]}; {cure}") from None
+        raise
+    if not new.ids:
+        raise UserError(f"{path}: no items: give a row for each new one, under a header line")
     known = set(log.item_ids)
     if again := [item for item in new.ids if item in known]:
         raise UserError(f"{path}: item {again[0]!r} is in {log.name} already: name new items alone")

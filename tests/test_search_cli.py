@@ -156,6 +156,26 @@ def test_new_items_are_found_without_training(shop, search):
     assert "golden lamp" not in titles(without)
 
 
+def test_a_query_in_letters_of_another_case_is_that_query(search, shop):
+    from data_pipelines.event_log import EventLog
+    from data_pipelines.prepare import locate
+
+    query = EventLog.load(locate("shop", shop.data)).queries[1]
+    assert query.upper() != query
+    found, status, _ = search("--query", query.upper(), "-k", "5")
+    assert status == 0
+    assert found["recommendations"] == search("--query", query, "-k", "5")[0]["recommendations"]
+
+
+@pytest.mark.parametrize("text", ["sku,title\nn1,lamp\n", "item,title\nn1,lamp\nn1,cup\n", "item,title\n"])
+def test_tables_of_new_items_that_are_refused_name_no_option_that_is_not_there(search, shop, text):
+    file = shop.root / "wrong.csv"
+    file.write_text(text)
+    _, status, errors = search("--query", "hat", "--new-items", file)
+    assert status == 2 and len(errors) == 1 and str(file) in errors[0]
+    assert "--item-columns" not in errors[0] and "--drop" not in errors[0]
+
+
 def test_words_of_which_none_is_known(search, shop):
     """Then it is not a search, and says so."""
     found, status, _ = search("--query", "qqq zzz", "-k", "5")
