@@ -68,7 +68,7 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
     columns = {role: piece.columns[name] for role, name in roles.items()}
     time = columns.pop("time")
     place = lambda role: f"{where}: column {roles[role]!r}"
-    if time.dtype in (pl.Float16, pl.Float32):
+    if time.dtype in (pl.Float32, getattr(pl, "Float16", pl.Float32)):  # polars has not always had the smaller one
         raise UserError(
             f"{place('time')} is of type {time.dtype}, in which today's seconds are rounded to some two minutes: "
             "store it as whole numbers or Float64"

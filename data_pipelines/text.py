@@ -271,7 +271,9 @@ def matrices(
     Args:
       name: what `make` takes. items, queries: texts, "" at 0; of a kind that has no words there is no matrix.
     """
-    known = set().union(*map(terms, items)) if has_words(queries) else set()
+    known: set[str] = set()
+    for item in items if has_words(queries) else ():
+        known.update(terms(item))
     encoder = make(name, [*items[1:], *(query for query in queries[1:] if known.isdisjoint(terms(query)))])
     texts = {"item": items, "query": queries}
     return encoder, {kind: encoded(encoder, values, cache) for kind, values in texts.items() if has_words(values)}

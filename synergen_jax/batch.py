@@ -100,7 +100,7 @@ class Candidates:
         Raises:
           ValueError: the promise is not kept.
         """
-        if not self.per_event or not isinstance(self.event, np.ndarray):
+        if not self.per_event or not all(isinstance(x, np.ndarray) for x in (self.item, self.event, self.visible)):
             return
         place = np.arange(self.event.shape[-1])
         odd = (self.item[..., 0] > 0) & ((self.event != place) | (self.visible > place))

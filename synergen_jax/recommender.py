@@ -45,7 +45,10 @@ class Recommender:
     def __init__(self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None):
         self.model, self.params = model, params
         self.catalogue = jax.device_put(catalogue)  # once, not with every call
-        self.index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, self.catalogue)))
+        index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, self.catalogue)))
+        self.index = index
+        self._findable = np.zeros(len(self.catalogue.counts), bool)  # so that no request sorts the catalogue
+        self._findable[index.ids] = True
 
     def encode(self, events: Events) -> Cache:
         """The cache of one user's history.
@@ -210,7 +213,9 @@ class Recommender:
 
     def _found(self, items: typing.Collection[int]) -> np.ndarray:
         """Those of the items that retrieval could find, each once."""
-        return np.intersect1d(np.asarray(list(items), np.int64), self.index.ids)
+        items = np.unique(_whole("excluded items", list(items)))
+        self._check("excluded item", items, 0, len(self._findable))
+        return items[self._findable[items]]
 
     @staticmethod
     def _check(what: str, ids: typing.Sequence[int], least: int, size: int) -> None:
