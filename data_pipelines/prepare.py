@@ -74,8 +74,9 @@ def prepare(
     event_log.check_place(path)  # now rather than at the end
     if raw is None and source is not None:
         raw = _given(name, source)
+    own, asked = name not in known and not of_trivago, bool(encoder)
     if not encoder:
-        of_words = name in SEARCH or (name not in known and not of_trivago and _has_words(raw))
+        of_words = name in SEARCH or (own and _has_words(raw))
         encoder = "tfidf" if of_words else "none"
     settings = _settings(name, encoder, query_share, seed, files)
     if of_trivago:
@@ -88,7 +89,10 @@ def prepare(
         except UserError:
             pass  # a damaged log is prepared again
         else:
-            same = log.source.get("settings", {}) == settings
+            # Texts that nobody asked for are no reason to make a log anew, which runs were trained on.
+            free = ("text",) if own and not asked else ()
+            rest = lambda given: {key: value for key, value in given.items() if key not in free}
+            same = rest(log.source.get("settings", {})) == rest(settings)
             if same and (raw is None or raw.sha256() == log.source.get("sha256")):
                 return log
     of = SEARCH.get(name, name)

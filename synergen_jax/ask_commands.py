@@ -163,7 +163,8 @@ def _query(run, catalogue, text: str) -> _Query:
 def _unknown_of(run, catalogue, first: int) -> list[int]:
     """The items from id `first` on of which nothing is known: zeros in every matrix that is used."""
     matrices = [matrix[first:] for name, matrix in catalogue.item_matrices.items() if run.config.model.uses(name)]
-    known = np.any([np.any(matrix, axis=1) for matrix in matrices], axis=0) if matrices else np.zeros(0, bool)
+    rows = len(catalogue.counts) - first
+    known = np.any([np.any(matrix, axis=1) for matrix in matrices], axis=0) if matrices else np.zeros(rows, bool)
     return (first + np.flatnonzero(~known)).tolist()
 
 

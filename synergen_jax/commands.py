@@ -137,7 +137,10 @@ def fit_run(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
     folder = pathlib.Path(folder)
     phase = rope.describe(run.config.model, run.phase)
     with processes.together():
-        run = run.resolved(workdir.packed(folder))
+        stored = str(workdir.packed(folder)) if processes.first() else ""
+    stored = processes.everyone(stored)[0]  # others may not see the folder
+    with processes.together():
+        run = run.resolved({"True": True, "False": False}.get(stored))
         mesh = sharding.make_mesh(run.config.mesh)
         sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
@@ -316,7 +319,7 @@ def _evaluate(
         protocol += "; intervals are a 95% bootstrap over users"
     if found.unknown_targets:
         protocol += (
-            f"; nothing is known of {found.unknown_targets:,} targets, neither an event of training nor a row of a matrix: "
+            f"; nothing is known of {found.unknown_targets:,} targets, neither a learned vector nor a row of a matrix that is used: "
             "they rank behind all known items"
         )
     if targets.repeated:

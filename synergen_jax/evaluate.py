@@ -222,7 +222,7 @@ class Report(typing.NamedTuple):
     shown: dict[str, dict[str, metrics.Interval]]  # system -> metric within the lists that were shown; {}: none was
     lists: int  # how many lists `shown` is over
     leads: dict[str, dict[str, metrics.Interval]]  # metric -> system -> the model's value less that of the system
-    unknown_targets: int  # of which nothing is known, neither an event of training nor a semantic row
+    unknown_targets: int  # of which nothing is known, neither a learned vector nor a semantic row that is used
     left_out: dict[str, str]  # system that could not be made, or says nothing -> why
 
 
