@@ -137,7 +137,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of a file, TensorStore's come as ValueError, and Orbax's threads wrap them
-            if isinstance(error, MemoryError):
+            if not _of_a_file(error):
                 raise
             raise UserError(
                 f"{self.folder}: cannot write the checkpoint of step {self._step}: {_reason(error)}; once that is mended, the "
@@ -262,6 +262,15 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
     return next((os.strerror(n) for n in known if os.strerror(n) in text), first_line(error)[:300])
+
+
+def _of_a_file(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is Python's or TensorStore's about a file."""
+    while error is not None:
+        if isinstance(error, OSError | ValueError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _of_the_machine(error: Exception) -> bool:

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import typing
@@ -129,6 +130,11 @@ def _lives(path: pathlib.Path, owner: dict[str, typing.Any], granted: bool) -> b
             return False
         if owner["space"] == _space() != "" and not pathlib.Path("/proc", str(owner["process"])).exists():
             return False
+    print(
+        f"{path}: waiting up to {PATIENCE:.0f} s to see whether {_name(owner)} still trains there",
+        file=sys.stderr,
+        flush=True,
+    )
     before, until = _touched(path), time.monotonic() + PATIENCE
     while time.monotonic() < until:
         time.sleep(BEAT / 4)

@@ -248,6 +248,8 @@ def train(
             state, saved = found
             progress, position = Progress(**saved["progress"]), saved["next_batch"]
             say(f"resumed from step {int(state.step)} of {workdir}")
+            if config.data.crop and "config" not in saved:  # checkpoints of before keep no config
+                say("its checkpoint is of a version whose data.crop moved windows back alone: from here on both ways")
             if (before := {name: saved.get(name, now) for name, now in laid_out.items()}) != laid_out:
                 say(
                     f"it was written by {_laid_out(before)}, and goes on with {_laid_out(laid_out)}: the parameters are "

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from synergen_jax import sharding
+from synergen_jax import checkpoint, sharding
 from synergen_jax.checkpoint import Checkpoints
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
@@ -174,3 +174,15 @@ def test_a_save_that_is_cut_off_is_never_taken_for_whole(tmp_path):
         checkpoints.wait()
         assert value(checkpoints.restore(state(0))) == (2, 2)
     assert not said and not half.exists()
+
+
+def test_an_error_that_is_no_files_is_not_told_as_one():
+    """A lack of memory or a bug keeps its own name; what a thread wraps is told by its cause."""
+    told = checkpoint._of_a_file
+    assert told(OSError(28, "No space left on device")) and told(ValueError("RESOURCE_EXHAUSTED: No space left"))
+    wrapped = RuntimeError("in a thread")
+    wrapped.__cause__ = OSError(28, "No space left on device")
+    assert told(wrapped)
+    assert (
+        not told(RuntimeError("out of memory while fetching")) and not told(MemoryError()) and not told(KeyError("x"))
+    )

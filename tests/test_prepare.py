@@ -247,6 +247,17 @@ def test_words_of_atomic_files_are_encoded_and_ids_are_no_words(tmp_path, items,
     assert "text" not in prepare.prepare(str(folder), data_dir=tmp_path, encoder="none").item_matrices
 
 
+def test_a_log_of_before_is_not_made_anew_for_texts_that_nobody_asked_for(tmp_path):
+    """Runs were trained on it; `--text tfidf` adds them."""
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "mine.inter").write_text(HEAD + GOOD)
+    (folder / "mine.item").write_text("item_id:token\titem_name:token_seq\ni\tred hat\n")
+    plain = prepare.prepare(str(folder), data_dir=tmp_path, encoder="none")
+    assert prepare.prepare(str(folder), data_dir=tmp_path).fingerprint == plain.fingerprint
+    asked = prepare.prepare(str(folder), data_dir=tmp_path, encoder="tfidf")
+    assert "text" in asked.item_matrices and asked.fingerprint != plain.fingerprint
+
+
 @pytest.mark.parametrize(
     "ratings, actions, like",
     [
