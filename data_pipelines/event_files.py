@@ -97,6 +97,9 @@ def roles(
 ) -> dict[str, str]:
     """The column of each role that the files have: the one that was given, or the one that is called like the role.
 
+    Args:
+      flag: the option that gives columns; "": whoever asks has none.
+
     Raises:
       UserError: an unknown role, a column that was given or is required and is not there.
     """
@@ -114,7 +117,7 @@ def roles(
             near = nearest(role, [name for name in files.names if name not in known])
             raise UserError(
                 f"{files.where}: there is no column {role!r}{near}; it has "
-                f"{', '.join(files.names)}; name the right one with {flag} {role}=..."
+                f"{', '.join(files.names)}; {f'name the right one with {flag} {role}=...' if flag else 'rename the right one'}"
             )
     return found
 

@@ -18,13 +18,17 @@ COLUMNS = ("item", "action", "time", "query")
 COUNTED = 20_000  # users whose events tell which action is the commonest
 
 
-def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
+def read(path: pathlib.Path, log: EventLog) -> tuple[dict[str, typing.Any], dict[str, str]]:
     """Reads a history: `item` or `query`, and if you like `action` and `time`, under a header line.
 
     Rows stand oldest first, or in any order with times. Items are original ids of the log, queries and actions its texts and
     names; an action that is not given is the commonest one of the log's events of that kind (`usual_actions`). Times are Unix
     seconds, milliseconds, microseconds or nanoseconds, or ISO 8601, told from the whole column (default: one minute apart, the
     last one when the log ends).
+
+    Returns:
+      The record, and the actions that were taken for those that the file does not give, by kind of row: "item", or "query" for
+      rows without an item.
 
     Raises:
       UserError: the file or one of its rows is wrong; file and line are named.
@@ -34,7 +38,8 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
     actions = {name: i for i, name in enumerate(log.actions) if i}
     queries = {text: i for i, text in enumerate(log.queries) if i} if "query" in names else {}
     moments = _times(path, rows, log.last_time)
-    usual: dict[str, int] = {}
+    usual: dict[str, str] = {}
+    assumed: dict[str, str] = {}
     found = []
     for (line, row), moment in zip(rows, moments.tolist(), strict=True):
         where = f"{path}, line {line}"
@@ -49,13 +54,14 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
         if row.get("action") and not action:
             raise UserError(f"{where}: action {row['action']!r} is none of {', '.join(actions)}")
         if not action:
-            usual = usual or usual_actions(log)
-            action = actions[usual["item" if item else "query"]]
+            usual, kind = usual or usual_actions(log), "item" if item else "query"
+            assumed[kind] = usual[kind]
+            action = actions[usual[kind]]
         found.append((moment, item, action, query))
     found.sort(key=lambda event: event[0])  # stable: ties keep the file's order
     time, item, action, query = (np.array(column) for column in zip(*found))
     none = np.zeros(0, np.int32)
-    return {
+    record = {
         "user_id": str(path),
         "item": item.astype(np.int32),
         "action": action.astype(np.int32),
@@ -66,13 +72,7 @@ def read(path: pathlib.Path, log: EventLog) -> dict[str, typing.Any]:
         "shown_item": none,
         "shown_action": none,
     }
-
-
-def assumed(path: pathlib.Path, log: EventLog) -> dict[str, str]:
-    """What `read` took for actions that the file does not give: {"item": name, "query": name}, of the kinds of rows it has."""
-    rows, _ = _rows(path)
-    kinds = {"item" if (row.get("item") or "").strip() else "query" for _, row in rows if not row.get("action")}
-    return {kind: name for kind, name in usual_actions(log).items() if kind in kinds} if kinds else {}
+    return record, assumed
 
 
 def usual_actions(log: EventLog) -> dict[str, str]:

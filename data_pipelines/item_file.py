@@ -50,6 +50,7 @@ def read(
     tags: typing.Sequence[str],
     vectors: typing.Mapping[str, pathlib.Path],
     drop: typing.Collection[str],
+    options: bool = True,
 ) -> Items:
     """Reads a CSV, TSV or parquet file.
 
@@ -58,6 +59,7 @@ def read(
       tags: columns whose values, set apart by `|`, become multi-hot matrices.
       vectors: name of a matrix -> .npy file with a row for each row of the file.
       drop: kinds of bad rows that are left out; see `problems`.
+      options: whether messages may advise an import's options.
 
     Raises:
       UserError: the file cannot be read, lacks a column, or has bad rows of other kinds.
@@ -65,7 +67,7 @@ def read(
     files = event_files.EventFiles(path)
     if len(files.paths) > 1:
         raise UserError(f"{path}: one file of items is wanted, not {len(files.paths)}")
-    roles = event_files.roles(files, columns, ROLES, required=("item",), flag="--item-columns")
+    roles = event_files.roles(files, columns, ROLES, required=("item",), flag="--item-columns" if options else "")
     problems = Problems(drop)
     wanted = list(dict.fromkeys([*roles.values(), *tags]))
     if missing := [name for name in tags if name not in files.names]:
@@ -81,7 +83,8 @@ def read(
         else:
             first[item] = number
     rows = len(ids) + problems.counts().get("bad-lines", 0)
-    problems.check(str(path), rows, files.place if files.parquet else "line {}".format)
+    place = files.place if files.parquet else "line {}".format
+    problems.check(str(path), rows, place, "--drop" if options else "")
     keep = [place for place, number in enumerate(numbers) if first.get(ids[place]) == number]
     there = lambda text: "" if is_missing(text := " ".join(text.split())) else text
     column = lambda role: [there(table[roles[role]][i]) for i in keep] if role in roles else [""] * len(keep)

@@ -54,12 +54,13 @@ class Problems:
             found[kind] += count
         return found
 
-    def check(self, where: str, rows: int, place: typing.Callable[[int], str]) -> None:
+    def check(self, where: str, rows: int, place: typing.Callable[[int], str], flag: str = "--drop") -> None:
         """Refuses the file if there are bad rows that are not to be dropped.
 
         Args:
           rows: how many rows there are in all, bad ones included.
           place: names a row.
+          flag: the option that drops bad rows; "": whoever asks has none.
 
         Raises:
           UserError: one line for all kinds.
@@ -75,5 +76,5 @@ class Problems:
         total = sum(count for count, _, _ in refused.values())
         raise UserError(
             f"{where}: {total:,} of {rows:,} rows cannot be imported: {'; '.join(parts)}; "
-            f"mend them, or leave them out with --drop {','.join(kinds)}"
+            f"mend them{f', or leave them out with {flag} ' + ','.join(kinds) if flag else ''}"
         )

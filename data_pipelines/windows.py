@@ -122,9 +122,8 @@ def candidates(
     unseen = sample_unseen(rng, items, had, len(events) * wide)
     # One draw serves all lists, unless the catalogue is too small for them to differ.
     enough = len(unseen) == len(events) * wide
-    shown_label = np.append(
-        table, np.full((1, table.shape[1]), -1, table.dtype), axis=0
-    )  # -1, not known, is the last row
+    unknown = np.full((1, table.shape[1]), -1, table.dtype)
+    shown_label = np.append(table, unknown, axis=0)  # the action -1 is the last row
     for row, event in enumerate(events.tolist()):
         mine = unseen[row * wide : (row + 1) * wide] if enough else rng.permutation(unseen)
         mine = mine[mine != item[row, 0]][:others]

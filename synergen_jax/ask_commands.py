@@ -16,13 +16,11 @@ from synergen_jax.errors import UserError
 
 def ask(run, params, arguments, query: str = "") -> dict[str, typing.Any]:
     """Answers a user of the log, a history from a file, or nobody in particular."""
+    record, name, assumed = None, "without a history", {}
     if arguments.user is not None:
         record, name = run.log[run.log.find_user(arguments.user)], f"user {arguments.user}"
     elif arguments.history is not None:
-        record, name = history.read(arguments.history, run.log), str(arguments.history)
-    else:
-        record, name = None, "without a history"
-    assumed = history.assumed(arguments.history, run.log) if arguments.history is not None else {}
+        (record, assumed), name = history.read(arguments.history, run.log), str(arguments.history)
     kinds = {"item": "items", "query": "queries alone"}
     notes = [
         f"rows of {kinds[kind]} without an action are read as {action!r}, the commonest"
@@ -68,13 +66,7 @@ def answer(
         (events, offset), last = examples.user_history(record, run.config), int(record["time"][-1])
         past = _past(log, record)
     at = last if at is None else at
-    if at < last:
-        of = "the log" if record is None else name
-        raise UserError(f"--at {at} lies before the last event of {of}, at {last}")
-    if at - last > recommender.LATEST or at - offset >= 2**31:
-        of = "of the log" if record is None else f"of {name}"
-        years = recommender.LATEST // (365 * 86_400)
-        raise UserError(f"--at {at} is more than {years} years after the last event {of}, at {last}: give Unix seconds")
+    _check_time(at, offset, last, "the log" if record is None else name)
     cache = served.encode(jax.tree.map(np.asarray, events))
     seen = set(record["item"].tolist()) if record is not None and run.config.data.filter_seen else set()
     left = served.available(seen)
@@ -83,35 +75,39 @@ def answer(
         {"rank": i + 1, "item": ids[r.item], "title": titles[r.item], "score": r.score} | r.probability
         for i, r in enumerate(found)
     ]
+    notes = [*notes, *(asked.notes if asked else [])]
+    if nothing := [ids[item] for item in _unknown_of(run, catalogue, len(log.item_ids))]:
+        named = ", ".join(nothing[:5]) + (f" and {len(nothing) - 5} more" if len(nothing) > 5 else "")
+        notes.append(f"no word of {len(nothing)} of the new items is known: they are never recommended: {named}")
+    if len(rows) < k:
+        and_new = f" and that {name} has not had" if seen else ""
+        notes.append(f"{len(rows)} items in place of {k}: there are no more that can be recommended{and_new}")
+
     if record is not None:
         print(f"{name}: {len(record['item'])} events, the last {len(past)} of them:\n{report.table(past)}\n")
-    notes = [*notes, *(asked.notes if asked else [])]
-    if new_items is not None and (nothing := _unknown_of(run, catalogue, len(log.item_ids))):
-        named = ", ".join(ids[item] for item in nothing[:5]) + (
-            f" and {len(nothing) - 5} more" if len(nothing) > 5 else ""
-        )
-        notes = [*notes, f"no word of {len(nothing)} of the new items is known: they are never recommended: {named}"]
-    if len(rows) < k:
-        notes = [
-            *notes,
-            f"{len(rows)} items in place of {k}: there are no more that can be recommended"
-            + (f" and that {name} has not had" if seen else ""),
-        ]
-    what = (
-        f"found for {query!r}, {name}" if query_id else "recommended" if record is not None else f"recommended, {name}"
-    )
+    if query_id:
+        what = f"found for {query!r}, {name}"
+    else:
+        what = "recommended" if record is not None else f"recommended, {name}"
     if rows:
         print(f"{what}{f', ordered by {order}' if order else ''}\n{report.table(rows)}", flush=True)
     for note in notes:
         print(note, flush=True)
     events_had = 0 if record is None else len(record["item"])
+    about = {"history": past, "events": events_had, "query": query, "asked": k, "given": len(rows), "notes": notes}
     told = {"query_known": bool(query_id), "unknown_words": asked.unknown} if asked else {}
-    about = (
-        {"history": past, "events": events_had, "query": query}
-        | told
-        | {"asked": k, "given": len(rows), "notes": notes}
-    )
-    return about | {"recommendations": rows}
+    return about | told | {"recommendations": rows}
+
+
+def _check_time(at: int, offset: int, last: int, whose: str) -> None:
+    """Refuses a time of a request, Unix seconds, before the last event or so far behind it that it counts something else."""
+    if at < last:
+        raise UserError(f"--at {at} lies before the last event of {whose}, at {last}")
+    if at - last > recommender.LATEST or at - offset >= 2**31:
+        years = recommender.LATEST // (365 * 86_400)
+        raise UserError(
+            f"--at {at} is more than {years} years after the last event of {whose}, at {last}: give Unix seconds"
+        )
 
 
 def _past(log, record: dict[str, typing.Any]) -> list[dict[str, str]]:
@@ -136,11 +132,11 @@ def _query(run, catalogue, text: str) -> _Query:
     if not text:
         raise UserError("--query is empty: `synergen recommend` answers without a query")
     unknown: list[str] = []
-    alike = [i for i, query in enumerate(log.queries) if i and query.casefold() == text.casefold()]
+    other_case = [i for i, known in enumerate(log.queries) if i and known.casefold() == text.casefold()]
     if text in log.queries:
         query = log.queries.index(text)
-    elif len(alike) == 1:  # in letters of another case
-        query = alike[0]
+    elif len(other_case) == 1:
+        query = other_case[0]
     else:
         encoder = log.text_encoder()
         if encoder is None or "text" not in log.query_matrices:
@@ -170,14 +166,7 @@ def _unknown_of(run, catalogue, first: int) -> list[int]:
 
 def _with_new_items(log, catalogue, path: pathlib.Path):
     """The rows of a table of items, and the catalogue with them at its end."""
-    try:
-        new = item_file.read(path, {}, (), {}, ())
-    except UserError as error:
-        # A question has none of the options that an import has to mend a table.
-        if "--item-columns" in str(error) or "--drop" in str(error):
-            cure = "mend the file: columns item, title and text are read, and each item has one row"
-            raise UserError(f"{str(error).partition(';')[0].partition(': mend them')[0]}; {cure}") from None
-        raise
+    new = item_file.read(path, {}, (), {}, (), options=False)
     if not new.ids:
         raise UserError(f"{path}: no items: give a row for each new one, under a header line")
     known = set(log.item_ids)

@@ -1,7 +1,8 @@
 """What serving uses: encode a history once, then retrieve, rank, append.
 
-Whatever would be answered wrongly is refused: another shape than that of one user, an id or a time out of range, padding in
-the midst of a history, a request before its last event. The shapes that reach the compiled functions are padded to powers of two, so that few are ever compiled.
+Whatever would be answered wrongly is refused: another shape than that of one user, an id or a time out of range,
+padding in the midst of a history, a request before its last event. The shapes that reach the compiled functions are
+padded to powers of two, so that few are ever compiled.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from synergen_jax.errors import UserError
 from synergen_jax.index import ExactIndex, Index
 from synergen_jax.model import Cache
 
-LATEST = (
-    30 * 365 * 86_400
-)  # seconds from the last event to a request: nobody asks so late, and Unix seconds lie beyond it
+# Seconds from the last event to a request: nobody asks so late, and Unix seconds lie beyond it.
+LATEST = 30 * 365 * 86_400
 
 
 class Recommendation(typing.NamedTuple):
@@ -141,12 +141,8 @@ class Recommender:
         """
         k, query = _one("k", k), _one("query", query)
         self._check("query", [query], 0, len(self.catalogue.query_counts))
-        exclude = _whole("excluded items", list(exclude))
-        if exclude.ndim != 1:
-            raise UserError(f"excluded items of shape {exclude.shape}: they are one list")
-        self._check("excluded item", exclude, 0, len(self.catalogue.counts))
-        time, length = _moment(cache, time, "request")
         exclude = self._found(exclude)
+        time, length = _moment(cache, time, "request")
         most = self.index.size - len(exclude)
         if not 1 <= k <= most:
             largest = f"k lies within 1 .. {most}" if most else "nothing is left"
@@ -199,8 +195,8 @@ class Recommender:
         labels = self.model.spec.labels
         if order and order not in labels:
             raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
-        exclude = list(exclude)  # it is asked twice, and an iterator answers once
-        wide = max(k, min(candidates, self.available(exclude))) if order and k > 0 else k
+        k, exclude = _one("k", k), self._found(exclude)
+        wide = max(k, min(candidates, self.index.size - len(exclude))) if order and k > 0 else k
         ids, scores = self.retrieve(cache, time, wide, query, exclude)
         probabilities = self.rank(cache, ids, time, query)
         found = [
@@ -212,9 +208,12 @@ class Recommender:
         return found[:k]
 
     def _found(self, items: typing.Collection[int]) -> np.ndarray:
-        """Those of the items that retrieval could find, each once."""
-        items = np.unique(_whole("excluded items", list(items)))
+        """Those of the excluded items that retrieval could find, each once."""
+        items = _whole("excluded items", list(items))
+        if items.ndim != 1:
+            raise UserError(f"excluded items of shape {items.shape}: they are one list")
         self._check("excluded item", items, 0, len(self._findable))
+        items = np.unique(items)
         return items[self._findable[items]]
 
     @staticmethod

@@ -120,6 +120,13 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
     return config, _read_log(workdir, config, told.get("fingerprint"))
 
 
+def packed(workdir: pathlib.Path) -> bool | None:
+    """Whether the run in a folder packs its rows, which it goes on to do when resumed; None where there is no run yet."""
+    if not (workdir / "config.json").exists():
+        return None
+    return read(workdir)[0].data.pack is True
+
+
 def listed(changed: dict[str, tuple[typing.Any, typing.Any]]) -> str:
     """What `altered` found, as a part of a message."""
     each = [f"{name} was {old!r} when they were trained and is {new!r} now" for name, (old, new) in changed.items()]
@@ -226,13 +233,6 @@ def _same_angles(was: typing.Any, now: typing.Any) -> bool:
 
 
 # --- training counts ------------------------------------------------------------------------------------------
-
-
-def packed(workdir: pathlib.Path) -> bool | None:
-    """Whether the run in a folder packs its rows, which it goes on to do when resumed; None where there is no run yet."""
-    if not (workdir / "config.json").exists():
-        return None
-    return read(workdir)[0].data.pack is True
 
 
 def write_counts(workdir: pathlib.Path, items: np.ndarray, queries: np.ndarray, fingerprint: str = "") -> None:

@@ -24,7 +24,7 @@ LOG = Log([user([1, 2, 3])], 12)
 def read(tmp_path, text):
     file = tmp_path / "history.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    record = history.read(file, LOG)
+    record, _ = history.read(file, LOG)
     validate(record, LOG.spec, "history")
     assert {name: record[name].dtype for name in DTYPES} == DTYPES
     return record
@@ -142,12 +142,12 @@ def test_searches_and_actions_that_are_not_given(tmp_path):
     assert history.usual_actions(log) == {"item": "click", "query": "view"}
     file = tmp_path / "history.csv"
     file.write_text("item,query,action\n,query 2,\nitem-4, query  2 ,\nitem-5,,buy\n")
-    record = history.read(file, log)
+    record, assumed = history.read(file, log)
     assert record["item"].tolist() == [0, 4, 5] and record["query"].tolist() == [2, 2, 0]
     assert record["action"].tolist() == [1, 2, 3]
-    assert history.assumed(file, log) == {"item": "click", "query": "view"}
+    assert assumed == {"item": "click", "query": "view"}
     file.write_text("item,action\nitem-5,buy\n")
-    assert history.assumed(file, log) == {}
+    assert history.read(file, log)[1] == {}
     alone = Log([user([1], action=[3])], 12)
     assert history.usual_actions(alone) == {"item": "buy", "query": "buy"}, "no search tells: the commonest of all"
 
@@ -157,4 +157,4 @@ def test_small_times_are_seconds_where_the_logs_own_are(tmp_path):
     log.last_time = 5_000
     file = tmp_path / "history.csv"
     file.write_text("item,time\nitem-1,300\nitem-2,100\n")
-    assert history.read(file, log)["time"].tolist() == [100, 300]
+    assert history.read(file, log)[0]["time"].tolist() == [100, 300]
