@@ -23,6 +23,10 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["SYNERGEN_TESTS_CACHE"]  # 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # Shapes in the signatures of the pure functions are checked at run time.
-install_import_hook(
-    ["synergen_jax.rope", "synergen_jax.attention", "synergen_jax.losses", "synergen_jax.metrics"], "beartype.beartype"
+GUARDED = (
+    "synergen_jax.model.rope",
+    "synergen_jax.model.attention",
+    "synergen_jax.training.losses",
+    "synergen_jax.evaluation.metrics",
 )
+install_import_hook(list(GUARDED), "beartype.beartype")

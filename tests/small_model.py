@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from synergen_jax import batch as batches
-from synergen_jax import model as models
-from synergen_jax import sharding
 from synergen_jax.config import ModelConfig
-from synergen_jax.table import place_catalogue
+from synergen_jax.model import synergen as models
+from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import table
+from synergen_jax.sharding.table import place_catalogue
+from synergen_jax.training import objective
 
 SPEC = batches.LogSpec(60, 6, 9, ("engage", "like"), (("genres", 7), ("text", 5)), (("text", 5),))
 CONFIG = ModelConfig(width=32, heads=4, depth=2, dropout=0.0)
@@ -81,3 +83,21 @@ def apply(model, params, *args, method):
 def vectors(model, params, catalogue, tokens):
     """Item and query vectors of events or readers."""
     return models.token_vectors(model, params, catalogue, tokens)
+
+
+MESH = sharding.one_device()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _value_and_grad(model, params, catalogue, batch, config):
+    value, parts, found = objective.value_and_grad(MESH, model, params, catalogue, batch, config, None)
+    tables = {name: found.tables.get(name, jnp.zeros_like(x)) for name, x in params["tables"].items()}
+    for name, (asked, gradient) in found.rows.items():
+        delivered = table.deliver(MESH, asked, tables[name], gradient)
+        tables[name], _ = table.change(MESH, delivered, tables[name], lambda old, new: (old + new, jnp.zeros(())))
+    return (value, parts), {"model": found.model, "tables": tables}
+
+
+def value_and_grad(model, params, catalogue: batches.Catalogue, batch, config):
+    """(objective, parts), gradients."""
+    return _value_and_grad(model, params, place_catalogue(catalogue, MESH), batch, config)

@@ -14,7 +14,9 @@ import signal
 import sys
 import time
 
-from synergen_jax import cli, last_words, processes
+from synergen_jax.cli import main as cli
+from synergen_jax.processes import cluster as processes
+from synergen_jax.processes import crash_report as last_words
 
 
 def main(words, *arguments):

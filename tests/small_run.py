@@ -12,10 +12,12 @@ import time
 import numpy as np
 from small_log import SmallLog, user
 
-from data_pipelines import examples, feed, splits
+from data_pipelines.feed import examples, feed, splits
 from synergen_jax import config as configs
-from synergen_jax import evaluate, sharding, train
-from synergen_jax.table import place_catalogue
+from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding.table import place_catalogue
+from synergen_jax.training import train
 
 ITEMS = 12
 TREE = {

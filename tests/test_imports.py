@@ -1,19 +1,43 @@
-"""What importing the library loads, and which way the packages depend on each other."""
+"""What importing the library loads, and which way the rooms of the house depend on each other (docs/design.md)."""
 
 import ast
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "synergen_jax").glob("*.py") if path.stem != "__init__")
-# These alone put data pipelines and library together: `commands`, parts of it, and the command line.
-COMMANDS = [name for name in MODULES if name == "cli" or name.endswith("commands")]
 HEAVY = ("tensorflow", "tensorflow_datasets", "scann", "matplotlib", "sklearn", "polars", "torch", "tensorboardX")
+
+# Floors from the ground up. A room imports from the floors below it and from itself; rooms of one floor know nothing of
+# each other. What a package offers to the other one is in SHARED.
+FLOORS = {
+    "synergen_jax": (
+        ("errors",),
+        ("config", "batch"),
+        ("processes",),
+        ("sharding",),
+        ("model",),
+        ("retrieval",),
+        ("training", "evaluation", "serving"),
+        ("planning",),
+        ("bench",),
+        ("cli",),
+    ),
+    "data_pipelines": (
+        ("files",),
+        ("features",),
+        ("event_log",),
+        ("sources", "feed"),
+        ("importing",),
+    ),
+}
+CONTRACTS = ("errors", "config", "batch")  # what pipelines know of the library
+MEET = ("cli",)  # rooms of the library that know pipelines
 
 PROGRAM = """
 import importlib, json, sys
@@ -25,28 +49,13 @@ print(json.dumps(loaded))
 """
 
 
-def loaded_by(*names):
-    """For each module, imported one after the other in a fresh process: the top-level packages loaded by then."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
-
-
-def test_the_library_loads_nothing_heavy():
-    names = ["synergen_jax", *(f"synergen_jax.{name}" for name in MODULES if name not in COMMANDS)]
-    for name, loaded in loaded_by(*names).items():
-        assert not set(loaded) & {*HEAVY, "data_pipelines"}, name
-
-
-def test_the_command_line_starts_without_jax():
-    """`synergen --help` answers at once."""
-    loaded = set(loaded_by("synergen_jax.cli")["synergen_jax.cli"])
-    assert not loaded & {"jax", "numpy", "data_pipelines", *HEAVY}
-
-
-def test_commands_load_nothing_heavy_before_they_need_it():
-    assert not set(loaded_by("synergen_jax.commands")["synergen_jax.commands"]) & set(HEAVY)
+def modules(root, package):
+    """{dotted name: file} of a package."""
+    found = {}
+    for path in sorted((root / package).rglob("*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
 
 
 def imported(path):
@@ -59,26 +68,80 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_benchmarks_know_no_data_pipeline():
-    """They are given what opens a log."""
-    for path in sorted((ROOT / "synergen_jax" / "bench").glob("*.py")):
-        odd = [n for n in imported(path) if n.partition(".")[0] == "data_pipelines" or n.endswith("commands")]
-        assert not odd, f"{path}: {odd}"
+def odd_imports(root):
+    """Every import between rooms that does not go down: lines for people."""
+    found = []
+    for package, floors in FLOORS.items():
+        height = {room: floor for floor, rooms in enumerate(floors) for room in rooms}
+        for name, path in modules(root, package).items():
+            room = name.split(".")[1] if "." in name else ""
+            for target in imported(path):
+                other, where = (*target.split("."), "")[:2]
+                if other not in FLOORS or not room:
+                    continue
+                if other == package:
+                    fine = where == room or height.get(where, -1) < height[room]
+                elif other == "synergen_jax":
+                    fine = where in CONTRACTS
+                else:
+                    fine = room in MEET
+                if not fine:
+                    found.append(f"{name} imports {target}")
+    return found
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_library_knows_no_data_pipeline(name):
-    names = list(imported(ROOT / "synergen_jax" / f"{name}.py"))
-    pipelines = [n for n in names if n.partition(".")[0] == "data_pipelines"]
-    commands = [n for n in names if n.startswith(tuple(f"synergen_jax.{command}" for command in COMMANDS))]
-    if name == "commands":
-        assert pipelines, "else this test looks for the wrong thing"
-    if name not in COMMANDS:
-        assert not pipelines and not commands
+def loaded_by(*names):
+    """For each module, imported one after the other in a fresh process: the top-level packages loaded by then."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
 
 
-def test_pipelines_take_shapes_settings_and_errors_from_the_library_alone():
-    allowed = ("synergen_jax.batch.", "synergen_jax.config.", "synergen_jax.errors.")
-    for path in sorted((ROOT / "data_pipelines").rglob("*.py")):
-        ours = [name for name in imported(path) if name.startswith("synergen_jax")]
-        assert all(name.startswith(allowed) for name in ours), f"{path}: {ours}"
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_has_a_floor(package):
+    there = {path.stem for path in (ROOT / package).iterdir() if path.is_dir() or path.suffix == ".py"}
+    rooms = {room for floor in FLOORS[package] for room in floor}
+    assert there - {"__pycache__", "__init__"} == rooms
+
+
+def test_imports_go_down():
+    assert odd_imports(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("synergen_jax/model/rope.py", "from synergen_jax.training import losses"),
+        ("synergen_jax/sharding/table.py", "from synergen_jax.model.synergen import SynerGen"),
+        ("synergen_jax/serving/recommender.py", "from synergen_jax.evaluation import metrics"),
+        ("synergen_jax/training/train.py", "from data_pipelines.feed import feed"),
+        ("data_pipelines/files/rows.py", "from data_pipelines.event_log import event_log"),
+        ("data_pipelines/feed/feed.py", "from synergen_jax.training import train"),
+        ("data_pipelines/feed/splits.py", "from data_pipelines.sources import movielens"),
+    ],
+)
+def test_an_import_that_goes_up_or_sideways_is_found(tmp_path, file, line):
+    for package in FLOORS:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / file
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\ndef planted():\n    {line}\n", encoding="utf-8")
+    (found,) = odd_imports(tmp_path)
+    assert found.startswith(file.removesuffix(".py").replace("/", "."))
+
+
+def test_the_library_loads_nothing_heavy():
+    names = [name for name in modules(ROOT, "synergen_jax") if name.split(".")[1:2] not in [[room] for room in MEET]]
+    assert len(names) > 45, "else this test looks in the wrong place"
+    for name, loaded in loaded_by(*names).items():
+        assert not set(loaded) & {*HEAVY, "data_pipelines"}, name
+
+
+def test_the_command_line_starts_without_jax():
+    """`synergen --help` answers at once."""
+    loaded = set(loaded_by("synergen_jax.cli.main")["synergen_jax.cli.main"])
+    assert not loaded & {"jax", "numpy", "data_pipelines", *HEAVY}
+
+
+def test_commands_load_nothing_heavy_before_they_need_it():
+    assert not set(loaded_by("synergen_jax.cli.commands")["synergen_jax.cli.commands"]) & set(HEAVY)

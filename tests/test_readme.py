@@ -11,10 +11,12 @@ import ladder
 import numpy as np
 import pytest
 
-from data_pipelines import event_log
-from data_pipelines.interactions import Interactions, log_parts
-from synergen_jax import cli, commands, sweep_commands
+from data_pipelines.event_log import event_log
+from data_pipelines.sources.interactions import Interactions, log_parts
 from synergen_jax import config as configs
+from synergen_jax.cli import commands
+from synergen_jax.cli import main as cli
+from synergen_jax.cli import sweep as sweep_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -151,16 +153,13 @@ def test_extras_are_there():
 def test_files_are_there():
     code = set(re.findall(r"`([^`\n]+)`", README))
     paths = {text for text in code if re.fullmatch(r"[\w/-]+(\.py|\.md|\.toml|/)", text)}
-    assert {"synergen_jax/rope.py", "tests/test_model.py", "docs/design.md", "experiments/"} <= paths
+    assert {"synergen_jax/model/rope.py", "tests/model/test_model.py", "docs/design.md", "experiments/"} <= paths
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert not missing
-    rows = README.partition("| `synergen_jax/` |")[2].partition("| `synergen_jax/bench/`")[0]
-    listed = re.findall(r"`(\w+)`", rows)
-    there = sorted(path.stem for path in (ROOT / "synergen_jax").glob("*.py") if path.stem != "__init__")
-    assert sorted(listed) == there
-    for module, name in re.findall(r"`(?!metrics\.jsonl)(\w+)\.(\w+)`", README):
-        if (ROOT / "synergen_jax" / f"{module}.py").is_file():
-            assert hasattr(__import__(f"synergen_jax.{module}", fromlist=[name]), name), f"{module}.{name}"
+    for package in ("synergen_jax", "data_pipelines"):
+        rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        listed = set(re.findall(rf"`{package}/(\w+)/`", README))
+        assert listed == (rooms if package == "synergen_jax" else set()), package
 
 
 def test_shipped_configs_are_those_named():
@@ -170,7 +169,7 @@ def test_shipped_configs_are_those_named():
 
 def test_what_a_run_writes_is_named_as_it_is():
     """Names in the text against the code that writes them."""
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "synergen_jax").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "synergen_jax").rglob("*.py"))
     for name in ("metrics.jsonl", "curves.png", "report_{part}.html"):
         assert name in source
         assert name.replace("{part}", "test") in README

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from data_pipelines.records import DTYPES, EVENT_FIELDS, FEATURES
+from data_pipelines.files.records import DTYPES, EVENT_FIELDS, FEATURES
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 

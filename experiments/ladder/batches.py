@@ -1,6 +1,6 @@
 """The ladder's feed: batches as pure functions of (seed, step), made by worker processes ahead of training, and kept.
 
-Windows, candidates and negatives are those of `synergen train`, by the same functions (`data_pipelines/examples.py`); the
+Windows, candidates and negatives are those of `synergen train`, by the same functions (`data_pipelines/feed/examples.py`); the
 order of windows in an epoch is one of numpy's, in place of Grain's. Workers are started anew (spawn), import neither
 the model nor what would open an accelerator, and end with the program. What they made is kept in memory, so that variants
 that differ in the model alone share it.
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from array_log import ArrayLog
 
-from data_pipelines import examples, feed_workers, splits, windows
+from data_pipelines.feed import examples, feed_workers, splits, windows
 from synergen_jax.batch import Catalogue, EvalBatch, TrainBatch
 from synergen_jax.config import Config, EvaluateConfig, LossConfig
 

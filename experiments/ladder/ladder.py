@@ -66,8 +66,8 @@ def prepare(arguments, _) -> None:
     """`ladder.py prepare`."""
     import array_log
 
-    from data_pipelines.event_log import EventLog
-    from data_pipelines.prepare import locate
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.sources.prepare import locate
 
     array_log.write(EventLog.load(locate(arguments.log, arguments.data_dir)), arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB")
@@ -86,7 +86,9 @@ def run(arguments, settings) -> None:
     from batches import Batches
 
     from synergen_jax import config as configs
-    from synergen_jax import report, sweep_commands, train
+    from synergen_jax.cli import sweep as sweep_commands
+    from synergen_jax.evaluation import report
+    from synergen_jax.training import train
 
     family = sweep_commands.load(arguments.family, settings)
     base = configs.load(family.base, settings)

@@ -8,7 +8,7 @@ import statistics
 
 import results
 
-from synergen_jax.report import COLOURS, replacing
+from synergen_jax.evaluation.report import COLOURS, replacing
 
 METRIC = "ndcg@10"
 LINES = ("-", "--", ":", "-.")

@@ -9,8 +9,8 @@ import pathlib
 import statistics
 import typing
 
-from synergen_jax import report
 from synergen_jax.errors import UserError
+from synergen_jax.evaluation import report
 
 RETRIEVAL = {"HR@10": "hr@10", "NDCG@10": "ndcg@10", "HR@50": "hr@50", "NDCG@50": "ndcg@50"} | {
     "HR@200": "hr@200",

@@ -19,15 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from batches import Batches, Source, relevant
 
-from synergen_jax import baselines, full_ranking, metrics, sharding, slices, train, workdir
 from synergen_jax import config as configs
-from synergen_jax import evaluate as evaluation
-from synergen_jax import model as models
 from synergen_jax.batch import EvalBatch, LogSpec
+from synergen_jax.cli.sweep import Family
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
-from synergen_jax.sweep_commands import Family
-from synergen_jax.table import StoredCatalogue, place_catalogue
+from synergen_jax.evaluation import baselines, metrics, slices
+from synergen_jax.evaluation import protocol as evaluation
+from synergen_jax.model import synergen as models
+from synergen_jax.retrieval import full_ranking
+from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
+from synergen_jax.training import train, workdir
 
 RUNS, PLAN = "runs.jsonl", "ladder.json"
 IN_FLIGHT = 4  # steps that are on their way before the loss of the first is looked at

@@ -10,7 +10,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines.splits import Split
+from data_pipelines.feed.splits import Split
 
 HERE = pathlib.Path(__file__).resolve().parent
 

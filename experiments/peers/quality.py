@@ -67,11 +67,11 @@ def main() -> int:
 
     import numpy as np
 
-    from data_pipelines import splits
-    from data_pipelines.event_log import EventLog
-    from data_pipelines.prepare import locate
-    from synergen_jax import metrics, report
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.feed import splits
+    from data_pipelines.sources.prepare import locate
     from synergen_jax.config import DataConfig
+    from synergen_jax.evaluation import metrics, report
 
     log = EventLog.load(locate(arguments.log, None))
     own = ("log", "peer_python", "keep", "json")

@@ -71,7 +71,7 @@ class Ours:
         import numpy as np
 
         from synergen_jax.bench.setting import Trainer
-        from synergen_jax.bench_commands import open_log
+        from synergen_jax.cli.bench import open_log
 
         catalogue, feed = open_log(config, log)
         self._trainer, self._batches, self._count = Trainer(config, log.spec, catalogue), feed(0), np.count_nonzero
@@ -100,7 +100,7 @@ def measure(arguments, log, folder: pathlib.Path) -> dict[str, list[float]]:
     """Targets a second of each side, a number a round."""
     import events
 
-    from data_pipelines import splits
+    from data_pipelines.feed import splits
 
     config = our_config(arguments, False)
     events.write(log, splits.split(log, config.data), folder / "events.npz")
@@ -142,10 +142,10 @@ def main() -> int:
     if hasattr(os, "sched_setaffinity"):  # not on macOS, where jax takes all cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])  # before jax counts them
 
-    from data_pipelines.event_log import EventLog
-    from data_pipelines.prepare import locate
-    from synergen_jax import report
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.sources.prepare import locate
     from synergen_jax.bench.timing import Spread, ratio
+    from synergen_jax.evaluation import report
 
     log = EventLog.load(locate(arguments.log, None))
     with tempfile.TemporaryDirectory() as folder:

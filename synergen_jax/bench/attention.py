@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from synergen_jax import attention
 from synergen_jax import config as configs
-from synergen_jax.attention import Causal, Prefix
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import ML_1M, TINY, Result, Setting
 from synergen_jax.bench.timing import Spread
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
+from synergen_jax.model import attention
+from synergen_jax.model.attention import Causal, Prefix
 
 BACKENDS = ("xla", "cudnn", "tokamax", "splash")
 JAX = "jax.nn.dot_product_attention"

@@ -7,7 +7,7 @@ import itertools
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
-from synergen_jax.synthetic import SyntheticLog
+from synergen_jax.planning.synthetic import SyntheticLog
 
 SIZES = (10_000, 100_000, 1_000_000)
 CONFIG = {

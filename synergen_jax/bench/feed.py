@@ -18,7 +18,7 @@ from synergen_jax.bench import timing
 from synergen_jax.bench.setting import ML_1M, TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
 from synergen_jax.config import Config
-from synergen_jax.synthetic import SyntheticLog
+from synergen_jax.planning.synthetic import SyntheticLog
 
 LONG = 1000  # windows of the user with a very long history: 200,000 events by the default config
 

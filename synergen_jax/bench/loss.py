@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from synergen_jax import losses
 from synergen_jax.bench.setting import ML_1M, TINY, Result, Setting
 from synergen_jax.bench.timing import Spread
+from synergen_jax.training import losses
 
 TIMES = (1, 2, 4, 8, 16)
 

@@ -11,7 +11,7 @@ from synergen_jax import config as configs
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
-from synergen_jax.synthetic import SyntheticLog
+from synergen_jax.planning.synthetic import SyntheticLog
 
 # As experiments/trivago.toml: short sessions, long lists, items that go by their random codes.
 CONFIG = {

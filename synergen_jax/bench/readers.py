@@ -16,15 +16,16 @@ import numpy as np
 import optax
 
 from synergen_jax import config as configs
-from synergen_jax import dense, losses, objective
-from synergen_jax import model as models
 from synergen_jax.batch import Candidates, Catalogue, Readers, TrainBatch
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
 from synergen_jax.config import Config
-from synergen_jax.optimiser import make_optimiser
-from synergen_jax.synthetic import SyntheticLog
+from synergen_jax.model import oracle as dense
+from synergen_jax.model import synergen as models
+from synergen_jax.planning.synthetic import SyntheticLog
+from synergen_jax.training import losses, objective
+from synergen_jax.training.optimiser import make_optimiser
 
 LENGTHS = {200: 8, 1000: 1}  # events: batch; the logits of 6,000 masked tokens are as many as a CPU likes to hold
 CANDIDATES = 4

@@ -10,11 +10,13 @@ import typing
 import jax
 
 from synergen_jax import config as configs
-from synergen_jax import sharding, table, train
 from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.bench.timing import Spread, Times
 from synergen_jax.config import Config
-from synergen_jax.synthetic import SyntheticLog
+from synergen_jax.planning.synthetic import SyntheticLog
+from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import table
+from synergen_jax.training import train
 
 ML_1M = {  # the width, depth, length, batch and negatives of the comparison with other libraries
     "data": {"max_history": 200, "batch": 128, "negatives": 256, "rank_events": 4, "rank_candidates": 8},

@@ -7,11 +7,11 @@ import itertools
 import jax
 import numpy as np
 
-from synergen_jax import flops
 from synergen_jax.bench import feed as feeding
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import ML_1M, TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
+from synergen_jax.planning import flops
 
 BATCHES = 4  # different ones that the step is timed on
 

@@ -1,0 +1,179 @@
+"""Which events of each user train, validate and test."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import math
+import typing
+
+import numpy as np
+
+from data_pipelines.feed.windows import received
+from data_pipelines.files.records import EVENT_FIELDS
+from synergen_jax.config import DataConfig
+from synergen_jax.errors import UserError
+
+FIRST_MOMENT = 631_152_000  # 1990-01-01 in Unix seconds: what is below was meant as something else, such as a share
+COLD = 3  # the stream of random numbers that draws cold items
+
+Log = collections.abc.Sequence
+"""Anything that gives records by user index, as `EventLog` does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Ranges of event indices, one row a user; each array is int32.
+
+    Events `0 .. train_stop - 1` train. Targets are the events with an item within a range `[start, stop)`.
+    """
+
+    train_stop: np.ndarray  # (users,)
+    first_target: np.ndarray  # (users,): the first training event that one can learn to predict; train_stop: none
+    validation: np.ndarray  # (users, 2)
+    test: np.ndarray  # (users, 2)
+
+    def targets(self, part: str) -> np.ndarray:
+        """The ranges of "validation" or "test", (users, 2)."""
+        return {"validation": self.validation, "test": self.test}[part]
+
+
+def split(log: Log, config: DataConfig) -> Split:
+    """The split that `config.split` names, in one pass over the log.
+
+    "leave-one-out": a user's last event with an item is the test target, the one before it the validation target, in
+    the order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
+    with an item only trains. "time": two moments cut the log, given as Unix seconds, from 1990 on, or as shares of all
+    its events, above 0 and below 1.
+
+    Raises:
+      UserError: nothing is left to train on, to validate or to test.
+    """
+    made = _leave_one_out(log) if config.split == "leave-one-out" else _by_time(log, config)
+    for name, size in (
+        ("training", made.train_stop),
+        ("validation", made.validation[:, 1] - made.validation[:, 0]),
+        ("test", made.test[:, 1] - made.test[:, 0]),
+    ):
+        if not np.any(size > 0):
+            raise UserError(f"the {config.split} split leaves no {name} events: change data.split or its moments")
+    return made
+
+
+def cold_items(log: Log, share: float, seed: int) -> np.ndarray:
+    """The items that training shall never meet: a share of all, drawn by seed; sorted ids."""
+    items = log.spec.items - 1
+    drawn = np.random.default_rng((seed, COLD)).permutation(items)[: round(share * items)]
+    return np.sort(drawn + 1).astype(np.int32)
+
+
+class TrainingPart:
+    """A log's training events alone, without those of some items: what a model that never met them is trained on."""
+
+    def __init__(self, log: Log, split: Split, without: np.ndarray):
+        self.log, self.train_stop = log, split.train_stop
+        self.name, self.spec, self.labels, self.actions = log.name, log.spec, log.labels, log.actions
+        self.item_matrices, self.query_matrices = log.item_matrices, log.query_matrices
+        self._without = np.zeros(log.spec.items, bool)
+        self._without[without] = True
+
+    def __len__(self) -> int:
+        return len(self.log)
+
+    def __getitem__(self, user: int) -> dict[str, typing.Any]:
+        record = self.log[user]
+        keep = ~self._without[record["item"]]
+        keep[self.train_stop[user] :] = False
+        shown = ~self._without[record["shown_item"]]
+        events = {name: record[name][keep] for name in EVENT_FIELDS}
+        lists = {name: values[shown] for name, values in record.items() if name.startswith("shown_")}
+        # The rest of a request tells nothing.
+        lists["shown_action"] = received(record, int(self.train_stop[user]))[shown]
+        return {"user_id": record["user_id"]} | events | lists
+
+
+def hold_out(log: Log, split: Split, share: float, seed: int) -> tuple[Log, Split]:
+    """The log and split to train on when a share of the items is held out; the given ones for a share of 0."""
+    if not share:
+        return log, split
+    part = TrainingPart(log, split, cold_items(log, share, seed))
+    records = (part[user] for user in range(len(part)))
+    sizes = np.array([(len(record["item"]), _first_target(record)) for record in records], np.int32)
+    none = np.zeros((len(part), 2), np.int32)
+    return part, Split(sizes[:, 0], sizes[:, 1], none, none)
+
+
+def first_of_request(request: np.ndarray) -> np.ndarray:
+    """Index of the first event of each event's request, (n,); request 0 is none, and each such event stands alone."""
+    index = np.arange(len(request))
+    if not len(request):
+        return index
+    new = np.ones(len(request), bool)
+    new[1:] = (request[1:] != request[:-1]) | (request[1:] == 0)
+    return np.maximum.accumulate(np.where(new, index, 0))
+
+
+def request_start(request: np.ndarray, event: int) -> int:
+    """`first_of_request(request)[event]` of requests that go up, without looking at them all."""
+    return int(np.searchsorted(request, request[event])) if request[event] else event
+
+
+def _first_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:
+    """Index of a user's first event with an item that comes after another request or with a query; if none, its length.
+
+    Before it nothing is known from which the item could be told.
+    """
+    known = (first_of_request(record["request"]) > 0) | (record["query"] > 0)
+    return int(np.append(np.flatnonzero(known & (record["item"] > 0)), len(known))[0])
+
+
+def _leave_one_out(log: Log) -> Split:
+    rows = np.zeros((len(log), 6), np.int32)
+    for user in range(len(log)):
+        record = log[user]
+        item = record["item"]
+        places = np.flatnonzero(item)
+        if len(places) < 3:
+            rows[user] = [len(item), 0, 0, 0, 0, 0]
+        else:
+            before, last = places[-2:]
+            rows[user] = [before, before, before + 1, last, last + 1, 0]
+        rows[user, 5] = min(_first_target(record), rows[user, 0])
+    return Split(rows[:, 0], rows[:, 5], rows[:, 1:3], rows[:, 3:5])
+
+
+def _by_time(log: Log, config: DataConfig) -> Split:
+    times, first = [], np.zeros(len(log), np.int32)
+    for user in range(len(log)):
+        record = log[user]
+        times.append(np.asarray(record["time"]))
+        first[user] = _first_target(record)
+    every = np.sort(np.concatenate([np.zeros(0, np.int64), *times]))
+    if not len(every):
+        raise UserError("the log is empty")
+
+    def moment(name: str) -> int:
+        value = getattr(config, name)
+        if 0 < value < 1:
+            return int(every[int(value * len(every))])
+        if not FIRST_MOMENT <= value < math.inf:
+            raise UserError(
+                f"data.{name} {value} is neither a share of all events, above 0 and below 1, nor a moment in Unix seconds, "
+                f"from {FIRST_MOMENT} (1990) on"
+            )
+        if not every[0] < value <= every[-1]:
+            raise UserError(
+                f"data.{name}, the moment {value:.0f}, cuts nothing: the events of {log.name} go from {every[0]} to "
+                f"{every[-1]}, in Unix seconds"
+            )
+        return math.ceil(value)
+
+    bounds = [moment("validation_from"), moment("test_from")]
+    if bounds[0] > bounds[1]:
+        raise UserError(
+            f"data.validation_from {config.validation_from} is the moment {bounds[0]}, which lies after data.test_from "
+            f"{config.test_from}, the moment {bounds[1]}"
+        )
+    cuts = np.array([np.searchsorted(time, bounds, "left") for time in times], np.int32)
+    ends = np.array([len(time) for time in times], np.int32)
+    return Split(cuts[:, 0], np.minimum(first, cuts[:, 0]), cuts, np.stack([cuts[:, 1], ends], axis=1))

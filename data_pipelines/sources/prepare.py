@@ -1,0 +1,193 @@
+"""From the name of a data set to a prepared event log on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import typing
+
+from data_pipelines.event_log import event_log
+from data_pipelines.event_log.event_log import EventLog
+from data_pipelines.features import matrices, text
+from data_pipelines.files import disk
+from data_pipelines.sources import atomic, movielens, search_queries, trivago
+from data_pipelines.sources import fetch as sources
+from data_pipelines.sources.interactions import log_parts
+from synergen_jax.errors import UserError
+
+SEARCH = {f"{name}-search": name for name in sources.SOURCES}  # with generated queries
+
+
+def default_data_dir() -> pathlib.Path:
+    """$SYNERGEN_DATA, or ~/.cache/synergen."""
+    return pathlib.Path(os.environ.get("SYNERGEN_DATA") or "~/.cache/synergen").expanduser()
+
+
+def logs_folder(data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
+    """Where event logs lie, below a data folder or the default one."""
+    return (pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()) / "logs"
+
+
+def prepare(
+    name: str,
+    *,
+    source: str | pathlib.Path | None = None,
+    data_dir: str | pathlib.Path | None = None,
+    force: bool = False,
+    encoder: str | None = None,
+    query_share: float | None = None,
+    seed: int | None = None,
+    matrix: typing.Sequence[str] = (),
+) -> EventLog:
+    """Fetches, checks and converts a data set; a log that is already whole is reused.
+
+    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "trivago", which needs a `source`,
+    after whose folder or file the log is called; or a folder of RecBole's atomic files, whose log is then called after
+    its .inter file; any other name needs `source`, that folder. A log that was made with other settings, or from a given
+    `source` of other bytes, is made anew, and so is everything with `force`; without it, a log that was imported, or prepared
+    from files of another place, is not replaced.
+
+    Args:
+      encoder: what `text.make` takes, or "none". By default "-search" logs, and atomic files with titles or tags, have
+        "tfidf", others none.
+      query_share: share of the events that become searches, of a "-search" log alone; and `seed` of their draws.
+      matrix: further matrices of items, `NAME=FILE.npy` each.
+    """
+    data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
+    known = (*sources.SOURCES, *SEARCH)
+    raw, of_trivago = None, name == trivago.NAME
+    if of_trivago:
+        name, raw = trivago.find(source)
+        name += "-trivago" if name in known else ""
+    elif name not in known and source is None:
+        if not pathlib.Path(name).expanduser().is_dir():
+            names = ", ".join((*known, trivago.NAME))
+            raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
+        source = pathlib.Path(name).expanduser()
+        name = pathlib.Path(atomic.find(source).interactions[0]).stem
+        if name in known:
+            name = f"{name}-atomic"  # the plain name stands for the data set as it was published
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
+
+    files = [matrices.File.parse(given) for given in matrix]
+    path = logs_folder(data_dir) / name
+    disk.remove_leftovers(path.parent)
+    event_log.check_place(path)  # now rather than at the end
+    if raw is None and source is not None:
+        raw = _given(name, source)
+    own, asked = name not in known and not of_trivago, bool(encoder)
+    if not encoder:
+        of_words = name in SEARCH or (own and _has_words(raw))
+        encoder = "tfidf" if of_words else "none"
+    settings = _settings(name, encoder, query_share, seed, files)
+    if of_trivago:
+        settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
+    if not force and (path / "log.json").is_file():
+        _refuse_another(path, raw if name not in known else None)
+        try:
+            log = EventLog.load(path)
+            log[len(log) - 1]
+        except UserError:
+            pass  # a damaged log is prepared again
+        else:
+            # Texts that nobody asked for are no reason to make a log anew, which runs were trained on.
+            free = ("text",) if own and not asked else ()
+            rest = lambda given: {key: value for key, value in given.items() if key not in free}
+            same = rest(log.source.get("settings", {})) == rest(settings)
+            if same and (raw is None or raw.sha256() == log.source.get("sha256")):
+                return log
+    of = SEARCH.get(name, name)
+    raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
+    about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings}
+    if of_trivago:
+        parts, about["counts"] = trivago.log_parts(raw)
+    else:
+        parts = log_parts(movielens.interactions(of, raw) if of in sources.SOURCES else atomic.interactions(raw))
+    if name in SEARCH:
+        made = {key: settings[key] for key in ("share", "seed")}
+        parts = search_queries.add(parts, **made)
+        about |= {"generated_queries": True, "queries": {"templates": len(search_queries.TEMPLATES), **made}}
+    if files:
+        about["matrices"] = _join(parts, files)
+    if "text" in settings:
+        words = parts.get("item_texts", [""])
+        text.check_words(encoder, words, parts["queries"])
+        made, found = text.matrices(encoder, words, parts["queries"], data_dir / "text-cache")
+        parts["text_encoder"] = made
+        for kind, matrix in found.items():
+            parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
+    return event_log.write(path, name=name, source=about, **parts)
+
+
+def _has_words(raw: sources.Raw) -> bool:
+    """Whether atomic files describe an item in words."""
+    titles, tags = atomic.descriptions(raw)
+    return any(titles.values()) or any(any(of.values()) for of in tags.values())
+
+
+def _refuse_another(path: pathlib.Path, raw: sources.Raw | None) -> None:
+    """Refuses to replace a log, be it damaged, that was imported, or that was prepared from another place than `raw`."""
+    try:
+        source = json.loads((path / "log.json").read_text(encoding="utf-8"))["source"]
+        origin, sha256 = source.get("origin", "a table"), source.get("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # nothing is known of it
+    if sha256 is None or (raw and raw.origin != origin and raw.sha256() != sha256):
+        raise UserError(
+            f"{path} is the log that was {'imported' if sha256 is None else 'prepared'} from {origin}: --force prepares "
+            f"another in its place; to keep it, move the folder away, or prepare with another --data-dir"
+        )
+
+
+def _settings(
+    name: str, encoder: str, query_share: float | None, seed: int | None, files: list[matrices.File]
+) -> dict[str, typing.Any]:
+    """All that a log depends on but its source, as its log.json keeps it; {} for a plain log."""
+    found: dict[str, typing.Any] = {}
+    if name in SEARCH:
+        found |= {"share": search_queries.SHARE if query_share is None else float(query_share), "seed": seed or 0}
+    elif query_share is not None or seed is not None:
+        raise UserError(f"{name} has no generated queries, so no share or seed of them; {', '.join(SEARCH)} have")
+    if encoder != "none":
+        found["text"] = text.identity(encoder)
+    if files:
+        found["matrices"] = {file.name: file.sha256() for file in files}
+        if len(found["matrices"]) < len(files):
+            raise UserError("--matrix: a name comes twice")
+    return found
+
+
+def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str, typing.Any]:
+    """Adds further matrices to the parts of a log; what is to be said of each."""
+    said = {}
+    for file in files:
+        if file.name in (*parts.setdefault("item_matrices", {}), "text"):
+            raise UserError(f"--matrix {file.name}: the log has a matrix of that name; give another")
+        matrix, without = matrices.read(file, parts["item_ids"])
+        parts["item_matrices"][file.name] = matrix
+        said[file.name] = {"file": str(file.path.resolve()), "width": matrix.shape[1], "items_without": without}
+    return said
+
+
+def _given(name: str, source: str | pathlib.Path) -> sources.Raw:
+    if SEARCH.get(name, name) in sources.SOURCES:
+        return sources.fetch(SEARCH.get(name, name), source, downloads=pathlib.Path())
+    folder = pathlib.Path(source).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder of atomic files")
+    return atomic.find(folder)
+
+
+def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
+    """The folder of a prepared log, by its name or by the folder itself."""
+    logs = logs_folder(data_dir)
+    for folder in (logs / str(log), pathlib.Path(log).expanduser()):
+        if (folder / "log.json").is_file():
+            return folder
+    found = ", ".join(sorted(path.parent.name for path in logs.glob("[!.]*/log.json"))) or "none"
+    raise UserError(
+        f"no prepared log {str(log)!r} (prepared: {found}); run `synergen data prepare {log}` or `synergen data import`"
+    )

@@ -1,0 +1,206 @@
+"""`synergen data ...`: prepare, import, list and show event logs. Each takes the parsed arguments and a way to print."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import time
+import typing
+
+import numpy as np
+
+from data_pipelines.event_log.event_log import EventLog
+from data_pipelines.importing import beam_log, history, own_log
+from data_pipelines.importing.bad_rows import KINDS
+from data_pipelines.sources.prepare import locate, logs_folder
+from data_pipelines.sources.prepare import prepare as prepare_log
+from synergen_jax.errors import UserError
+from synergen_jax.evaluation import report
+
+Say = typing.Callable[[str], None]
+
+
+def _summary(log: EventLog, start: float, say: Say) -> dict[str, typing.Any]:
+    unknown, first = log.unknown_items
+    summary = {"log": log.name, **log.summary(), "unknown_items": unknown, "path": str(log.path), "source": log.source}
+    counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
+    say(f"{log.name}: {counts}, {summary['from']} to {summary['to']} ({time.perf_counter() - start:.1f} s)")
+    if (encoder := log.text_encoder()) is not None:
+        kinds = {"items": log.item_matrices, "queries": log.query_matrices}
+        of = " and ".join(kind for kind, matrices in kinds.items() if "text" in matrices)
+        say(f"matrix text: of {of}, {encoder.width} wide, by {log.source['settings']['text']}")
+    if unknown:
+        names = ", ".join(first) + f" and {unknown - len(first):,} more" * (unknown > len(first))
+        say(
+            f"{unknown:,} items have no event, and no text, tag or vector to go by: {names}: they are never recommended"
+        )
+    return summary
+
+
+def prepare(arguments, say: Say) -> dict[str, typing.Any]:
+    """`synergen data prepare`."""
+    start = time.perf_counter()
+    before = {path: path.stat().st_mtime_ns for path in logs_folder(arguments.data_dir).glob("[!.]*/log.json")}
+    log = prepare_log(
+        arguments.name,
+        source=arguments.source,
+        data_dir=arguments.data_dir,
+        force=arguments.force,
+        encoder=arguments.text,
+        query_share=arguments.query_share,
+        seed=arguments.seed,
+        matrix=arguments.matrix,
+    )
+    summary = _summary(log, start, say)
+    if log.query_note:
+        say(log.query_note)
+    for name, about in log.source.get("matrices", {}).items():
+        without = about["items_without"]
+        say(f"matrix {name}: {about['width']} wide, {without:,} of {summary['items']:,} items without a row (zeros)")
+    about = log.path / "log.json"
+    replaced = before.get(about, 0) not in (0, about.stat().st_mtime_ns)
+    say(f"event log: {log.path}{', in place of the one that was there' if replaced else ''}")
+    return summary
+
+
+def import_(arguments, say: Say) -> dict[str, typing.Any]:
+    """`synergen data import`."""
+    start = time.perf_counter()
+    name = arguments.name or pathlib.Path(arguments.events.rstrip("/")).name.partition(".")[0]
+    options = own_log.Options(
+        columns=_pairs("--columns", arguments.columns),
+        item_columns=_pairs("--item-columns", arguments.item_columns),
+        time_unit=arguments.time_unit,
+        drop=_words(arguments.drop),
+        labels={label: _words([actions], "+") for label, actions in _pairs("--label", arguments.label, "").items()},
+        tags=_words(arguments.tags),
+        vectors={matrix: pathlib.Path(path) for matrix, path in _pairs("--vectors", arguments.vectors).items()},
+        text=arguments.text,
+        min_item_events=arguments.min_item_events,
+        min_user_events=arguments.min_user_events,
+    )
+    was_there = (logs_folder(arguments.data_dir) / name / "log.json").is_file()
+    settings = {"name": name, "items": arguments.items, "options": options, "data_dir": arguments.data_dir}
+    if arguments.beam:
+        beam = {"runner": arguments.beam, "beam_options": arguments.beam_options or "", "folder": arguments.beam_folder}
+        log = beam_log.import_log(arguments.events, **settings, **beam)
+    elif arguments.beam_options or arguments.beam_folder:
+        raise UserError("--beam-options and --beam-folder need --beam RUNNER")
+    else:
+        log = own_log.import_log(arguments.events, **settings)
+    summary = _summary(log, start, say)
+    for line in _notes(log):
+        say(f"  {line}")
+    say(f"event log: {log.path}{', in place of the one that was there' if was_there else ''}")
+    return summary
+
+
+def _words(values: typing.Sequence[str], separator: str = ",") -> list[str]:
+    return [word.strip() for value in values for word in value.split(separator) if word.strip()]
+
+
+def _pairs(flag: str, values: typing.Sequence[str], separator: str = ",") -> dict[str, str]:
+    """`a=x,b=y`, or one pair a value where there is no separator."""
+    found: dict[str, str] = {}
+    for word in _words(values, separator) if separator else values:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UserError(f"{flag}: {word!r} is not of the form NAME=VALUE")
+        if key.strip() in found:
+            raise UserError(f"{flag}: {key.strip()!r} is given twice")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _notes(log: EventLog) -> typing.Iterator[str]:
+    """What an import did to the rows, line by line."""
+    source = log.source
+    columns = ", ".join(role if role == name else f"{role}={name}" for role, name in source["columns"].items())
+    yield f"columns: {columns}" + (
+        f"; not used: {', '.join(source['unused_columns'])}" * bool(source["unused_columns"])
+    )
+    if ignored := source["ignored_files"]:
+        more = f" and {len(ignored) - 5:,} more" * (len(ignored) > 5)
+        yield f"in {source['origin']}, not read: {', '.join(ignored[:5])}{more}"
+    kind = "ISO 8601" if source["time_unit"] == "iso" else source["time_unit"]
+    zoneless = f"; {source['zoneless_times']:,} of {source['rows']:,} name no zone and are taken for UTC"
+    told = "as was given" if source["time_unit_was_given"] else "told from the whole column"
+    yield f"times: {kind}, {told}" + zoneless * bool(source["zoneless_times"])
+    dropped = ", ".join(f"{count:,} with {KINDS[kind]}" for kind, count in source["dropped"].items())
+    yield f"rows: {source['rows']:,} read, {source['out_of_order']:,} out of order were sorted" + (
+        f"; dropped: {dropped}" if dropped else "; none dropped"
+    )
+    if source["left_out"]:
+        stay = "; items of the table stay in the catalogue, without these events" * bool(source["items"])
+        yield "left out as rare: " + ", ".join(f"{n:,} {what}" for what, n in source["left_out"].items()) + stay
+    if source["missing_words"]:
+        yield f"{source['missing_words']:,} values written NULL, NaN, None or \\N count as missing"
+    if source["inherited_queries"]:
+        yield f"{source['inherited_queries']:,} events without a query have that of their request"
+    if source["split_requests"]:
+        yield f"{source['split_requests']:,} requests that other events interrupt go on as requests of their own"
+    for what, ids in (("users", log.user_ids), ("items", log.item_ids)):
+        there = set(ids)
+        if floats := [one for one in ids if one.endswith(".0") and one[:-2] in there]:
+            yield f"{len(floats):,} {what} like {floats[0]!r} stand beside {floats[0][:-2]!r}, and are taken for others"
+    if source["items"]:
+        yield (
+            f"items: {source['items_without_row']:,} that {source['items']} lacks go by their ids, "
+            f"{source['items_without_events']:,} have no event yet"
+        )
+        if not source["items_with_events_and_row"]:
+            yield f"no item of the events is in {source['items']}: are the ids of both written alike?"
+    labels = {name: [log.actions[i] for i in ids] for name, ids in log.labels.items()}
+    yield "labels: " + ", ".join(f"{name} = {'+'.join(actions)}" for name, actions in labels.items())
+    if len(log.actions) > 2 and len(labels) == 1:
+        yield f"to rank for some actions alone, import again with a label: --label NAME={'+'.join(log.actions[1:3])}"
+
+
+def list_(arguments, say: Say) -> dict[str, typing.Any]:
+    """`synergen data list`."""
+    logs = logs_folder(arguments.data_dir)
+    found = []
+    for path in sorted(logs.glob("[!.]*/log.json")):
+        try:
+            found.append({"log": path.parent.name, **EventLog.load(path.parent).summary()})
+        except UserError as error:
+            found.append({"log": path.parent.name, "error": str(error)})
+    columns = ("log", "events", "users", "items", "queries", "from", "to")
+    whole = [{name: row[name] for name in columns} for row in found if "error" not in row]
+    say(report.table(whole) if whole else f"no event log in {logs}")
+    for row in found:
+        if "error" in row:
+            say(row["error"])
+    return {"logs": found}
+
+
+def show(arguments, say: Say) -> dict[str, typing.Any]:
+    """`synergen data show`: lengths of users, counts of actions, and the last events of a few users."""
+    log = EventLog.load(locate(arguments.name, arguments.data_dir))
+    summary = _summary(log, time.perf_counter(), say)
+    shares = (1, 10, 50, 90, 99, 100)
+    lengths = dict(zip(map(str, shares), np.percentile(log.lengths, shares).astype(int).tolist()))
+    say("events a user, by percentile: " + ", ".join(f"{share}%: {value:,}" for share, value in lengths.items()))
+    sample = np.unique(np.linspace(0, len(log) - 1, min(len(log), 1000)).astype(int)).tolist()
+    count = collections.Counter()
+    searches = shown = 0
+    for user in sample:
+        record = log[user]
+        count.update(record["action"].tolist())
+        searches += int((record["query"] > 0).sum())
+        shown += len(record["shown_item"])
+    total = sum(count.values())
+    say(
+        f"of {total:,} events of {len(sample):,} users: "
+        + ", ".join(f"{log.actions[i]} {n:,}" for i, n in count.most_common())
+    )
+    say(f"with a query: {searches:,}; shown items: {shown:,}")
+    for user in arguments.user or [log.user_ids[i] for i in sample[:: max(1, len(sample) // 3)][:3]]:
+        record = log[log.find_user(user)]
+        rows = history.last_events(log, record)
+        say(f"\nuser {user}: {len(record['item']):,} events, the last {len(rows)}:\n{report.table(rows)}")
+    actions = {log.actions[i]: n for i, n in count.most_common()}
+    return {**summary, "labels": log.labels, "lengths": lengths, "sample": {"users": len(sample), "actions": actions}}
+
+
+RUN = {"prepare": prepare, "import": import_, "list": list_, "show": show}

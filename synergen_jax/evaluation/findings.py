@@ -1,0 +1,132 @@
+"""What an evaluation found: as text for a terminal, as JSON for programs, as sections of a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import pathlib
+import typing
+
+from synergen_jax import config as configs
+from synergen_jax.config import Config
+from synergen_jax.evaluation import report
+from synergen_jax.evaluation.protocol import Report
+
+COLUMNS = ("hr@1", "hr@5", "hr@10", "hr@50", "hr@200", "ndcg@5", "ndcg@10", "ndcg@50", "ndcg@200", "mrr")
+
+Rows = list[dict[str, typing.Any]]
+
+
+def text(found: Report, protocol: str, config: Config, labels: tuple[str, ...]) -> str:
+    """Tables for people, under the protocol."""
+    rows, best = _retrieval(found), [name for name in COLUMNS if name in found.values["model"]]
+    parts = [protocol, f"retrieval\n{report.table(rows, highlight=best)}"]
+    if "hr@10" in found.intervals["model"]:
+        (low, high), (least, most) = found.intervals["model"]["hr@10"], found.intervals["model"]["ndcg@10"]
+        parts[-1] += (
+            f"\n95% bootstrap over users, of the model: HR@10 [{low:.4f}, {high:.4f}], NDCG@10 [{least:.4f}, {most:.4f}]"
+        )
+    parts.append(f"the model's lead, target by target\n{report.table(_leads(found))}")
+    parts.append(f"retrieval by slice\n{report.table(_slices(found))}")
+    parts.append(
+        f"ranking of {config.evaluate.rank_candidates} candidates a target\n{report.table(_ranking(found, labels))}"
+    )
+    if found.shown:
+        rows = [{name: v["mean"] if isinstance(v, dict) else v for name, v in row.items()} for row in _shown(found)]
+        best = [name for name in rows[0] if name != "system"]
+        parts.append(
+            f"ranking within the list that was shown, {found.lists:,} lists\n{report.table(rows, highlight=best)}"
+        )
+    if found.scann:
+        parts.append(f"approximate search (ScaNN) against exact\n{report.table([found.scann])}")
+    return "\n" + "\n\n".join(parts)
+
+
+def as_json(found: Report) -> dict[str, typing.Any]:
+    """Everything that was found; each system's metrics stand under its name."""
+    return {
+        "targets": found.targets,
+        **found.values,
+        "intervals": found.intervals,
+        "slices": found.slices,
+        "scann": found.scann,
+        "shown": found.shown,
+        "lists": found.lists,
+        "leads": found.leads,
+        "unknown_targets": found.unknown_targets,
+        "left_out": found.left_out,
+    }
+
+
+def sections(
+    found: Report, protocol: str, config: Config, labels: tuple[str, ...], curves: pathlib.Path | None
+) -> list[tuple[str, str | pathlib.Path]]:
+    """Headings and contents for `report.html_page`."""
+    intervals = [
+        {"metric": name}
+        | {
+            system: {"mean": found.values[system][name], "low": bounds[name][0], "high": bounds[name][1]}
+            for system, bounds in found.intervals.items()
+            if name in bounds
+        }
+        for name in COLUMNS
+    ]
+    best = [name for name in COLUMNS if name in found.values["model"]]
+    page: list[tuple[str, str | pathlib.Path]] = [
+        ("Protocol", report.Html(f"<p>{html.escape(protocol)}</p>")),
+        ("Retrieval", report.html_table(_retrieval(found), highlight=best)),
+        ("95% bootstrap over users", report.html_table(intervals)),
+        ("The model's lead, target by target", report.html_table(_leads(found))),
+        ("Retrieval by slice", report.html_table(_slices(found))),
+        ("Ranking", report.html_table(_ranking(found, labels))),
+    ]
+    if found.shown:
+        page.append(("Ranking within the list that was shown", report.html_table(_shown(found))))
+    if found.scann:
+        page.append(("Approximate search", report.html_table([found.scann])))
+    if found.left_out:
+        why = [{"system": system, "why": reason} for system, reason in found.left_out.items()]
+        page.append(("Left out", report.html_table(why)))
+    if curves:
+        page.append(("Training", curves))
+    return [*page, ("Config", json.dumps(configs.to_dict(config), indent=2))]
+
+
+def _retrieval(found: Report) -> Rows:
+    return [
+        {"system": system} | {name: values[name] for name in COLUMNS if name in values}
+        for system, values in found.values.items()
+        if "hr@10" in values
+    ]
+
+
+def _leads(found: Report) -> Rows:
+    return [
+        {"metric": metric, "over": system, "lead": lead}
+        for metric, leads in found.leads.items()
+        for system, lead in leads.items()
+    ]
+
+
+def _slices(found: Report) -> Rows:
+    """Every system in the slices that are tasks, and the model beside simple baselines in the others."""
+    tasks, few = ("search", "recommendation"), ("model", "most_popular", "random")
+    return [
+        {"slice": name, "targets": f"{values['targets']:,}", "system": system} | measured
+        for name, values in found.slices.items()
+        for system, measured in values.items()
+        if name != "all" and system != "targets" and (name in tasks or system in few)
+    ]
+
+
+def _ranking(found: Report, labels: tuple[str, ...]) -> Rows:
+    rows = []
+    for label in labels:
+        for system, values in found.values.items():
+            own = {key.partition("/")[0]: value for key, value in values.items() if key.partition("/")[2] == label}
+            rows += [{"label": label, "system": system} | own] if own else []
+    return rows
+
+
+def _shown(found: Report) -> Rows:
+    return [{"system": system} | values for system, values in found.shown.items()]

@@ -1,0 +1,309 @@
+"""SynerGen: one decoder that is encoded once and then read (arXiv 2509.21777).
+
+`encode` runs the context tokens of a user through causal self-attention and keeps every layer's keys and values.
+`read` answers any number of readers over them: retrieval tokens (what comes next?) and ranking tokens (how will this
+candidate be received?). Each reader sees the first `visible` events and itself. `append` adds one event to a cache; it
+is a `read` by a context token whose keys and values are kept. The same weights serve all three, and the result
+equals the interleaved Transformer under its task-specific mask (`dense.py`) to rounding.
+
+The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids on one device,
+`lookup` is that on a mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
+from synergen_jax.config import ModelConfig
+from synergen_jax.model import embed, rope
+from synergen_jax.model.attention import Causal, Prefix
+from synergen_jax.model.blocks import KINDS, RMSNorm, dense
+from synergen_jax.model.dropout import Dropout
+
+CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
+
+Params = dict[str, typing.Any]
+"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, D), "query": (A, 768, D)}}; `table` says how rows lie."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The keys and values of a context, one array a layer; what `encode` gives and `read` reads."""
+
+    keys: tuple[Float[Array, "b h l dh"], ...]
+    values: tuple[Float[Array, "b h l dh"], ...]
+    time: Int[Array, "b l"]  # of the events
+    length: Int[Array, "b"]  # events of each user; slots from there on are free
+
+    @property
+    def capacity(self) -> int:
+        """Events that the cache has room for."""
+        return self.keys[0].shape[2]
+
+
+def within(place: Int[Array, "b l"], first: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
+    """Places within their own segments, which are a token's order, from places in the row."""
+    return place if first is None else place - first
+
+
+class SynerGen(nn.Module):
+    """The decoder. `phase` replaces the rotary encoding of time and order that `config.rope` names."""
+
+    config: ModelConfig
+    spec: LogSpec
+    phase: rope.Phase | None = None
+
+    def setup(self):
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        block = nn.remat(KINDS[c.block], static_argnums=(4,)) if c.remat else KINDS[c.block]
+        self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
+        self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
+        self.action = self.param("action", small, (self.spec.actions, c.width))
+        self.kind = self.param("kind", small, (3, c.width))
+        self.final_norm = RMSNorm(dtype)
+        # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
+        identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
+        self.retrieval_head = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
+        self.ranking_hidden = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
+        self.ranking_out = dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
+        self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
+        # How much the retrieval score weighs in each label's logit: in that of the first from the start.
+        first = lambda key, shape: jnp.zeros(shape).at[0].set(1.0)
+        self.ranking_match = self.param("ranking_match", first, (len(self.spec.labels),))
+        if self.spec.candidate_features:
+            self.feature_hidden = dense(c.width, (None, "embed"), dtype, in_axis=-1)
+            # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
+            init = nn.initializers.normal(0.02)
+            self.feature_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
+            # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
+            wide = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
+            self.feature_wide = self.param(
+                "feature_wide", wide, (len(self.spec.candidate_features) + 1, len(self.spec.labels))
+            )
+        self.dropout = Dropout(c.dropout)
+        self.angles = self.phase or rope.make_phase(c)
+
+    def join_rows(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
+        """Vectors (..., D) of items or queries from their rows; id 0 gives zeros."""
+        return self.join(rows, ids == 0)
+
+    def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
+        """Tokens (B, L, D) that say what happened."""
+        dtype = items.dtype
+        h = items + self.kind.astype(dtype)[None, None, CONTEXT]
+        if self.config.context_action:
+            h = h + self.action.astype(dtype)[events.action]
+        return h + queries if self.config.context_query else h
+
+    def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
+        """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one.
+
+        Candidate features add a vector to them, which is zero where the features are not known.
+        """
+        kind = jnp.where(readers.item > 0, RANKING, RETRIEVAL)
+        h = items + queries + self.kind.astype(items.dtype)[kind]
+        if readers.feature is None or not self.spec.candidate_features:
+            return h
+        return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
+
+    def asked_at(self, readers: Readers, time: Int[Array, "b l"]) -> Int[Array, "b r"]:
+        """The times that readers go by: those of their requests, or without `config.request_time` of the last event seen.
+
+        Args:
+          time: of the context's events.
+        """
+        if self.config.request_time:
+            return readers.time
+        last = jnp.take_along_axis(time, jnp.maximum(readers.visible - 1, 0), axis=1)
+        return jnp.where(readers.visible > (0 if readers.first is None else readers.first), last, readers.time)
+
+    def encode(self, events: Events, items: Array, queries: Array, deterministic: bool = True) -> Cache:
+        """Encodes a window of events once.
+
+        Args:
+          events: (B, L), padding last.
+          items, queries: their vectors, (B, L, D) each.
+          deterministic: False applies dropout, which needs `rngs={"dropout": key}`.
+        """
+        h = self.context_tokens(events, items, queries)
+        order = within(jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape), events.first)
+        overs = [Causal(events.first, events.time)] * self.config.depth
+        _, keys, values = self.run(h, self.angles(events.time, order), overs, deterministic)
+        return Cache(keys, values, events.time, jnp.sum(events.mask, axis=1, dtype=jnp.int32))
+
+    def read(
+        self,
+        cache: Cache,
+        readers: Readers,
+        items: Array,
+        queries: Array,
+        deterministic: bool = True,
+        per_event: int = 0,
+    ) -> Array:
+        """Answers readers over an encoded context: hidden states (B, R, D) for the heads.
+
+        Args:
+          cache: of the same B users.
+          readers: (B, R); `visible` at most the events in the cache.
+          items, queries: the readers' vectors, (B, R, D) each; an item's is zero for a retrieval reader.
+          per_event: n > 0 promises n readers an event, in the order of events, with `visible[:, r] <= r // n`: half the
+            work of attention. 0 promises nothing.
+        """
+        h = self.reader_tokens(readers, items, queries)
+        return self._read(
+            cache, h, self.asked_at(readers, cache.time), readers.visible, readers.first, deterministic, per_event
+        )[0]
+
+    def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
+        """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.
+
+        The cache is of rows that are not packed.
+        """
+        h = self.context_tokens(event, items, queries)
+        _, keys, values = self._read(cache, h, event.time, cache.length[:, None], None, True)
+        slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)
+        put = lambda old, new: jnp.where(slot[:, None, :, None], new, old)
+        grown = jnp.minimum(cache.length + 1, cache.capacity)
+        keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
+        return Cache(keys, values, jnp.where(slot, event.time, cache.time), grown)
+
+    def retrieve(self, hidden: Array) -> Array:
+        """Retrieval vectors of readers: their inner product with `keys` scores an item."""
+        return self._scored(self.retrieval_head(hidden))
+
+    def keys(self, items: Array) -> Array:
+        """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
+        return self._scored(items)
+
+    def rank(
+        self, hidden: Array, score: Float[Array, "..."], feature: Float[Array, "... f"] | None = None
+    ) -> Float[Array, "... a"]:
+        """One logit a ranked label, float32, (..., A).
+
+        The ranking token is compared with nothing; whether a candidate is like what the user is after is told by its
+        retrieval score, which joins the logit by a learned weight a label.
+
+        Args:
+          hidden: of ranking readers, (..., D).
+          score: the inner product of the request's retrieval vector (`retrieve`) and the candidate's key (`keys`), (...).
+          feature: the readers' candidate features, (..., F + 1), see `batch.Candidates`; None: nothing is known of any.
+        """
+        logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
+        one = (1,) * (logits.ndim - 1) + (-1,)
+        scale = 20.0 if self.config.normalise else 1.0  # cosines are small; 1 / the retrieval loss's usual temperature
+        logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
+        if feature is None or not self.spec.candidate_features:
+            return logits
+        return logits + feature.astype(jnp.float32) @ self.feature_wide
+
+    def _scored(self, x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
+
+    def _read(
+        self,
+        cache: Cache,
+        h: Array,
+        time: Array,
+        visible: Array,
+        first: Array | None,
+        deterministic: bool,
+        per_event: int = 0,
+    ):
+        overs = [Prefix(k, v, visible, first, per_event, time, cache.time) for k, v in zip(cache.keys, cache.values)]
+        return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)
+
+    def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
+        """All blocks over tokens (B, L, D): final hidden states, and each layer's keys and values."""
+        h = self.dropout(h, deterministic)
+        keys, values = [], []
+        for block, over in zip(self.blocks, overs, strict=True):
+            h, k, v = block(h, angle, over, deterministic)
+            keys.append(k)
+            values.append(v)
+        return self.final_norm(h), tuple(keys), tuple(values)
+
+
+def init(model: SynerGen, key: Array) -> Params:
+    """Fresh parameters, boxed with their logical axes (`flax.linen.get_partition_spec` reads them)."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    c, spec = model.config, model.spec
+    model_key, table_key = jax.random.split(key)
+    tables = embed.init_tables(table_key, c, spec)
+
+    def rows(table, matrices):
+        learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
+        return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.uses(name)}
+
+    def touch(model: SynerGen):
+        """Calls every part once, so that each creates its parameters."""
+        items = model.join_rows(rows("item", spec.item_matrices), one)
+        queries = model.join_rows(rows("query", spec.query_matrices), one)
+        events = Events(one, one, one, one)
+        feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
+        readers = Readers(one, one, one, one, feature)
+        hidden = model.read(model.encode(events, items, queries), readers, items, queries)
+        return model.retrieve(hidden), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)), feature)
+
+    return {"model": model.init(model_key, method=touch), "tables": tables}
+
+
+def item_vectors(
+    model: SynerGen,
+    params: Params,
+    catalogue: Catalogue,
+    ids: Int[Array, "..."],
+    dropout: embed.IdentityDropout | None = None,
+) -> Array:
+    """Vectors (..., D) of item ids."""
+    return _vectors(model, params, "item", catalogue.item_matrices, catalogue.counts, ids, dropout)
+
+
+def query_vectors(
+    model: SynerGen,
+    params: Params,
+    catalogue: Catalogue,
+    ids: Int[Array, "..."],
+    dropout: embed.IdentityDropout | None = None,
+) -> Array:
+    """Vectors (..., D) of query ids."""
+    return _vectors(model, params, "query", catalogue.query_matrices, catalogue.query_counts, ids, dropout)
+
+
+def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
+    matrices = {name: matrix for name, matrix in matrices.items() if model.config.uses(name)}
+    rows = embed.rows_of(params["tables"].get(table), matrices, counts, ids, dropout)
+    return model.apply(params["model"], rows, ids, method="join_rows")
+
+
+def token_vectors(
+    model: SynerGen, params: Params, catalogue: Catalogue, tokens: Events | Readers
+) -> tuple[Array, Array]:
+    """Item and query vectors, (B, L, D) each, of events or readers: what `encode`, `read` and `append` take."""
+    return (
+        item_vectors(model, params, catalogue, tokens.item),
+        query_vectors(model, params, catalogue, tokens.query),
+    )
+
+
+def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v d"]:
+    """What every item of the catalogue is found by, (V, D) float32; row 0, the padding item, is zero."""
+
+    @jax.jit
+    def keys(params, catalogue, ids):
+        vectors = item_vectors(model, params, catalogue, ids)
+        return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+
+    ids = np.arange(catalogue.counts.shape[0], dtype=np.int32)
+    return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

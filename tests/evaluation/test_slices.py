@@ -1,0 +1,120 @@
+"""Slices of targets and baselines over the whole catalogue, worked by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_log import SmallLog, user
+
+from data_pipelines.feed import examples, feed, splits
+from synergen_jax.batch import Catalogue
+from synergen_jax.config import Config, DataConfig, EvaluateConfig
+from synergen_jax.evaluation import baselines, metrics, slices
+from synergen_jax.evaluation import protocol as evaluate
+
+CONFIG = Config(data=DataConfig(max_history=6), evaluate=EvaluateConfig(batch=2, rank_candidates=3))
+TEXTS = ["", "red dress", "blue dress", "red shoes", "star wars", "war and peace", "a blue hat"]
+
+
+def setting():
+    """Three users whose test targets are items 3 (searched), 6 (new) and 1, after 3, 4 and 5 events."""
+    log = SmallLog(
+        [
+            user([1, 2, 1, 3], query=[0, 0, 0, 1], name="a"),
+            user([1, 2, 2, 1, 6], name="b"),
+            user([2, 1, 2, 2, 4, 1], query=[0, 0, 0, 0, 0, 2], name="c"),
+        ],
+        7,
+    )
+    log.queries = ["", "red", "blue dress", "nothing known", "x"]
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, filter_seen=False))
+    split = splits.split(log, config.data)
+    return log, split, feed.evaluation_feed(log, split, "test", config)
+
+
+def test_masks_by_hand():
+    log, split, batches = setting()
+    catalogue = examples.catalogue(log, split)
+    # Training: a 1 2, b 1 2 2, c 2 1 2 2: item 1 three times, item 2 six times, no other.
+    assert catalogue.counts.tolist() == [0, 3, 6, 0, 0, 0, 0]
+    found = {name.split(",")[0]: mask.tolist() for name, mask in slices.masks(batches, catalogue).items()}
+    assert found == {
+        "all": [True, True, True],
+        "search": [True, False, True],
+        "recommendation": [False, True, False],
+        "shortest histories": [True, False, False],
+        "middle histories": [False, True, False],
+        "longest histories": [False, False, True],
+        "rare items": [False, False, True],  # item 1, behind two thirds of the events
+        "new items": [True, True, False],
+    }
+
+
+def test_a_table_leaves_out_what_says_nothing():
+    ranks = {"model": np.array([[1, 1], [20, 20], [3, 3]]), "bm25": np.array([[2, 2], [0, 0], [11, 11]])}
+    masks = {"all": np.ones(3, bool), "search": np.array([True, False, True])}
+    found = slices.table(ranks, masks)
+    assert set(found["all"]) == {"targets", "model"} and set(found["search"]) == {"targets", "model", "bm25"}
+    assert found["search"]["targets"] == 2 and found["all"]["model"]["hr@10"] == pytest.approx(2 / 3)
+    assert found["search"]["bm25"]["hr@10"] == 0.5 and found["search"]["bm25"]["mrr"] == pytest.approx(
+        (1 / 2 + 1 / 11) / 2
+    )
+
+
+def test_bm25_ranks_items_by_the_words_of_the_query():
+    log, _, batches = setting()
+    scorer = baselines.bm25(TEXTS, log.queries)
+    first = next(iter(batches))
+    scores = scorer(first)
+    assert np.isnan(scores[1]).all(), "no query, nothing to say"
+    assert scores[0].argmax() in (1, 3) and (scores[0, [1, 3]] > 0).all() and not scores[0, [2, 4, 5, 6]].any()
+    ranks = evaluate.baseline_ranks(scorer, batches, len(TEXTS))
+    # "red": items 1 and 3 tie. "blue dress": 2 comes first, then 1 and 6, which tie.
+    assert ranks.tolist() == [[1, 2], [0, 0], [2, 3]]
+    assert metrics.retrieval_metrics(ranks[:1])["mrr"] == 3 / 4, "not 1/2, which a score without ties never pays"
+    unknown = dataclasses.replace(
+        first, reader=dataclasses.replace(first.reader, query=np.full_like(first.reader.query, 3))
+    )
+    assert not scorer(unknown).any()
+
+
+@pytest.mark.parametrize("cells", [1, evaluate.CELLS])  # 1: a target at a time
+def test_a_baseline_of_fixed_scores(cells, monkeypatch):
+    monkeypatch.setattr(evaluate, "CELLS", cells)
+    _, _, batches = setting()
+    ranks = evaluate.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches, 7)
+    assert ranks.tolist() == [[3, 6], [3, 6], [2, 2]], "items 3 to 6 tie at 0"
+
+
+def test_what_is_popular_of_late():
+    records = [
+        user([1, 1, 2, 2], time=[0, 10, 90, 95], name="a"),
+        user([1, 3, 3, 3], time=[5, 99, 100, 101], name="b"),
+    ]
+    log = SmallLog(records, 5)
+    everything = splits.Split(np.array([4, 4]), np.array([1, 1]), np.zeros((2, 2), int), np.zeros((2, 2), int))
+    assert examples.recent_counts(log, everything, 0.5).tolist() == [0, 0, 1, 3, 0]
+    assert examples.recent_counts(log, everything, 1.0).tolist() == [0, 3, 2, 3, 0]
+
+
+def test_counts_of_queries():
+    log, split, _ = setting()
+    found = examples.catalogue(log, split)
+    assert isinstance(found, Catalogue) and not found.query_counts.any(), "searches are all in the test part"
+    whole = dataclasses.replace(split, train_stop=log.lengths)
+    assert examples.catalogue(log, whole).query_counts.tolist() == [0, 1, 1, 0, 0]
+
+
+def test_ranks_of_a_marked_row_are_refused():
+    with pytest.raises(ValueError, match="below 1"):
+        metrics.retrieval_metrics(np.array([[1, 1], [0, 0]]))
+
+
+def test_random_scores_are_drawn_for_each_target():
+    _, _, batches = setting()
+    scorer = baselines.random(7, seed=1)
+    first = next(iter(batches))
+    scores = scorer(first)
+    assert scores.shape == (2, 7) and not np.array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores, scorer(first))
+    assert not np.array_equal(scores, baselines.random(7, seed=2)(first))
