@@ -27,15 +27,18 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import typing
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+AnyArray = Array | np.ndarray
 Ints = Int[Array, "..."] | Int[np.ndarray, "..."]
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def _pytree(cls):
     """A frozen dataclass that jax can map over; fields of metadata {"static": True} are no arrays."""
     cls = dataclasses.dataclass(frozen=True)(cls)

@@ -10,9 +10,8 @@ import numpy as np
 
 from synergen_jax import batch as batches
 from synergen_jax.config import ModelConfig
-from synergen_jax.model import synergen as models
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.model import synergen
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import objective
 
@@ -22,12 +21,12 @@ CONFIG = ModelConfig(width=32, heads=4, depth=2, dropout=0.0)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _init(config, spec, key):
-    return nn.unbox(models.init(models.SynerGen(config, spec), key))
+    return nn.unbox(synergen.init(synergen.SynerGen(config, spec), key))
 
 
 def make(config=CONFIG, spec=SPEC, seed=0):
     """(model, unboxed params, catalogue)."""
-    model = models.SynerGen(config, spec)
+    model = synergen.SynerGen(config, spec)
     # What has no parameters is left out, so that configs of one shape share one compilation.
     shape = dataclasses.replace(config, rope="split", dropout=0.0, dtype="float32", remat=False)
     params = _init(shape, spec, jax.random.key(seed))
@@ -56,7 +55,7 @@ def make(config=CONFIG, spec=SPEC, seed=0):
 
 def stored(catalogue):
     """A catalogue as it is stored on the first device."""
-    return place_catalogue(catalogue, sharding.one_device())
+    return place_catalogue(catalogue, device_mesh.one_device())
 
 
 def events(rng, users, length, spec=SPEC, span=10**8):
@@ -82,10 +81,10 @@ def apply(model, params, *args, method):
 @functools.partial(jax.jit, static_argnames="model")
 def vectors(model, params, catalogue, tokens):
     """Item and query vectors of events or readers."""
-    return models.token_vectors(model, params, catalogue, tokens)
+    return synergen.token_vectors(model, params, catalogue, tokens)
 
 
-MESH = sharding.one_device()
+MESH = device_mesh.one_device()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -15,15 +15,14 @@ import sys
 import time
 
 from synergen_jax.cli import main as cli
-from synergen_jax.processes import cluster as processes
-from synergen_jax.processes import crash_report as last_words
+from synergen_jax.processes import cluster, crash_report
 
 
 def main(words, *arguments):
     """Runs the command."""
     asked = {name: int(value) for name, _, value in (word.partition("=") for word in words.split(",") if word)}
-    processes.HEARTBEAT = asked.get("heartbeat", processes.HEARTBEAT)
-    at = last_words.at
+    cluster.HEARTBEAT = asked.get("heartbeat", cluster.HEARTBEAT)
+    at = crash_report.at
 
     def happens(step, folder):
         at(step, folder)
@@ -36,7 +35,7 @@ def main(words, *arguments):
         if step == asked.get("term"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    last_words.at = happens
+    crash_report.at = happens
     return cli.main(arguments)
 
 

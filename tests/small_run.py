@@ -14,8 +14,8 @@ from small_log import SmallLog, user
 
 from data_pipelines.feed import examples, feed, splits
 from synergen_jax import config as configs
-from synergen_jax.evaluation import protocol as evaluate
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.evaluation import protocol
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
 
@@ -55,8 +55,8 @@ class Run:
 
     def train(self, workdir, validate=None, fingerprint="", feed=None):
         workdir.mkdir(parents=True, exist_ok=True)
-        catalogue = place_catalogue(self.catalogue, sharding.make_mesh(self.config.mesh))
-        validate = validate or evaluate.validator(self.model, catalogue, self.targets("validation"))
+        catalogue = place_catalogue(self.catalogue, device_mesh.make_mesh(self.config.mesh))
+        validate = validate or protocol.validator(self.model, catalogue, self.targets("validation"))
         return train.train(
             self.config,
             self.log.spec,

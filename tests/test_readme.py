@@ -14,9 +14,7 @@ import pytest
 from data_pipelines.event_log import event_log
 from data_pipelines.sources.interactions import Interactions, log_parts
 from synergen_jax import config as configs
-from synergen_jax.cli import commands
-from synergen_jax.cli import main as cli
-from synergen_jax.cli import sweep as sweep_commands
+from synergen_jax.cli import commands, main, sweep
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,7 +66,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
     monkeypatch.chdir(data_dir)
     settings = ["--run.steps", "2", "--model.width", "16", "--data.batch", "8", "--mesh.data", "1"]
     settings += ["--data.max_history", "10", "--data.stride", "10"]  # users have more events than a window holds
-    assert cli.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
+    assert main.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
     names = {}
     with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
         first, serve, second = blocks("python")
@@ -97,7 +95,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
         ["train", "quickstart", *settings, "--model.width", "32"],
     ):
         run = ["--workdir", "runs/by-day"] if command[0] == "train" else ["runs/by-day"]
-        assert cli.main([*command, *run]) == 2
+        assert main.main([*command, *run]) == 2
         (error,) = capsys.readouterr().err.splitlines()
         assert "runs/by-day was trained with a phase of its own, by_day" in error and "commands.evaluate_run" in error
 
@@ -110,7 +108,7 @@ def test_quickstart_takes_the_log_that_is_there(data_dir):
 
 @pytest.mark.parametrize("command", SYNERGEN, ids=" ".join)
 def test_the_commands_parse(command):
-    arguments, rest = cli.parser().parse_known_args(command)
+    arguments, rest = main.parser().parse_known_args(command)
     if arguments.command in ("train", "quickstart", "plan"):
         configs.load(getattr(arguments, "config", "quickstart"), rest)
     else:
@@ -120,7 +118,7 @@ def test_the_commands_parse(command):
 def test_the_ladder_commands_parse():
     assert [ladder.parser().parse_known_args(command)[1] for command in LADDER] == [[]] * len(LADDER)
     family = ladder.parser().parse_known_args(LADDER[-1])[0].family
-    assert len(sweep_commands.load(family).variants) > 20
+    assert len(sweep.load(family).variants) > 20
 
 
 def test_every_kind_of_command_is_shown():

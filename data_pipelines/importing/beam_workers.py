@@ -204,9 +204,9 @@ def write(number: int, job: Job) -> Report:
 
 
 def _write_shard(path: pathlib.Path, records: typing.Iterable[dict], job: Job) -> None:
-    from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder as builder
+    from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder
 
-    form, writer = builder.features(), builder.open_shard(path)
+    form, writer = event_log_tfds_dataset_builder.features(), event_log_tfds_dataset_builder.open_shard(path)
     try:
         for record in records:
             validate(record, job.sizes, job.where)

@@ -12,12 +12,11 @@ from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import matrices, text
 from data_pipelines.files import disk
-from data_pipelines.sources import atomic, movielens, search_queries, trivago
-from data_pipelines.sources import fetch as sources
+from data_pipelines.sources import atomic, fetch, movielens, search_queries, trivago
 from data_pipelines.sources.interactions import log_parts
 from synergen_jax.errors import UserError
 
-SEARCH = {f"{name}-search": name for name in sources.SOURCES}  # with generated queries
+SEARCH = {f"{name}-search": name for name in fetch.SOURCES}  # with generated queries
 
 
 def default_data_dir() -> pathlib.Path:
@@ -56,7 +55,7 @@ def prepare(
       matrix: further matrices of items, `NAME=FILE.npy` each.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    known = (*sources.SOURCES, *SEARCH)
+    known = (*fetch.SOURCES, *SEARCH)
     raw, of_trivago = None, name == trivago.NAME
     if of_trivago:
         name, raw = trivago.find(source)
@@ -100,12 +99,12 @@ def prepare(
             if same and (raw is None or raw.sha256() == log.source.get("sha256")):
                 return log
     of = SEARCH.get(name, name)
-    raw = raw or sources.fetch(of, downloads=data_dir / "downloads")
+    raw = raw or fetch.fetch(of, downloads=data_dir / "downloads")
     about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings}
     if of_trivago:
         parts, about["counts"] = trivago.log_parts(raw)
     else:
-        parts = log_parts(movielens.interactions(of, raw) if of in sources.SOURCES else atomic.interactions(raw))
+        parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else atomic.interactions(raw))
     if name in SEARCH:
         made = {key: settings[key] for key in ("share", "seed")}
         parts = search_queries.add(parts, **made)
@@ -122,13 +121,13 @@ def prepare(
     return event_log.write(path, name=name, source=about, **parts)
 
 
-def _has_words(raw: sources.Raw) -> bool:
+def _has_words(raw: fetch.Raw) -> bool:
     """Whether atomic files describe an item in words."""
     titles, tags = atomic.descriptions(raw)
     return any(titles.values()) or any(any(of.values()) for of in tags.values())
 
 
-def _refuse_another(path: pathlib.Path, raw: sources.Raw | None) -> None:
+def _refuse_another(path: pathlib.Path, raw: fetch.Raw | None) -> None:
     """Refuses to replace a log, be it damaged, that was imported, or that was prepared from another place than `raw`."""
     try:
         source = json.loads((path / "log.json").read_text(encoding="utf-8"))["source"]
@@ -172,9 +171,9 @@ def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str,
     return said
 
 
-def _given(name: str, source: str | pathlib.Path) -> sources.Raw:
-    if SEARCH.get(name, name) in sources.SOURCES:
-        return sources.fetch(SEARCH.get(name, name), source, downloads=pathlib.Path())
+def _given(name: str, source: str | pathlib.Path) -> fetch.Raw:
+    if SEARCH.get(name, name) in fetch.SOURCES:
+        return fetch.fetch(SEARCH.get(name, name), source, downloads=pathlib.Path())
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of atomic files")

@@ -24,11 +24,10 @@ from synergen_jax.batch import EvalBatch, LogSpec
 from synergen_jax.cli.sweep import Family
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics, slices
-from synergen_jax.evaluation import protocol as evaluation
-from synergen_jax.model import synergen as models
+from synergen_jax.evaluation import baselines, metrics, protocol, slices
+from synergen_jax.model import synergen
 from synergen_jax.retrieval import full_ranking
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
 from synergen_jax.training import train, workdir
 
@@ -115,11 +114,11 @@ class Trainer:
     """A variant's model and its compiled step, which its seeds share."""
 
     def __init__(self, config: Config, spec: LogSpec):
-        self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-        sharding.micro_batches(config, self.mesh)  # refuses a batch that does not divide
+        self.mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:1])
+        device_mesh.micro_batches(config, self.mesh)  # refuses a batch that does not divide
         self.config, self.model = config, train.make_model(config, spec)
         self._shardings = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, self.model, self.mesh))
-        out = self._shardings, sharding.whole(self.mesh)
+        out = self._shardings, device_mesh.whole(self.mesh)
         self.step = jax.jit(self._step, out_shardings=out, donate_argnums=0)
 
     def _step(self, state, batch, catalogue, seed):
@@ -135,7 +134,7 @@ class Trainer:
 class Trained(typing.NamedTuple):
     """What training found."""
 
-    params: models.Params | None  # the best ones; None where the loss was not finite before the first validation
+    params: synergen.Params | None  # the best ones; None where the loss was not finite before the first validation
     progress: train.Progress
     steps: int
     stopped: str  # "steps", "patience", or "not finite"
@@ -161,7 +160,7 @@ def trained(
       OutOfTimeError: the moment `deadline` of `time.monotonic` has passed.
     """
     run, seed = config.run, np.uint32(config.run.seed)
-    layout = sharding.batch_shardings(trainer.mesh)
+    layout = device_mesh.batch_shardings(trainer.mesh)
     seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
     mark = time.monotonic()
 
@@ -211,8 +210,8 @@ def trained(
 
 
 def measured(
-    model: models.SynerGen,
-    params: models.Params,
+    model: synergen.SynerGen,
+    params: synergen.Params,
     catalogue: StoredCatalogue,
     config: Config,
     source: Source,
@@ -226,11 +225,11 @@ def measured(
     """
     rerank = config.evaluate.rerank
     keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
-    said = evaluation.answers(model, params, catalogue, keys, placed, rerank=rerank)
+    said = protocol.answers(model, params, catalogue, keys, placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        found = evaluation.by_label(model.spec.labels, said.labels, logits, said.shown, said.user)
+        found = protocol.by_label(model.spec.labels, said.labels, logits, said.shown, said.user)
         return {name: value["mean"] for name, value in found.items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
@@ -243,7 +242,7 @@ def measured(
         "ranking": by_label(said.logits),
         "slices": slices.table({"model": said.ranks}, masks),
         "baselines": {
-            "most_popular": {"retrieval": mean(evaluation.baseline_ranks(popular, targets, model.spec.items))},
+            "most_popular": {"retrieval": mean(protocol.baseline_ranks(popular, targets, model.spec.items))},
             "user_item_mean": {
                 "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets]))
             },
@@ -352,7 +351,7 @@ def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, deadline: float
     try:
         targets = feeds.targets(config, "validation")
         catalogue, placed = place_catalogue(source.catalogue, trainer.mesh), jax.device_put(targets, device)
-        validate = evaluation.validator(trainer.model, catalogue, placed)
+        validate = protocol.validator(trainer.model, catalogue, placed)
         prepared = time.monotonic() - start
         found = trained(trainer, config, catalogue, feed, validate, deadline, say)
     finally:

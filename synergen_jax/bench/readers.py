@@ -21,8 +21,7 @@ from synergen_jax.bench import timing
 from synergen_jax.bench.setting import Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
 from synergen_jax.config import Config
-from synergen_jax.model import oracle as dense
-from synergen_jax.model import synergen as models
+from synergen_jax.model import oracle, synergen
 from synergen_jax.planning.synthetic import SyntheticLog
 from synergen_jax.training import losses, objective
 from synergen_jax.training.optimiser import make_optimiser
@@ -110,7 +109,7 @@ def _every_event_ranked(batch: TrainBatch) -> TrainBatch:
     return dataclasses.replace(batch, ranking=ranking)
 
 
-def _masked_step(config: Config, model: models.SynerGen, optimiser: optax.GradientTransformation):
+def _masked_step(config: Config, model: synergen.SynerGen, optimiser: optax.GradientTransformation):
     """A training step of the interleaved Transformer: `step(params, opt_state, batch, catalogue)`."""
 
     def step(params, opt_state, batch: TrainBatch, catalogue: Catalogue):
@@ -131,12 +130,16 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
     readers = Readers(
         *(join(getattr(asked, name), getattr(tokens, name)) for name in ("item", "query", "time", "visible"))
     )
-    context = models.token_vectors(model, params, catalogue, batch.events)
+    context = synergen.token_vectors(model, params, catalogue, batch.events)
     _, hidden = apply(
-        batch.events, *context, readers, *models.token_vectors(model, params, catalogue, readers), method=dense.forward
+        batch.events,
+        *context,
+        readers,
+        *synergen.token_vectors(model, params, catalogue, readers),
+        method=oracle.forward,
     )
     wanted = apply(hidden[:, : asked.item.shape[1]], method="retrieve")
-    item = lambda ids: apply(models.item_vectors(model, params, catalogue, ids), method="keys")
+    item = lambda ids: apply(synergen.item_vectors(model, params, catalogue, ids), method="keys")
     target = batch.target.reshape(-1)
     counts = catalogue.counts
     drawn = batch.negatives.size

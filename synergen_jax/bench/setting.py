@@ -14,8 +14,7 @@ from synergen_jax.batch import Catalogue, Feed, LogSpec, TrainBatch
 from synergen_jax.bench.timing import Spread, Times
 from synergen_jax.config import Config
 from synergen_jax.planning.synthetic import SyntheticLog
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
 ML_1M = {  # the width, depth, length, batch and negatives of the comparison with other libraries
@@ -99,8 +98,8 @@ class Trainer:
     """A training step, with the state that it changes."""
 
     def __init__(self, config: Config, spec: LogSpec, catalogue: Catalogue):
-        self.config, self.mesh = config, sharding.make_mesh(config.mesh)
-        sharding.micro_batches(config, self.mesh)  # refuses a batch that does not divide
+        self.config, self.mesh = config, device_mesh.make_mesh(config.mesh)
+        device_mesh.micro_batches(config, self.mesh)  # refuses a batch that does not divide
         self.model = train.make_model(config, spec)
         self.state, shardings = train.init_state(config, self.model, self.mesh)
         self._step = train.make_step(config, self.model, self.mesh, shardings)
@@ -108,7 +107,7 @@ class Trainer:
 
     def place(self, batch: TrainBatch) -> TrainBatch:
         """A host batch on the mesh."""
-        return sharding.place(batch, sharding.batch_shardings(self.mesh))
+        return device_mesh.place(batch, device_mesh.batch_shardings(self.mesh))
 
     def compile(self, batch: TrainBatch) -> float:
         """Compiles the step for batches of this shape; how many seconds that took."""

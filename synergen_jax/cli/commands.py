@@ -22,22 +22,18 @@ from data_pipelines.sources.prepare import locate, logs_folder
 from data_pipelines.sources.prepare import prepare as prepare_log
 from synergen_jax import config as configs
 from synergen_jax.batch import Catalogue
-from synergen_jax.cli import ask as ask_commands
+from synergen_jax.cli import ask, compile_cache
 from synergen_jax.cli import bench as bench_commands
-from synergen_jax.cli import compile_cache
 from synergen_jax.cli import data as data_commands
 from synergen_jax.cli import plan as plan_commands
 from synergen_jax.cli import sweep as sweep_commands
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError, naming, writing
-from synergen_jax.evaluation import baselines, report
-from synergen_jax.evaluation import findings as evaluation_report
+from synergen_jax.evaluation import baselines, findings, report
 from synergen_jax.evaluation import protocol as evaluation
-from synergen_jax.model import rope
-from synergen_jax.model import synergen as models
-from synergen_jax.processes import cluster as processes
-from synergen_jax.processes import run_lock as lock
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.model import rope, synergen
+from synergen_jax.processes import cluster, run_lock
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train, workdir
 from synergen_jax.training.checkpoint import Checkpoints
@@ -46,7 +42,7 @@ from synergen_jax.training.metric_log import FILE as METRICS
 
 def say(text: str = "") -> None:
     """Prints at once, also into a pipe; of several processes the first alone does."""
-    if processes.first():
+    if cluster.first():
         print(text, flush=True)
 
 
@@ -57,7 +53,7 @@ def keep_compiled(arguments) -> None:
     share no folder, it would load what the others still compile together.
     """
     compiles = arguments.command not in ("data", "bench", "plan")
-    if compiles and not arguments.no_compile_cache and processes.count() == 1:
+    if compiles and not arguments.no_compile_cache and cluster.count() == 1:
         compile_cache.begin(logs_folder(arguments.data_dir).parent / "jax-cache")
 
 
@@ -87,7 +83,7 @@ class Run:
         return examples.catalogue(*self.training)
 
     @functools.cached_property
-    def model(self) -> models.SynerGen:
+    def model(self) -> synergen.SynerGen:
         return train.make_model(self.config, self.log.spec, self.phase)
 
     def resolved(self, pack: bool | None = None) -> Run:
@@ -116,11 +112,11 @@ def data(arguments, _) -> dict[str, typing.Any]:
 
 def fit(arguments, settings) -> dict[str, typing.Any]:
     """`synergen train`."""
-    with processes.together():
+    with cluster.together():
         config = configs.load(arguments.config, settings)
         log = EventLog.load(locate(config.data.log, arguments.data_dir))
-    processes.same("config", repr(config))
-    processes.same("log", log.fingerprint)
+    cluster.same("config", repr(config))
+    cluster.same("log", log.fingerprint)
     return fit_run(Run(config, log), arguments.workdir)
 
 
@@ -132,28 +128,28 @@ def fit_run(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
     """
     folder = pathlib.Path(folder)
     phase = rope.describe(run.config.model, run.phase)
-    with processes.together():
-        stored = str(workdir.packed(folder)) if processes.first() else ""
-    stored = processes.everyone(stored)[0]  # others may not see the folder
-    with processes.together():
+    with cluster.together():
+        stored = str(workdir.packed(folder)) if cluster.first() else ""
+    stored = cluster.everyone(stored)[0]  # others may not see the folder
+    with cluster.together():
         run = run.resolved({"True": True, "False": False}.get(stored))
-        mesh = sharding.make_mesh(run.config.mesh)
-        sharding.micro_batches(run.config, mesh)  # refuses a batch that does not divide
+        mesh = device_mesh.make_mesh(run.config.mesh)
+        device_mesh.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
-        batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *sharding.block(mesh))
+        batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *device_mesh.block(mesh))
         targets = run.targets("validation")
-        if processes.first():  # once nothing is left to be refused
+        if cluster.first():  # once nothing is left to be refused
             workdir.check(folder, run.config, run.log.fingerprint, phase)
-    with lock.alone(folder):
+    with run_lock.alone(folder):
         return _fit(run, folder, mesh, batches, targets, phase)
 
 
 def _fit(run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: workdir.Phase) -> dict[str, typing.Any]:
-    with processes.together():
-        if processes.first():
+    with cluster.together():
+        if cluster.first():
             workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase)
             workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts, run.log.fingerprint)
-    several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    several = f", {cluster.count()} processes" if cluster.count() > 1 else ""
     fill = examples.row_fill(run.config.data, run.training[1])
     packing = f"{'' if run.config.data.pack else 'not '}packed ({fill:.0%} of a row a window)"
     say(
@@ -173,7 +169,7 @@ def _fit(run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: wo
         run.log.fingerprint,
         run.phase,
     )
-    if processes.first():
+    if cluster.first():
         if (folder / METRICS).exists():
             with writing(folder / "curves.png"):
                 report.plot_curves(folder / METRICS, folder / "curves.png")
@@ -195,7 +191,7 @@ def _fit(run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: wo
 
 def load(
     folder: str | pathlib.Path, data_dir: str | pathlib.Path | None = None, phase: rope.Phase | None = None
-) -> tuple[Run, models.Params]:
+) -> tuple[Run, synergen.Params]:
     """A run, and the parameters of its best checkpoint on the first device: what `recommender.Recommender` serves.
 
     Args:
@@ -213,13 +209,13 @@ def load(
 
 def _open(
     folder: pathlib.Path, settings, data_dir, spread: bool = False, phase: rope.Phase | None = None
-) -> tuple[Run, models.Params, int, Mesh]:
+) -> tuple[Run, synergen.Params, int, Mesh]:
     """A finished or unfinished run, with the parameters of its best checkpoint, their step, and where they lie.
 
     Args:
       spread: over all devices of all processes, by the settings mesh.* or else each with all parameters; else on one.
     """
-    with processes.together():
+    with cluster.together():
         config, log = workdir.read(folder)
         # On what it was trained is another matter than on what it is evaluated.
         model = dataclasses.replace(config.model, attention="auto")
@@ -239,8 +235,8 @@ def _open(
             )
         workdir.refuse_other_phase(folder, workdir.read_phase(folder), rope.describe(config.model, phase))
         run = Run(dataclasses.replace(changed, mesh=config.mesh), log_found, folder, phase)
-        mesh = sharding.make_mesh(changed.mesh, None if spread else jax.devices()[:1])
-    processes.same("config", repr(changed))
+        mesh = device_mesh.make_mesh(changed.mesh, None if spread else jax.devices()[:1])
+    cluster.same("config", repr(changed))
     with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=say, read_only=True) as checkpoints:
         mine = train.identity(config, run.log.spec, run.log.fingerprint, phase)
         of = lambda saved: {} if saved["fingerprint"] else {"fingerprint": ""}  # who calls `train.train` may give none
@@ -285,7 +281,7 @@ def evaluate_run(
 
 
 def _evaluate(
-    run: Run, params: models.Params, step: int, mesh: Mesh, part: str, out: pathlib.Path
+    run: Run, params: synergen.Params, step: int, mesh: Mesh, part: str, out: pathlib.Path
 ) -> dict[str, typing.Any]:
     """Evaluates a run, prints what is found, and writes it to `out`.
 
@@ -294,12 +290,12 @@ def _evaluate(
       NotWritten: nor could it be after the work, as on a disk that is full by then. What was found is printed, and in it.
     """
     config, elsewhere = run.config, f"`synergen evaluate {run.folder} --out FOLDER` writes elsewhere"
-    with processes.together():
-        if processes.first():
+    with cluster.together():
+        if cluster.first():
             workdir.try_writing(out, elsewhere)
         targets = run.targets(part)
-    others, left_out = _baselines(run) if processes.first() else ({}, {})
-    predictors, no_predictors = _predictors(run) if processes.first() else ({}, {})
+    others, left_out = _baselines(run) if cluster.first() else ({}, {})
+    predictors, no_predictors = _predictors(run) if cluster.first() else ({}, {})
     rest = others, mesh, predictors, left_out | no_predictors
     found = evaluation.evaluate(
         run.model, params, run.catalogue, targets, config.evaluate, say, config.data.seed, *rest
@@ -324,16 +320,16 @@ def _evaluate(
         protocol += f"; {config.data.cold_items:.0%} of the items were held out of training"
     if run.log.query_note:
         protocol += f"; {run.log.query_note}"
-    say(evaluation_report.text(found, protocol, config, run.log.spec.labels))
+    say(findings.text(found, protocol, config, run.log.spec.labels))
     about = {"split": part, "log": run.log.name, "step": step, "protocol": protocol}
     about["settings"] = sweep_commands.evaluated_by(config)
-    result = about | evaluation_report.as_json(found)
+    result = about | findings.as_json(found)
     with workdir.reporting(out, elsewhere, result):
         workdir.write_json(out / f"evaluation_{part}.json", result)
         curves = None
         if (run.folder / METRICS).exists():
             report.plot_curves(run.folder / METRICS, curves := out / "curves.png")
-        page = evaluation_report.sections(found, protocol, config, run.log.spec.labels, curves)
+        page = findings.sections(found, protocol, config, run.log.spec.labels, curves)
         report.html_page(f"SynerGen on {run.log.name}", page, out / f"report_{part}.html")
     say(f"\nreport: {out / f'report_{part}.html'}")
     return result
@@ -370,16 +366,16 @@ def _predictors(run: Run) -> tuple[dict[str, baselines.Predictor], dict[str, str
 
 def recommend(arguments, _) -> dict[str, typing.Any]:
     """`synergen recommend`."""
-    ask_commands.check_count(arguments.k)
+    ask.check_count(arguments.k)
     run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
-    return ask_commands.ask(run, params, arguments)
+    return ask.ask(run, params, arguments)
 
 
 def search(arguments, _) -> dict[str, typing.Any]:
     """`synergen search`."""
-    ask_commands.check_count(arguments.k)
+    ask.check_count(arguments.k)
     run, params, *_ = _open(arguments.workdir, [], arguments.data_dir)
-    return ask_commands.ask(run, params, arguments, arguments.query)
+    return ask.ask(run, params, arguments, arguments.query)
 
 
 def sweep(arguments, settings) -> dict[str, typing.Any]:
@@ -451,7 +447,7 @@ def quickstart(arguments, settings) -> dict[str, typing.Any]:
     evaluated = _evaluate(run, params, best, mesh, "test", arguments.workdir)
     user = log.user_ids[int(np.argmin(np.abs(log.lengths - np.median(log.lengths))))]
     step(4, f"recommend to user {user}, one of middling activity")
-    answer = ask_commands.answer(run, params, log[log.find_user(user)], f"user {user}", 10)
+    answer = ask.answer(run, params, log[log.find_user(user)], f"user {user}", 10)
     ratio = evaluated["model"]["hr@10"] / max(evaluated["most_popular"]["hr@10"], 1e-9)
     say(
         f"\ndone in {time.perf_counter() - start:.0f} s: test HR@10 {evaluated['model']['hr@10']:.4f}, {ratio:.1f} times "

@@ -27,11 +27,10 @@ from synergen_jax.batch import Catalogue, EvalBatch, Readers
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import baselines, metrics, slices
-from synergen_jax.model import lookup
-from synergen_jax.model import synergen as models
-from synergen_jax.processes import cluster as processes
+from synergen_jax.model import lookup, synergen
+from synergen_jax.processes import cluster
 from synergen_jax.retrieval import full_ranking, index
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
 
 CELLS = 2**26  # scores of a baseline that exist at one time
@@ -67,12 +66,12 @@ def _spread(batches: Batches, mesh: Mesh):
     if mesh.size == 1:
         return batches, lambda batch: batch
     users = NamedSharding(mesh, PartitionSpec("data"))
-    mine = batches.shared(mesh.shape["data"], *sharding.block(mesh))
-    return mine, lambda batch: sharding.place(batch, users)
+    mine = batches.shared(mesh.shape["data"], *device_mesh.block(mesh))
+    return mine, lambda batch: device_mesh.place(batch, users)
 
 
 def _encoded(
-    mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, batch: EvalBatch, *readers: Readers
+    mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCatalogue, batch: EvalBatch, *readers: Readers
 ):
     """`read(readers, items, queries)`: hidden states over the encoded context of a batch; and the vectors of some readers.
 
@@ -95,7 +94,7 @@ def _encoded(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "rerank"))
 def answer(
-    mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch, rerank: int
+    mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch, rerank: int
 ):
     """What `Answers` holds of each user of one batch, and which of them are real, (B,); whole on every device.
 
@@ -126,7 +125,7 @@ def answer(
         vectors = lookup.vectors(mesh, model, params, catalogue, {"item": [first]})["item"][0]
         chosen = apply(read(readers, vectors, wide(asked)), score, method="rank")[..., 0]
         said = said._replace(reranked=_reranked(chosen, score > -jnp.inf, first == batch.target[:, None], ranks))
-    return jax.lax.with_sharding_constraint((said, batch.user >= 0), sharding.whole(mesh))
+    return jax.lax.with_sharding_constraint((said, batch.user >= 0), device_mesh.whole(mesh))
 
 
 def _reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array:
@@ -151,23 +150,23 @@ def _reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model"))
-def _ranks(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch):
+def _ranks(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batch: EvalBatch):
     read, (nothing,), (asked,) = _encoded(mesh, model, params, catalogue, batch, batch.reader)
     query = model.apply(params["model"], read(batch.reader, nothing, asked), method="retrieve")[:, 0]
     ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, model.spec.items)
-    return jax.lax.with_sharding_constraint(ranks, sharding.whole(mesh))
+    return jax.lax.with_sharding_constraint(ranks, device_mesh.whole(mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _searches(mesh: Mesh, batch: EvalBatch):
     """Which users of a batch are real, and which of them search, (B,) each."""
     found = batch.user >= 0, batch.reader.query[:, 0] > 0
-    return jax.lax.with_sharding_constraint(found, sharding.whole(mesh))
+    return jax.lax.with_sharding_constraint(found, device_mesh.whole(mesh))
 
 
 def answers(
-    model: models.SynerGen,
-    params: models.Params,
+    model: synergen.SynerGen,
+    params: synergen.Params,
     catalogue: StoredCatalogue,
     keys: Float[Array, "a c d"],
     batches: Batches,
@@ -186,14 +185,14 @@ def answers(
     found, mesh = [], catalogue.mesh
     rerank = min(rerank, model.spec.items - 1)
     mine, place = _spread(batches, mesh)
-    hidden = None if progress and processes.first() else True  # None: shown in a terminal
+    hidden = None if progress and cluster.first() else True  # None: shown in a terminal
     for batch in tqdm.tqdm(mine, desc=progress, unit="batch", disable=hidden, leave=False):
         said, real = jax.device_get(answer(mesh, model, params, catalogue, keys, place(batch), rerank))
         found.append(Answers(*(part[real] for part in said)))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def validator(model: models.SynerGen, catalogue: StoredCatalogue, batches: Batches):
+def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: Batches):
     """`validate(params)`: metrics that a training run logs, the same on all processes; NDCG@10 selects its checkpoint."""
 
     def validate(params) -> dict[str, float]:
@@ -231,8 +230,8 @@ class Report(typing.NamedTuple):
 
 
 def evaluate(
-    model: models.SynerGen,
-    params: models.Params,
+    model: synergen.SynerGen,
+    params: synergen.Params,
     catalogue: Catalogue,
     batches: Batches,
     config: EvaluateConfig,
@@ -268,13 +267,13 @@ def evaluate(
     """
     if len(catalogue.counts) != model.spec.items:
         raise ValueError(f"a catalogue of {len(catalogue.counts)} items, and a model of {model.spec.items}")
-    placed = place_catalogue(catalogue, mesh or sharding.one_device())
+    placed = place_catalogue(catalogue, mesh or device_mesh.one_device())
     keys = full_ranking.item_keys(placed.mesh, model, params, placed)
     said = answers(model, params, placed, keys, batches, "evaluate", config.rerank)
     less = _with_less(model, params, placed, keys, batches)
     why = _without_scann() if config.scann else ""
     flat = _on_first_host(keys, model.spec.items) if config.scann and not why else None
-    if not processes.first():
+    if not cluster.first():
         return None
     left_out = dict(left_out)
     if flat is not None and not flat.any():
@@ -357,7 +356,7 @@ def _without_scann() -> str:
         index.load_scann()
     except UserError as error:
         why = str(error)
-    return processes.everyone(why)[0]
+    return cluster.everyone(why)[0]
 
 
 def _on_first_host(keys: Float[Array, "a c d"], items: int) -> np.ndarray:
@@ -366,12 +365,12 @@ def _on_first_host(keys: Float[Array, "a c d"], items: int) -> np.ndarray:
     lines = max(full_ranking.TILE // keys.shape[1], 1)
     found = [np.zeros((0, *keys.shape[1:]), np.float32)]
     for start in range(0, keys.shape[0], lines):
-        piece = sharding.fetch(cut(keys, start, min(start + lines, keys.shape[0])))
-        found += [piece] if processes.first() else []
+        piece = device_mesh.fetch(cut(keys, start, min(start + lines, keys.shape[0])))
+        found += [piece] if cluster.first() else []
     return np.concatenate(found).reshape(-1, keys.shape[2])[:items]
 
 
-def _with_less(model: models.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batches: Batches):
+def _with_less(model: synergen.SynerGen, params, catalogue: StoredCatalogue, keys: Array, batches: Batches):
     """Ranks of searches, 0 for other targets, by the model without the history and without the query."""
     forms = {"query_without_history": {"visible": 0}, "history_without_query": {"query": 0}}
     found: dict[str, list[np.ndarray]] = {name: [] for name in forms}
@@ -454,7 +453,9 @@ def approximate(keys: np.ndarray, batches: Batches, vectors: np.ndarray, k: int 
     return measured, {name: found[name] for name in (f"hr@{k}", f"ndcg@{k}")}
 
 
-def _measured(model: models.SynerGen, said: Answers, config: EvaluateConfig, seed: int) -> dict[str, metrics.Interval]:
+def _measured(
+    model: synergen.SynerGen, said: Answers, config: EvaluateConfig, seed: int
+) -> dict[str, metrics.Interval]:
     """All metrics of a model's answers: "hr@10", ..., "mrr", and "auc/engage", ... for each ranked label."""
     result = metrics.summary(metrics.retrieval_metrics(said.ranks), said.user, config.bootstrap, seed)
     if not np.isfinite(said.logits).all():

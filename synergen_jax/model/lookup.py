@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax.model import embed
-from synergen_jax.model import synergen as models
+from synergen_jax.model import embed, synergen
 from synergen_jax.sharding import table
 from synergen_jax.sharding.table import StoredCatalogue
 
@@ -33,7 +32,7 @@ class Found(typing.NamedTuple):
 
 
 def sources(
-    model: models.SynerGen, tables: dict[str, Array], catalogue: StoredCatalogue, name: str
+    model: synergen.SynerGen, tables: dict[str, Array], catalogue: StoredCatalogue, name: str
 ) -> dict[str, Array]:
     """The stored arrays that the vectors of one kind of id, "item" or "query", are made of."""
     matrices = {one: matrix for one, matrix in getattr(catalogue, name).items() if model.config.uses(one)}
@@ -42,7 +41,7 @@ def sources(
 
 def look_up(
     mesh: Mesh,
-    model: models.SynerGen,
+    model: synergen.SynerGen,
     tables: dict[str, Array],
     catalogue: StoredCatalogue,
     ids: Ids,
@@ -65,7 +64,7 @@ def look_up(
 
 
 def join(
-    model: models.SynerGen,
+    model: synergen.SynerGen,
     variables: typing.Any,
     rows: embed.Rows,
     counts: Array,
@@ -96,7 +95,7 @@ def at_places(
 
 
 def vectors(
-    mesh: Mesh, model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue, ids: Ids
+    mesh: Mesh, model: synergen.SynerGen, params: synergen.Params, catalogue: StoredCatalogue, ids: Ids
 ) -> dict[str, list[Array]]:
     """The vectors (B, ..., D), of the model's dtype, of all ids: zeros for kinds of id that have neither rows nor matrices."""
     found = look_up(mesh, model, params["tables"], catalogue, ids)

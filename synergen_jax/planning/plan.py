@@ -20,12 +20,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
-from synergen_jax.evaluation import protocol as evaluate
-from synergen_jax.model import synergen as models
+from synergen_jax.evaluation import protocol
+from synergen_jax.model import synergen
 from synergen_jax.planning import flops, hlo
 from synergen_jax.retrieval import full_ranking
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.sharding.table import StoredCatalogue
 from synergen_jax.training import train
 
@@ -66,12 +65,12 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
     Raises:
       UserError: mesh, batch and model do not fit together.
     """
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
+    mesh = device_mesh.make_mesh(config.mesh)
+    device_mesh.micro_batches(config, mesh)  # refuses a batch that does not divide
     model = train.make_model(config, spec)
     state = train.abstract_state(config, model, mesh)
     step = train.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))
-    batch = placed(batch, sharding.batch_shardings(mesh))
+    batch = placed(batch, device_mesh.batch_shardings(mesh))
     catalogue = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()
     compiled = step.lower(state, batch, catalogue).compile()
@@ -95,7 +94,7 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
     )
 
 
-def validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCatalogue, targets: EvalBatch) -> int:
+def validation(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCatalogue, targets: EvalBatch) -> int:
     """Bytes of `Plan.validation`: first the keys are made, then batches are answered. Arguments may be shapes."""
     data = mesh.shape["data"]
     padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
@@ -103,7 +102,7 @@ def validation(mesh: Mesh, model: models.SynerGen, params, catalogue: StoredCata
     made = full_ranking.item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
     shape = (*catalogue.item_counts.shape, model.config.width)
     keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, table.SPLIT))
-    said = evaluate.answer.lower(mesh, model, params, catalogue, keys, targets, 0).compile().memory_analysis()
+    said = protocol.answer.lower(mesh, model, params, catalogue, keys, targets, 0).compile().memory_analysis()
     answering = device_bytes(targets) + said.temp_size_in_bytes + said.output_size_in_bytes
     return device_bytes(keys) + max(made.temp_size_in_bytes, answering)
 

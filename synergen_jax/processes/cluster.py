@@ -23,7 +23,7 @@ import traceback
 import typing
 
 from synergen_jax.errors import UserError, first_line
-from synergen_jax.processes import crash_report as last_words
+from synergen_jax.processes import crash_report
 
 HEARTBEAT = 20  # seconds; jax looks every few seconds, so a lost process ends the others within half a minute
 JOIN = 300  # seconds to wait for all processes at the start
@@ -88,7 +88,7 @@ def join(
         name, where = _cluster(os.environ), {}
     if not name:
         return
-    last_words.begin()
+    crash_report.begin()
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -107,11 +107,11 @@ def join(
             shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        last_words.told()
+        crash_report.told()
         raise UserError(f"cannot join the processes of {name}: {first_line(error)[:300]}; {how}") from None
     finally:
         patience.cancel()
-    last_words.joined(index(), count())
+    crash_report.joined(index(), count())
     if count() > 1:
         _Watch().start()
 
@@ -201,7 +201,7 @@ class _Watch(threading.Thread):
                 continue
             lost = [str(process) for process in everyone if process not in alive]
             if lost and not self.over.wait(1):
-                last_words.say(f"process {', '.join(lost)} of {len(everyone)} was lost")
+                crash_report.say(f"process {', '.join(lost)} of {len(everyone)} was lost")
                 os._exit(1)  # the main thread may hang in a collective
 
 
@@ -216,13 +216,13 @@ def failed(error: BaseException) -> typing.NoReturn:
     if any(word in str(error).lower() for word in _LOST):
         time.sleep(HEARTBEAT + 20)
     traceback.print_exception(error)
-    last_words.say(f"process {index()} of {count()} failed")
+    crash_report.say(f"process {index()} of {count()} failed")
     _exit(1)
 
 
 def _exit(status: int) -> typing.NoReturn:
     """Ends without jax's farewell, which waits for all processes."""
-    last_words.told()
+    crash_report.told()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -237,7 +237,7 @@ def leave(status: int) -> None:
         state.client.wait_at_barrier("synergen/end", _DAY if not status else 20_000)
     except Exception:
         _exit(status)
-    last_words.told()
+    crash_report.told()
     _Watch.over.set()
     if first():
         state.client.get_live_nodes(list(range(count())))  # the others have gone: only now may the coordinator go

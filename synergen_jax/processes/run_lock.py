@@ -24,7 +24,7 @@ import typing
 import uuid
 
 from synergen_jax.errors import UserError, writing
-from synergen_jax.processes import cluster as processes
+from synergen_jax.processes import cluster
 
 FILE = "run.lock"
 BEAT = 2.0  # seconds between two touches
@@ -45,8 +45,8 @@ def alone(folder: pathlib.Path) -> typing.Iterator[None]:
       UserError: another process, or another thread of this one, trains in it; the message says which, and where.
     """
     with contextlib.ExitStack() as stack:
-        with processes.together():
-            if processes.first():
+        with cluster.together():
+            if cluster.first():
                 stack.enter_context(_owned(folder))
         yield
 
@@ -57,7 +57,7 @@ def check(folder: pathlib.Path) -> None:
     Raises:
       UserError: it has another owner now.
     """
-    with processes.together():
+    with cluster.together():
         mine = _held.get((threading.get_ident(), folder.resolve()))
         if mine and (owner := _read(folder / FILE)) and owner != mine:
             raise UserError(f"{folder} now belongs to {_name(owner)}, which was started beside this run: it stops here")

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from synergen_jax.model import lookup
-from synergen_jax.model import synergen as models
+from synergen_jax.model import lookup, synergen
 from synergen_jax.sharding import table
 from synergen_jax.sharding.table import StoredCatalogue
 
@@ -29,7 +28,7 @@ _USERS = PartitionSpec("data")
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model"))
 def item_keys(
-    mesh: Mesh, model: models.SynerGen, params: models.Params, catalogue: StoredCatalogue
+    mesh: Mesh, model: synergen.SynerGen, params: synergen.Params, catalogue: StoredCatalogue
 ) -> Float[Array, "a c d"]:
     """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0.
 

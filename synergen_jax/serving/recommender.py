@@ -19,7 +19,7 @@ import numpy as np
 
 from synergen_jax.batch import Catalogue, Events, Readers
 from synergen_jax.errors import UserError
-from synergen_jax.model import synergen as models
+from synergen_jax.model import synergen
 from synergen_jax.model.synergen import Cache
 from synergen_jax.retrieval.index import ExactIndex, Index
 
@@ -42,10 +42,12 @@ class Recommender:
       index: where retrieval looks; the exact one by default.
     """
 
-    def __init__(self, model: models.SynerGen, params: models.Params, catalogue: Catalogue, index: Index | None = None):
+    def __init__(
+        self, model: synergen.SynerGen, params: synergen.Params, catalogue: Catalogue, index: Index | None = None
+    ):
         self.model, self.params = model, params
         self.catalogue = jax.device_put(catalogue)  # once, not with every call
-        index = index or ExactIndex.build(np.asarray(models.item_keys(model, params, self.catalogue)))
+        index = index or ExactIndex.build(np.asarray(synergen.item_keys(model, params, self.catalogue)))
         self.index = index
         self._findable = np.zeros(len(self.catalogue.counts), bool)  # so that no request sorts the catalogue
         self._findable[index.ids] = True
@@ -310,21 +312,21 @@ def extended(
 @functools.partial(jax.jit, static_argnames="model")
 def _encode(model, params, catalogue, events: Events) -> Cache:
     return model.apply(
-        params["model"], events, *models.token_vectors(model, params, catalogue, events), method="encode"
+        params["model"], events, *synergen.token_vectors(model, params, catalogue, events), method="encode"
     )
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _append(model, params, catalogue, cache: Cache, event: Events) -> Cache:
     return model.apply(
-        params["model"], cache, event, *models.token_vectors(model, params, catalogue, event), method="append"
+        params["model"], cache, event, *synergen.token_vectors(model, params, catalogue, event), method="append"
     )
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _read(model, params, catalogue, cache: Cache, readers: Readers):
     return model.apply(
-        params["model"], cache, readers, *models.token_vectors(model, params, catalogue, readers), method="read"
+        params["model"], cache, readers, *synergen.token_vectors(model, params, catalogue, readers), method="read"
     )
 
 
@@ -339,6 +341,6 @@ def _rank(model, params, catalogue, cache: Cache, readers: Readers):
     request = jax.tree.map(lambda x: x[:, :1], readers)
     request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
     wanted = apply(_read(model, params, catalogue, cache, request), method="retrieve")
-    keys = apply(models.item_vectors(model, params, catalogue, readers.item), method="keys")
+    keys = apply(synergen.item_vectors(model, params, catalogue, readers.item), method="keys")
     score = jnp.sum(wanted * keys, axis=-1)
     return jax.nn.sigmoid(apply(_read(model, params, catalogue, cache, readers), score, method="rank"))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from synergen_jax.config import Config
-from synergen_jax.model import synergen as models
+from synergen_jax.model import synergen
 from synergen_jax.sharding import table
 from synergen_jax.training.optimiser import clipped, make_optimiser, row_optimiser, table_kind
 
@@ -30,14 +30,14 @@ class Gradients(typing.NamedTuple):
     rows: dict[str, tuple[table.Asked, Array]]  # of the rows that a batch needed, (S, U, D)
 
 
-def kinds(config: Config, params: models.Params) -> dict[str, str]:
+def kinds(config: Config, params: synergen.Params) -> dict[str, str]:
     """How each table is updated: "dense", "adam" or "adagrad". `params` may be boxed, or shapes."""
     size = lambda name: math.prod(nn.unbox(params["tables"][name]).shape)
     whole = lambda name: name == "item" and config.loss.full_softmax
     return {name: table_kind(config.optimiser, size(name), whole(name)) for name in params["tables"]}
 
 
-def init(config: Config, params: models.Params) -> State:
+def init(config: Config, params: synergen.Params) -> State:
     """A fresh state, boxed where the parameters are boxed with their logical axes."""
     rows = {}
     for name, kind in kinds(config, params).items():
@@ -49,7 +49,7 @@ def init(config: Config, params: models.Params) -> State:
     return state | ({"average": jax.tree.map(jnp.copy, dense)} if config.optimiser.average else {})
 
 
-def served(params: models.Params, state: State) -> models.Params:
+def served(params: synergen.Params, state: State) -> synergen.Params:
     """The parameters that are validated, evaluated and served: averages where they are kept, otherwise the newest.
 
     Tables of which a step moves some rows alone are as the last step left them: to average them would cost every row.
@@ -61,8 +61,8 @@ def served(params: models.Params, state: State) -> models.Params:
 
 
 def apply(
-    config: Config, mesh: Mesh, params: models.Params, state: State, step: Array, gradients: Gradients
-) -> tuple[models.Params, State, dict[str, Array]]:
+    config: Config, mesh: Mesh, params: synergen.Params, state: State, step: Array, gradients: Gradients
+) -> tuple[synergen.Params, State, dict[str, Array]]:
     """The parameters and the state after a step, and norms of the gradient, of the update and of the parameters.
 
     The gradient is clipped by its global norm, in which every row counts once, with what all its places in the batch
@@ -115,7 +115,7 @@ def _rule(optimiser) -> table.Change:
     return rule
 
 
-def _dense(params: models.Params, rows: typing.Container[str]) -> models.Params:
+def _dense(params: synergen.Params, rows: typing.Container[str]) -> synergen.Params:
     """The parameters that are updated as a whole."""
     tables = {name: learned for name, learned in params["tables"].items() if name not in rows}
     return {"model": params["model"], "tables": tables}

@@ -28,7 +28,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from synergen_jax.errors import Stopped, UserError, first_line
-from synergen_jax.processes import cluster as processes
+from synergen_jax.processes import cluster
 
 
 def _settling(run_sync: typing.Callable) -> typing.Callable:
@@ -85,8 +85,8 @@ class Checkpoints:
         )
         open_ = functools.partial(ocp.CheckpointManager, self.folder, item_names=("state", "info"))
         self._manager = self._reader = open_(options=options)
-        if processes.count() > 1:
-            me = processes.index()
+        if cluster.count() > 1:
+            me = cluster.index()
             alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
             self._reader = open_(
                 options=ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
@@ -96,7 +96,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, _, error: BaseException | None, __):
-        if processes.count() > 1 and error is not None and not isinstance(error, Stopped):
+        if cluster.count() > 1 and error is not None and not isinstance(error, Stopped):
             return  # the others need not be here: the last write would wait for them
         try:
             with self._writing():
@@ -175,7 +175,7 @@ class Checkpoints:
 
         def read(step: int, **items):
             found, wrong = None, ""
-            said = processes.everyone(self._other_arrays(step, like)) if "state" in items else []
+            said = cluster.everyone(self._other_arrays(step, like)) if "state" in items else []
             if other := next(filter(None, said), ""):
                 raise UserError(
                     f"config.json does not fit the checkpoints in {self.folder}: their arrays are of other sizes than its [model] "
@@ -187,7 +187,7 @@ class Checkpoints:
                 if _of_the_machine(error):
                     raise
                 wrong = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            if wrong := next(filter(None, processes.everyone(wrong)), ""):  # what one cannot read, none takes
+            if wrong := next(filter(None, cluster.everyone(wrong)), ""):  # what one cannot read, none takes
                 damaged.append(step)
                 self._say(f"warning: checkpoint {self.folder / str(step)} cannot be read and is passed over: {wrong}")
                 return None
@@ -225,8 +225,8 @@ class Checkpoints:
         return "; ".join(listed) + (f"; and {len(differs) - 3} more" if len(differs) > 3 else "")
 
     def _set_aside(self, steps: collections.abc.Sequence[int]) -> None:
-        with processes.together():
-            for step in steps if processes.first() else ():
+        with cluster.together():
+            for step in steps if cluster.first() else ():
                 aside = self.folder / f"{step}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)

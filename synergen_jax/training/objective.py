@@ -13,14 +13,12 @@ from jaxtyping import Array
 
 from synergen_jax.batch import Candidates, TrainBatch
 from synergen_jax.config import LossConfig
-from synergen_jax.model import lookup
-from synergen_jax.model import synergen as models
+from synergen_jax.model import lookup, synergen
 from synergen_jax.model.embed import IdentityDropout
 from synergen_jax.retrieval import full_ranking
 from synergen_jax.sharding import table
 from synergen_jax.sharding.table import StoredCatalogue
-from synergen_jax.training import hard_negatives as hard
-from synergen_jax.training import losses
+from synergen_jax.training import hard_negatives, losses
 from synergen_jax.training.apply_gradients import Gradients
 
 Parts = dict[str, Array]
@@ -88,8 +86,8 @@ def negatives(mesh: Mesh, batch: TrainBatch, config: LossConfig, key: Array) -> 
 
 def value_and_grad(
     mesh: Mesh,
-    model: models.SynerGen,
-    params: models.Params,
+    model: synergen.SynerGen,
+    params: synergen.Params,
     catalogue: StoredCatalogue,
     batch: TrainBatch,
     config: LossConfig,
@@ -178,7 +176,7 @@ def _accumulate(grad, batch: TrainBatch, place: dict[str, Array], key: Array | N
 
 def _loss(
     mesh: Mesh,
-    model: models.SynerGen,
+    model: synergen.SynerGen,
     variables: typing.Any,
     vectors: dict[str, Array],
     found: dict[str, lookup.Found],
@@ -248,15 +246,15 @@ def _loss(
         wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
         if config.hard_candidates:
             log_pooled = log_count(candidate_counts)
-            first = hard.FIRST if key is not None else 0
+            first = hard_negatives.FIRST if key is not None else 0
             most = min(max(config.hard_candidates, first), pool_ids.size)
-            pooled = hard.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
+            pooled = hard_negatives.Pool(pool_keys, jnp.where(pool_counts > 0, pool_ids, 0), config.full_softmax)
             had = events.item if filter_seen else None
-            best = hard.best(mesh, wanted, pooled, candidates, had, events.first, most)
+            best = hard_negatives.best(mesh, wanted, pooled, candidates, had, events.first, most)
             sampled = (candidates.item.shape[2] - 1) / jnp.maximum(catalogue.met, 1)  # uniform draws of an item
             draw = None if key is None else jax.random.fold_in(key, 3)
-            candidates, place = hard.draw(candidates, best, config.hard_candidates, draw)
-            more = hard.vectors(mesh, pooled, pool, place)
+            candidates, place = hard_negatives.draw(candidates, best, config.hard_candidates, draw)
+            more = hard_negatives.vectors(mesh, pooled, pool, place)
             more = jnp.where(candidates.item[:, :, -place.shape[2] :, None] > 0, more, 0)
             candidate_items = jnp.concatenate([candidate_items, more], axis=2)
             if log_pooled is not None:
@@ -273,8 +271,8 @@ def _loss(
         logits = logits.reshape(candidates.label.shape)
         if config.hard_candidates:
             retrieved = score + full_ranking.known_bias(candidate_keys)
-            drawn = hard.expected_draws(retrieved, best, config.hard_candidates, log_pooled)
-            logits = logits.at[..., 0].add(-hard.log_oversampled(drawn, sampled))
+            drawn = hard_negatives.expected_draws(retrieved, best, config.hard_candidates, log_pooled)
+            logits = logits.at[..., 0].add(-hard_negatives.log_oversampled(drawn, sampled))
         weight = list_weight(candidates, config)
         parts["pointwise"] = losses.pointwise(logits, candidates.label, weight)
         parts["pairwise"] = losses.pairwise(logits, candidates.label, weight)

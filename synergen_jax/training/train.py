@@ -21,21 +21,17 @@ from synergen_jax import config as configs
 from synergen_jax.batch import Feed, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError, nearest
-from synergen_jax.model import attention, rope
-from synergen_jax.model import synergen as models
-from synergen_jax.processes import cluster as processes
-from synergen_jax.processes import crash_report as last_words
-from synergen_jax.processes import run_lock as lock
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.model import attention, rope, synergen
+from synergen_jax.processes import cluster, crash_report, run_lock
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, catalogue_shardings
-from synergen_jax.training import apply_gradients as update
-from synergen_jax.training import objective
+from synergen_jax.training import apply_gradients, objective
 from synergen_jax.training import workdir as workdirs
 from synergen_jax.training.checkpoint import Checkpoints
 from synergen_jax.training.metric_log import MetricLog
 from synergen_jax.training.optimiser import schedule
 
-Validate = typing.Callable[[models.Params], dict[str, float]]
+Validate = typing.Callable[[synergen.Params], dict[str, float]]
 """`validate(params)` gives validation metrics; `config.run.select` is that which chooses the checkpoint."""
 
 
@@ -45,16 +41,16 @@ class TrainState:
     """What a step maps to its successor. Everything else (feed, random keys) is a function of `step` and the seed."""
 
     step: Array  # () int32: steps done
-    params: models.Params
+    params: synergen.Params
     opt_state: typing.Any
 
     @property
-    def served(self) -> models.Params:
+    def served(self) -> synergen.Params:
         """The parameters that are validated, evaluated and served."""
-        return update.served(self.params, self.opt_state)
+        return apply_gradients.served(self.params, self.opt_state)
 
 
-def make_model(config: Config, spec: LogSpec, phase: rope.Phase | None = None) -> models.SynerGen:
+def make_model(config: Config, spec: LogSpec, phase: rope.Phase | None = None) -> synergen.SynerGen:
     """The model of a run; `phase` replaces the rotary encoding that `config.model.rope` names.
 
     Raises:
@@ -80,7 +76,7 @@ def make_model(config: Config, spec: LogSpec, phase: rope.Phase | None = None) -
             "loss.hard_candidates: items of no shown list lack the log's features of candidates "
             f"({', '.join(spec.candidate_features)}), by which the head would tell them from the others: set it to 0"
         )
-    return models.SynerGen(config.model, spec, phase)
+    return synergen.SynerGen(config.model, spec, phase)
 
 
 def identity(config: Config, spec: LogSpec, fingerprint: str, phase: rope.Phase | None = None) -> dict[str, typing.Any]:
@@ -122,27 +118,27 @@ def refuse_others(folder: pathlib.Path, saved: dict[str, typing.Any], mine: dict
     workdirs.refuse_other_phase(folder, saved.get("phase"), mine["phase"])
 
 
-def _create(config: Config, model: models.SynerGen, key: Array) -> TrainState:
+def _create(config: Config, model: synergen.SynerGen, key: Array) -> TrainState:
     """A fresh state, boxed with logical axes."""
-    params = models.init(model, key)
-    return TrainState(jnp.zeros((), jnp.int32), params, update.init(config, params))
+    params = synergen.init(model, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, apply_gradients.init(config, params))
 
 
-def init_state(config: Config, model: models.SynerGen, mesh: Mesh) -> tuple[TrainState, TrainState]:
+def init_state(config: Config, model: synergen.SynerGen, mesh: Mesh) -> tuple[TrainState, TrainState]:
     """A fresh state, born sharded on the mesh, and its shardings."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, model, mesh))
     create = jax.jit(lambda key: nn.unbox(_create(config, model, key)), out_shardings=shardings)
     return create(jax.random.key(config.run.seed)), shardings
 
 
-def abstract_state(config: Config, model: models.SynerGen, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, model: synergen.SynerGen, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on a mesh, at no cost."""
     boxed = jax.eval_shape(lambda key: _create(config, model, key), jax.random.key(0))
     shape = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(shape, nn.unbox(boxed), sharding.tree_shardings(boxed, mesh))
+    return jax.tree.map(shape, nn.unbox(boxed), device_mesh.tree_shardings(boxed, mesh))
 
 
-def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: TrainState):
+def make_step(config: Config, model: synergen.SynerGen, mesh: Mesh, shardings: TrainState):
     """The compiled training step: `step(state, batch, catalogue) -> (state, metrics)`. The old state is donated.
 
     A step is a pure function of state and batch: the random key is the seed's, folded with the step number. With
@@ -151,14 +147,16 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
     rate = schedule(config.optimiser, config.run.steps)
 
     def step(state: TrainState, batch: TrainBatch, catalogue: StoredCatalogue):
-        micro = sharding.micro_batches(config, mesh, batch.ranking.item.shape[1])
+        micro = device_mesh.micro_batches(config, mesh, batch.ranking.item.shape[1])
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
             loss, filter_seen = config.loss, config.data.filter_seen
             value, parts, gradients = objective.value_and_grad(
                 mesh, model, state.params, catalogue, batch, loss, key, state.step, micro, filter_seen
             )
-        params, opt_state, norms = update.apply(config, mesh, state.params, state.opt_state, state.step, gradients)
+        params, opt_state, norms = apply_gradients.apply(
+            config, mesh, state.params, state.opt_state, state.step, gradients
+        )
         metrics = {
             "loss": value,
             **{f"loss/{name}": part for name, part in parts.items()},
@@ -168,10 +166,10 @@ def make_step(config: Config, model: models.SynerGen, mesh: Mesh, shardings: Tra
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    whole = sharding.whole(mesh)
+    whole = device_mesh.whole(mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, sharding.batch_shardings(mesh), catalogue_shardings(mesh)),
+        in_shardings=(shardings, device_mesh.batch_shardings(mesh), catalogue_shardings(mesh)),
         out_shardings=(shardings, whole),
         donate_argnums=0,
     )
@@ -229,20 +227,20 @@ def train(
       NotFiniteError: the loss of a step is not finite; the message names the step. Checkpoints before it are kept.
       PreemptedError: SIGTERM or SIGINT came; the step that ran is finished, and its checkpoint is on disk.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = device_mesh.make_mesh(config.mesh)
     if catalogue.mesh != mesh:
         raise ValueError(f"the catalogue lies on {catalogue.mesh}, and the config asks for {mesh}")
-    sharding.micro_batches(config, mesh)  # refuses a batch that does not divide
-    _, blocks = sharding.block(mesh)
+    device_mesh.micro_batches(config, mesh)  # refuses a batch that does not divide
+    _, blocks = device_mesh.block(mesh)
     model = make_model(config, spec, phase)
     mine = identity(config, spec, fingerprint, phase)
     wanted = abstract_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, wanted))
-    layout = sharding.batch_shardings(mesh)
-    laid_out = {"mesh": list(mesh.devices.shape), "processes": processes.count()}
+    layout = device_mesh.batch_shardings(mesh)
+    laid_out = {"mesh": list(mesh.devices.shape), "processes": cluster.count()}
 
     with (
-        lock.alone(workdir),
+        run_lock.alone(workdir),
         Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints,
     ):
         progress, position = Progress(), 0
@@ -269,20 +267,20 @@ def train(
             say(f"nothing to do: {workdir} is at step {start} of {config.run.steps}{why}")
             return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
 
-        hidden = None if processes.first() else True  # None: shown in a terminal
+        hidden = None if cluster.first() else True  # None: shown in a terminal
         with (
-            processes.Stop() as stop,
-            MetricLog(workdir if processes.first() else None, start) as log,
+            cluster.Stop() as stop,
+            MetricLog(workdir if cluster.first() else None, start) as log,
             contextlib.closing(feed(position)) as batches,
             tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=hidden, smoothing=0.05) as bar,
         ):
             meter = _Meter()
             pending = None  # metrics of the step before: fetched after the next one is on its way
             for step in range(start + 1, config.run.steps + 1):
-                last_words.at(step, checkpoints.folder)
+                crash_report.at(step, checkpoints.folder)
                 batch = next(batches)
                 events = int(np.sum(batch.events.action > 0)) * blocks  # other blocks are drawn alike
-                state, metrics = step_fn(state, sharding.place(batch, layout), catalogue)
+                state, metrics = step_fn(state, device_mesh.place(batch, layout), catalogue)
                 if pending is not None:
                     _finite(pending, step - 1)
                 pending = metrics
@@ -311,7 +309,7 @@ def train(
                     where = {"next_batch": position + step - start, "progress": dataclasses.asdict(progress)}
                     info = where | mine | laid_out
                     with meter.paused():
-                        lock.check(workdir)
+                        run_lock.check(workdir)
                         checkpoints.save(step, state, info, progress.best_step)
                 if progress.stopped:
                     break

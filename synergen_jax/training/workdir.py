@@ -28,7 +28,7 @@ import numpy as np
 from synergen_jax import config as configs
 from synergen_jax.config import Config
 from synergen_jax.errors import NotWritten, UserError, first_line, writing
-from synergen_jax.processes import run_lock as lock
+from synergen_jax.processes import run_lock
 
 # Settings that a resumed run may change: they alter where and how often, never what is computed. See `start`, too.
 FREE = (
@@ -43,7 +43,7 @@ FREE = (
 )
 
 # What a run that is killed at its very beginning leaves.
-_FIRST = re.compile(rf"(log|phase)\.json|(log|config|phase)(\.\d+)?\.tmp|{re.escape(lock.FILE)}")
+_FIRST = re.compile(rf"(log|phase)\.json|(log|config|phase)(\.\d+)?\.tmp|{re.escape(run_lock.FILE)}")
 
 
 def start(

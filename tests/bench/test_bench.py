@@ -15,12 +15,11 @@ from synergen_jax import config as configs
 from synergen_jax.bench import feed, readers, timing
 from synergen_jax.bench.setting import Setting
 from synergen_jax.bench.timing import Spread
-from synergen_jax.cli import bench as bench_commands
-from synergen_jax.cli import main as cli
+from synergen_jax.cli import bench, main
 from synergen_jax.errors import UserError
 from synergen_jax.planning.synthetic import LENGTHS, SyntheticLog, zipf
 
-SETTING = Setting(bench_commands.open_log, ("--mesh.data=1",), small=True, rounds=2, say=lambda text: None)
+SETTING = Setting(bench.open_log, ("--mesh.data=1",), small=True, rounds=2, say=lambda text: None)
 
 UNRANKED = dataclasses.replace(SETTING, words=("--mesh.data=1", "--data.rank_events=0"))  # half of what is compiled
 
@@ -31,7 +30,7 @@ def numbers(tree):
 
 def checked(name, setting=SETTING):
     """A benchmark's result, once it is what every result must be."""
-    result = bench_commands.BENCHES[name](setting)
+    result = bench.BENCHES[name](setting)
     answer = json.loads(json.dumps(result.as_json()))
     assert answer["bench"] == name and answer["device"]["platform"] == "cpu"
     assert result.rows and result.ratios
@@ -39,7 +38,7 @@ def checked(name, setting=SETTING):
     for spread in result.ratios.values():
         assert 0 < spread.low <= spread.median <= spread.high
     assert all(len(seconds) == setting.rounds and min(seconds) > 0 for seconds in result.times.values())
-    words = bench_commands.text(result)
+    words = bench.text(result)
     assert all(name in words for name in result.ratios)
     return result
 
@@ -153,13 +152,13 @@ def test_ratios_go_round_by_round():
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, words, capsys):
-    assert cli.main(["bench", *arguments]) == 2
+    assert main.main(["bench", *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
 
 
 def test_the_command_prints_a_table_and_json(capsys):
-    assert cli.main(["bench", "loss", "--small", "--sizes=1,2", "--json"]) == 0
+    assert main.main(["bench", "loss", "--small", "--sizes=1,2", "--json"]) == 0
     out = capsys.readouterr().out
     assert "2x negatives, peak bytes: 1." in out
     answer = json.loads(out.splitlines()[-1])

@@ -18,8 +18,7 @@ from synergen_jax.cli import commands
 from synergen_jax.cli import data as data_commands
 from synergen_jax.cli.main import main
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import protocol as evaluate
-from synergen_jax.evaluation import report
+from synergen_jax.evaluation import protocol, report
 from synergen_jax.training import workdir
 
 
@@ -135,7 +134,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(place, refused,
     def work(*_, **__):
         raise AssertionError("this is the work")
 
-    monkeypatch.setattr(evaluate, "evaluate", work)
+    monkeypatch.setattr(protocol, "evaluate", work)
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     arguments = ["evaluate", place.workdir, "--data-dir", place.data]

@@ -11,8 +11,7 @@ import pytest
 from data_pipelines.feed import examples
 from synergen_jax import config as configs
 from synergen_jax.cli import ask as ask_commands
-from synergen_jax.cli import commands
-from synergen_jax.cli import sweep as sweep_commands
+from synergen_jax.cli import commands, sweep
 from synergen_jax.cli.main import main
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.serving import recommender
@@ -268,7 +267,7 @@ def test_a_sweep_refuses_what_the_log_does_not_have_before_it_trains(shop, capsy
 def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
     """And tells in the end which one that was: by an error, since somebody has to look at it."""
     (tmp_path / "f.toml").write_text('base = "quickstart"\n[variants.wild]\n[variants.tame]\n')
-    family, said = sweep_commands.load(tmp_path / "f.toml"), []
+    family, said = sweep.load(tmp_path / "f.toml"), []
 
     def fit(config, folder):
         if folder.parent.name == "wild" and config.run.seed:
@@ -280,12 +279,12 @@ def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
         return {"protocol": "p, checkpoint of step 3", "model": {"hr@10": 0.5}, "slices": {}, "shown": {}}
 
     with pytest.raises(Stopped, match=r"1 of 4 runs are without a result: wild, seed 1: step 7"):
-        sweep_commands.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
+        sweep.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
     found = json.loads((tmp_path / "sweep_test.json").read_text())
     assert [len(found["runs"][name]) for name in ("wild", "tame")] == [1, 2] and len(found["failed"]) == 1
     with pytest.raises(Stopped, match="1 of 1 runs are without"):
         only = family._replace(variants={"wild": family.variants["wild"]})
-        sweep_commands.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
+        sweep.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 4', "[]", "7"])
@@ -294,14 +293,14 @@ def test_half_an_evaluation_is_none(tmp_path, text):
     path = tmp_path / "evaluation_test.json"
     if text is not None:
         path.write_text(text)
-    assert sweep_commands._found(path) == {}
+    assert sweep._found(path) == {}
     path.write_text('{"step": 4}')
-    assert sweep_commands._found(path) == {"step": 4}
+    assert sweep._found(path) == {"step": 4}
 
 
 def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
     with pytest.raises(UserError, match="by --seeds, not by"):
-        sweep_commands.load(pathlib.Path("search_100k"), ["--data.seed=3"])
+        sweep.load(pathlib.Path("search_100k"), ["--data.seed=3"])
 
 
 @pytest.mark.parametrize(
@@ -318,14 +317,14 @@ def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
 def test_broken_families(tmp_path, text, message):
     (tmp_path / "f.toml").write_text(text)
     with pytest.raises(UserError, match=message):
-        sweep_commands.load(tmp_path / "f.toml")
+        sweep.load(tmp_path / "f.toml")
 
 
 def test_shipped_families_load():
     for path in configs.shipped(families=True).values():
-        assert len(sweep_commands.load(path).variants) > 1
+        assert len(sweep.load(path).variants) > 1
     with pytest.raises(UserError, match=r"shipped families: .*search_100k"):
-        sweep_commands.load(path.with_name("nothing"))
+        sweep.load(path.with_name("nothing"))
 
 
 def test_the_table_by_hand():
@@ -335,7 +334,7 @@ def test_the_table_by_hand():
         "slices": {"search": {"targets": 3, "model": {"ndcg@10": search}, "bm25": {"ndcg@10": 0.7}}},
         "shown": {},
     }
-    rows = sweep_commands.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
+    rows = sweep.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
     assert rows == [
         {"variant": "a", "HR@10": "0.3000 ± 0.1414", "search NDCG@10": "0.5000 ± 0.0000"},
         {"variant": "b", "HR@10": "0.3000 ± 0.0000", "search NDCG@10": "0.2000 ± 0.1414"},

@@ -12,13 +12,11 @@ from small_log import random_log
 from data_pipelines.feed import examples, feed, splits, windows
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics
-from synergen_jax.evaluation import protocol as evaluate
-from synergen_jax.model import synergen as models
+from synergen_jax.evaluation import baselines, metrics, protocol
+from synergen_jax.model import synergen
 from synergen_jax.planning import plan
 from synergen_jax.retrieval import full_ranking, index
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
 CONFIG = Config(
@@ -43,7 +41,7 @@ def report(setting):
     assert batches.targets % CONFIG.evaluate.batch  # so that the last batch is padded
     means = baselines.user_item_mean(*windows.labelled(log, split.train_stop), (len(log), log.spec.items))
     predictors = {"user_item_mean": means}
-    return batches, evaluate.evaluate(
+    return batches, protocol.evaluate(
         model, params, catalogue, batches, CONFIG.evaluate, lambda _: None, predictors=predictors
     )
 
@@ -72,7 +70,7 @@ def by_hand(setting, scores_of):
 def test_metrics_are_those_of_a_loop(setting, report):
     _, _, model, params, catalogue = setting
     batches, found = report
-    keys = np.asarray(models.item_keys(model, params, catalogue))
+    keys = np.asarray(synergen.item_keys(model, params, catalogue))
 
     def scores(record, event, before):
         start = max(0, before - CONFIG.data.max_history)
@@ -150,7 +148,7 @@ def test_leads_are_differences_target_by_target(report):
         difference = found.values["model"]["ndcg@10"] - found.values[system]["ndcg@10"]
         np.testing.assert_allclose(lead["mean"], difference, atol=1e-6, err_msg=system)
         assert lead["low"] <= lead["mean"] <= lead["high"]
-    same = evaluate._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, np.arange(9), CONFIG.evaluate, 0)
+    same = protocol._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, np.arange(9), CONFIG.evaluate, 0)
     assert same == {"other": {"mean": 1.0, "low": 1.0, "high": 1.0}}, "paired: what both share does not spread"
 
 
@@ -184,7 +182,7 @@ def test_approximate_search_is_asked_for_as_many_as_serving_would(monkeypatch):
         ranks.append(1 + row % 5)
     user = np.where(np.arange(8) == 4, -1, np.arange(8))
     batch = types.SimpleNamespace(user=user, seen=seen, target=target)
-    _, found = evaluate.approximate(keys, [batch], vectors, 3)
+    _, found = protocol.approximate(keys, [batch], vectors, 3)
     searches = asked[4:]  # after those of `index.compare`
     assert sorted(searches) == [(1, 50), (2, 3), (2, 7), (2, 35)]
     np.testing.assert_array_equal(found["hr@3"], np.array(ranks) <= 3)
@@ -196,7 +194,7 @@ def test_approximate_search_has_no_better_a_place_for_a_tie(monkeypatch):
     monkeypatch.setattr(index, "ScannIndex", index.ExactIndex)
     keys, vectors = np.ones((51, 4), np.float32), np.ones((2, 4), np.float32)
     batch = types.SimpleNamespace(user=np.arange(2), seen=np.zeros((2, 1), np.int32), target=np.array([1, 9]))
-    _, found = evaluate.approximate(keys, [batch], vectors, 3)
+    _, found = protocol.approximate(keys, [batch], vectors, 3)
     np.testing.assert_allclose(found["ndcg@3"], [(1 + 1 / np.log2(3) + 1 / 2) / 3, 0])
     np.testing.assert_array_equal(found["hr@3"], [1, 0])
 
@@ -204,7 +202,7 @@ def test_approximate_search_has_no_better_a_place_for_a_tie(monkeypatch):
 def test_batch_size_does_not_change_what_is_found(setting, report):
     log, split, model, params, catalogue = setting
     other = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, batch=25, scann=False))
-    found = evaluate.evaluate(
+    found = protocol.evaluate(
         model, params, catalogue, feed.evaluation_feed(log, split, "test", other), other.evaluate, lambda _: None
     )
     for name, value in found.values["model"].items():
@@ -214,7 +212,7 @@ def test_batch_size_does_not_change_what_is_found(setting, report):
 def test_a_validator_agrees_with_the_evaluation(setting, report):
     log, split, model, params, catalogue = setting
     targets = feed.evaluation_feed(log, split, "test", CONFIG)
-    validate = evaluate.validator(model, small_model.stored(catalogue), targets)
+    validate = protocol.validator(model, small_model.stored(catalogue), targets)
     values = validate(params)
     assert all(np.isfinite(value) for value in values.values())
     for name in ("hr@10", "ndcg@10", "hr@50"):
@@ -226,14 +224,14 @@ def test_scores_that_are_not_numbers_are_refused(setting):
     broken = jax.tree.map(lambda x: x * np.nan, params)
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     with pytest.raises(ValueError, match="NaN"):
-        evaluate.evaluate(model, broken, catalogue, batches, CONFIG.evaluate, lambda _: None)
+        protocol.evaluate(model, broken, catalogue, batches, CONFIG.evaluate, lambda _: None)
 
 
 def test_a_catalogue_of_other_items_is_refused(setting):
     log, split, model, params, catalogue = setting
     more = dataclasses.replace(catalogue, counts=np.append(catalogue.counts, 1))
     with pytest.raises(ValueError, match="items"):
-        evaluate.evaluate(model, params, more, feed.evaluation_feed(log, split, "test", CONFIG), CONFIG.evaluate)
+        protocol.evaluate(model, params, more, feed.evaluation_feed(log, split, "test", CONFIG), CONFIG.evaluate)
 
 
 def test_scann_is_left_out_aloud_where_it_cannot_be_loaded(setting, report, monkeypatch):
@@ -245,7 +243,7 @@ def test_scann_is_left_out_aloud_where_it_cannot_be_loaded(setting, report, monk
     monkeypatch.setattr(index, "load_scann", missing)
     said = []
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
-    found = evaluate.evaluate(model, params, catalogue, batches, CONFIG.evaluate, said.append)
+    found = protocol.evaluate(model, params, catalogue, batches, CONFIG.evaluate, said.append)
     assert found.scann is None and "model_scann" not in found.values
     assert said == ["model_scann is left out: no such package"]
     assert found.left_out == {"model_scann": "no such package"}
@@ -257,14 +255,14 @@ def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
     config = dataclasses.replace(
         CONFIG, model=dataclasses.replace(CONFIG.model, width=256, depth=2, attention="splash")
     )
-    model = models.SynerGen(config.model, log.spec)
-    mesh = sharding.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
+    model = synergen.SynerGen(config.model, log.spec)
+    mesh = device_mesh.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
     params = train.abstract_state(config, model, mesh).served
     targets = next(iter(feed.evaluation_feed(log, split, "test", config).shared(2, 0, 1)))
-    targets = plan.placed(targets, sharding.batch_shardings(mesh).events)
+    targets = plan.placed(targets, device_mesh.batch_shardings(mesh).events)
     placed = table.abstract_catalogue(catalogue, mesh)
     keys = jax.ShapeDtypeStruct((1, 768, 256), np.float32, sharding=placed.item_counts.sharding)
-    traced = evaluate.answer.trace(mesh, model, params, placed, keys, targets, 0)
+    traced = protocol.answer.trace(mesh, model, params, placed, keys, targets, 0)
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
@@ -272,10 +270,10 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     """By hand for each target: the ten items of highest retrieval score that were not seen, then by the head."""
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
-    keys, stored = models.item_keys(model, params, catalogue), small_model.stored(catalogue)
+    keys, stored = synergen.item_keys(model, params, catalogue), small_model.stored(catalogue)
     stored_keys = full_ranking.item_keys(stored.mesh, model, params, stored)
-    said = evaluate.answers(model, params, stored, stored_keys, batches, rerank=10)
-    plain = evaluate.answers(model, params, stored, stored_keys, batches)
+    said = protocol.answers(model, params, stored, stored_keys, batches, rerank=10)
+    plain = protocol.answers(model, params, stored, stored_keys, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)
     outside = said.ranks[:, 0] > 10
     np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])
@@ -310,15 +308,15 @@ def test_intervals_of_all_systems_are_those_of_users(setting):
     config = dataclasses.replace(CONFIG, data=data, evaluate=dataclasses.replace(CONFIG.evaluate, scann=False))
     split = splits.split(log, data)
     catalogue, batches = examples.catalogue(log, split), feed.evaluation_feed(log, split, "test", config)
-    found = evaluate.evaluate(model, params, catalogue, batches, config.evaluate, lambda _: None)
+    found = protocol.evaluate(model, params, catalogue, batches, config.evaluate, lambda _: None)
     users = np.concatenate([batch.user[batch.user >= 0] for batch in batches])
     assert len(set(users.tolist())) < len(users) == found.targets
     placed = small_model.stored(catalogue)
     keys = full_ranking.item_keys(placed.mesh, model, params, placed)
-    said = evaluate.answers(model, params, placed, keys, batches, rerank=config.evaluate.rerank)
+    said = protocol.answers(model, params, placed, keys, batches, rerank=config.evaluate.rerank)
     np.testing.assert_array_equal(said.user, users)
     ranks = {"model": said.ranks, "model_reranked": said.reranked}
-    ranks["most_popular"] = evaluate.baseline_ranks(baselines.fixed(catalogue.counts), batches, log.spec.items)
+    ranks["most_popular"] = protocol.baseline_ranks(baselines.fixed(catalogue.counts), batches, log.spec.items)
     bounds = lambda value: (value["low"], value["high"])
     for system, places in ranks.items():
         expected = metrics.summary(metrics.retrieval_metrics(places), users, config.evaluate.bootstrap)
@@ -341,7 +339,7 @@ def test_lists_that_were_shown_are_resampled_by_user(setting, monkeypatch):
     )
     batch = types.SimpleNamespace(user=said.user, shown=said.shown)
     monkeypatch.setattr(baselines, "LISTS", {"backwards": lambda *_: -said.logits[..., 0]})
-    shown, count, leads = evaluate.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0)
+    shown, count, leads = protocol.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0)
     assert count == 20 and shown["model"]["list_mrr"] == {"mean": 0.75, "low": 0.5, "high": 1.0}
     assert leads["list_mrr"]["backwards"] == {"mean": 0.0, "low": -0.5, "high": 0.5}
 
@@ -353,7 +351,7 @@ def test_places_after_the_ranking_head():
     there = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
     # The second ties with the last of the three and came behind them; the fourth was seen: it counts where it stood.
     ranks = np.array([[2, 2], [2, 6], [1, 1], [2, 2], [1, 2]])
-    found = evaluate._reranked(chosen, there, target, ranks)
+    found = protocol._reranked(chosen, there, target, ranks)
     assert found.tolist() == [[2, 3], [4, 6], [-1, -1], [2, 2], [1, 2]]
 
 
@@ -372,11 +370,11 @@ def test_the_share_of_sampled_candidates_is_no_calibration_of_the_model():
     rng = np.random.default_rng(0)
     labels = np.stack([np.eye(1, 5, dtype=np.int8).repeat(6, 0), rng.integers(0, 2, (6, 5))], axis=2)
     logits, shown = rng.normal(size=(6, 5, 2)), np.array([True, False, True, False, False, False])
-    found = evaluate.by_label(("engage", "like"), labels, logits, shown, np.arange(6))
+    found = protocol.by_label(("engage", "like"), labels, logits, shown, np.arange(6))
     assert found["log_loss/engage"]["mean"] == pytest.approx(metrics.log_loss(labels[shown, :, 0], logits[shown, :, 0]))
     assert found["log_loss/like"]["mean"] == pytest.approx(metrics.log_loss(labels[..., 1], logits[..., 1]))
     assert found["auc/engage"]["mean"] == pytest.approx(metrics.auc(labels[..., 0], logits[..., 0]))
-    none = evaluate.by_label(("engage", "like"), labels, logits, shown & False, np.arange(6))
+    none = protocol.by_label(("engage", "like"), labels, logits, shown & False, np.arange(6))
     assert {"auc/engage", "log_loss/like"} <= set(none) and not {"log_loss/engage", "calibration_error/engage"} & set(
         none
     )

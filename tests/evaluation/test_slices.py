@@ -9,8 +9,7 @@ from small_log import SmallLog, user
 from data_pipelines.feed import examples, feed, splits
 from synergen_jax.batch import Catalogue
 from synergen_jax.config import Config, DataConfig, EvaluateConfig
-from synergen_jax.evaluation import baselines, metrics, slices
-from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.evaluation import baselines, metrics, protocol, slices
 
 CONFIG = Config(data=DataConfig(max_history=6), evaluate=EvaluateConfig(batch=2, rank_candidates=3))
 TEXTS = ["", "red dress", "blue dress", "red shoes", "star wars", "war and peace", "a blue hat"]
@@ -68,7 +67,7 @@ def test_bm25_ranks_items_by_the_words_of_the_query():
     scores = scorer(first)
     assert np.isnan(scores[1]).all(), "no query, nothing to say"
     assert scores[0].argmax() in (1, 3) and (scores[0, [1, 3]] > 0).all() and not scores[0, [2, 4, 5, 6]].any()
-    ranks = evaluate.baseline_ranks(scorer, batches, len(TEXTS))
+    ranks = protocol.baseline_ranks(scorer, batches, len(TEXTS))
     # "red": items 1 and 3 tie. "blue dress": 2 comes first, then 1 and 6, which tie.
     assert ranks.tolist() == [[1, 2], [0, 0], [2, 3]]
     assert metrics.retrieval_metrics(ranks[:1])["mrr"] == 3 / 4, "not 1/2, which a score without ties never pays"
@@ -78,11 +77,11 @@ def test_bm25_ranks_items_by_the_words_of_the_query():
     assert not scorer(unknown).any()
 
 
-@pytest.mark.parametrize("cells", [1, evaluate.CELLS])  # 1: a target at a time
+@pytest.mark.parametrize("cells", [1, protocol.CELLS])  # 1: a target at a time
 def test_a_baseline_of_fixed_scores(cells, monkeypatch):
-    monkeypatch.setattr(evaluate, "CELLS", cells)
+    monkeypatch.setattr(protocol, "CELLS", cells)
     _, _, batches = setting()
-    ranks = evaluate.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches, 7)
+    ranks = protocol.baseline_ranks(baselines.fixed(np.array([9, 3, 6, 0, 0, 0, 0])), batches, 7)
     assert ranks.tolist() == [[3, 6], [3, 6], [2, 2]], "items 3 to 6 tie at 0"
 
 

@@ -13,8 +13,7 @@ from synergen_jax.cli import commands
 from synergen_jax.cli.main import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines
-from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.evaluation import baselines, protocol
 from synergen_jax.retrieval import index
 
 LIVE, UNKNOWN = 12, 30
@@ -138,7 +137,7 @@ def test_the_report_has_the_reasons_of_the_caller_and_its_own(monkeypatch):
     monkeypatch.setattr(index, "load_scann", lambda: None)
     said, silent = [], {"silent": lambda batch: None}
     rest = {"others": silent, "left_out": {"bm25": "no words"}}
-    found = evaluate.evaluate(model, params, catalogue, targets, config.evaluate, said.append, **rest)
+    found = protocol.evaluate(model, params, catalogue, targets, config.evaluate, said.append, **rest)
     assert found.left_out == {
         "bm25": "no words",
         "model_scann": "nothing is known of any item",

@@ -87,10 +87,10 @@ def test_order_of_many_users_is_kept(tmp_path):
 
 
 def test_records_of_many_shards_keep_their_order(tmp_path, monkeypatch):
-    from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder as builder
+    from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder
 
     expected = event_log.write(tmp_path / "one", **parts(users=[record(str(n)) for n in range(50)]))
-    monkeypatch.setattr(builder, "SHARD", 2000)
+    monkeypatch.setattr(event_log_tfds_dataset_builder, "SHARD", 2000)
     log = event_log.write(tmp_path / "many", **parts(users=[record(str(n)) for n in range(50)]))
     assert len(list(log.path.rglob("*.array_record*"))) > 5 and log.fingerprint == expected.fingerprint
     assert [log[i]["user_id"] for i in range(50)] == log.user_ids == [str(n) for n in range(50)]

@@ -24,11 +24,11 @@ from small_run import TREE, cycle_log
 from data_pipelines.event_log import event_log
 from synergen_jax import config as configs
 from synergen_jax.batch import LogSpec
-from synergen_jax.cli import sweep as sweep_commands
+from synergen_jax.cli import sweep
 from synergen_jax.cli.sweep import Family
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, LossConfig
 from synergen_jax.errors import UserError
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
 
@@ -329,7 +329,7 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
 @pytest.mark.parametrize("name", ["loss", "norm/gradient"])
 def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_run(tmp_path, name):
     class Trainer:
-        mesh = sharding.one_device()
+        mesh = device_mesh.one_device()
         start = staticmethod(lambda config: None)
 
         def step(self, state, batch, catalogue, seed):
@@ -465,7 +465,7 @@ def test_wrong_words_are_told_in_one_line(file, capsys, monkeypatch, more, messa
 def test_the_ladder_of_movielens_1m_asks_for_what_its_log_has():
     """As `synergen data prepare ml-1m` makes it: without a matrix of texts."""
     spec = LogSpec(3707, 6, 1, ("engage", "like"), (("genres", 18),))
-    for config in sweep_commands.load(pathlib.Path("ladder_1m")).variants.values():
+    for config in sweep.load(pathlib.Path("ladder_1m")).variants.values():
         train.make_model(config, spec)
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.event_log import event_log
 from data_pipelines.importing import beam_log, own_log
 from data_pipelines.importing.own_log import Options
-from synergen_jax.cli import main as cli
+from synergen_jax.cli import main
 from synergen_jax.errors import UserError
 
 LocalFileSystem = pytest.importorskip("apache_beam.io.localfilesystem").LocalFileSystem
@@ -245,11 +245,11 @@ def test_workers_in_other_processes_and_behind_a_job_server(tmp_path, monkeypatc
 def test_command_line(tmp_path, capsys):
     (tmp_path / "shop.csv").write_text(f"{HEAD}ann,a,{NOW}\nbob,b,{NOW}\n")
     command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data"), "--json"]
-    assert cli.main([*command, "--name", "plain"]) == 0
+    assert main.main([*command, "--name", "plain"]) == 0
     plain = json.loads(capsys.readouterr().out.splitlines()[-1])
     options = ["--beam", "DirectRunner", "--beam-options=--direct_num_workers=1", "--beam-folder", str(tmp_path / "f")]
-    assert cli.main([*command, *options]) == 0
+    assert main.main([*command, *options]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert made["log"] == "shop" and made["fingerprint"] == plain["fingerprint"]
-    assert cli.main([*command, "--beam", "NoSuchRunner"]) == 2
+    assert main.main([*command, "--beam", "NoSuchRunner"]) == 2
     assert "--beam NoSuchRunner: " in capsys.readouterr().err

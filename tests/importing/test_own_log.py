@@ -18,7 +18,7 @@ from data_pipelines.importing import event_files, item_file, own_log, sorted_eve
 from data_pipelines.importing.own_log import Options, import_log
 from data_pipelines.sources import interactions
 from synergen_jax.cli import data as data_commands
-from synergen_jax.cli import main as cli
+from synergen_jax.cli import main
 from synergen_jax.errors import UserError
 
 NOW = 1_700_000_000
@@ -608,7 +608,7 @@ def test_words_are_encoded_wherever_there_are_any(tmp_path, capsys, items, item_
         assert log.item_matrices["text"].any(axis=1).tolist() == [False, True, False]  # an id is no text
     if query_words:
         assert log.query_matrices["text"].any(axis=1).tolist() == [False, True]  # though no item has these words
-    assert cli.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data")]) == 0
+    assert main.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data")]) == 0
     of = " and ".join(["items"] * item_words + ["queries"] * query_words)
     assert (f"matrix text: of {of}, 256 wide" in capsys.readouterr().out) == bool(of)
     log = load(tmp_path, content, items=items, text="none")
@@ -639,7 +639,7 @@ def test_items_of_which_nothing_is_known_are_counted_and_named(tmp_path, capsys)
     assert log.unknown_items == (5, ["c", "d", "e", "rare", "shown"])
     log = load(tmp_path, content, items=items, min_item_events=2, text="none")
     assert log.unknown_items == (6, ["b", "c", "d", "e", "rare"])
-    assert cli.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data"), "--json"]) == 0
+    assert main.main(["data", "show", "shop", "--data-dir", str(tmp_path / "data"), "--json"]) == 0
     out = capsys.readouterr().out
     line = "6 items have no event, and no text, tag or vector to go by: b, c, d, e, rare and 1 more: they are never recommended"
     assert line in out.splitlines() and json.loads(out.splitlines()[-1])["unknown_items"] == 6
@@ -787,25 +787,25 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "shop.v2.csv").write_text(content)
     data = ["--data-dir", str(tmp_path / "data")]
     command = ["data", "import", str(tmp_path / "shop.v2.csv"), "--columns", "user=who", *data]
-    assert cli.main(command) == 2
+    assert main.main(command) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
         r"synergen: error: \S+: 1 of 3 rows .* repeat an earlier row \(line 4\); .*--drop duplicates\n", error
     )
-    assert cli.main([*command, "--drop", "duplicates", "--label", "bought=buy", "--json"]) == 0
+    assert main.main([*command, "--drop", "duplicates", "--label", "bought=buy", "--json"]) == 0
     out = capsys.readouterr().out
     assert "shop: 2 events, 1 users, 2 items, 0 queries" in out and "dropped: 1 with duplicates" in out
     assert "labels: engage = buy+view, bought = buy" in out
     assert "in place of" not in out
     assert json.loads(out.splitlines()[-1])["source"]["dropped"] == {"duplicates": 1}
-    assert cli.main(["data", "list", *data]) == 0 and "shop" in capsys.readouterr().out
-    assert cli.main(["data", "show", "shop", *data]) == 0
+    assert main.main(["data", "list", *data]) == 0 and "shop" in capsys.readouterr().out
+    assert main.main(["data", "show", "shop", *data]) == 0
     out = capsys.readouterr().out
     assert "user ann: 2 events" in out and "buy 1, view 1" in out.replace("view 1, buy 1", "buy 1, view 1")
     assert (
-        cli.main([*command, "--drop", "all"]) == 0 and "in place of the one that was there" in capsys.readouterr().out
+        main.main([*command, "--drop", "all"]) == 0 and "in place of the one that was there" in capsys.readouterr().out
     )
-    assert cli.main([*command, "--label", "bought"]) == 2 and "NAME=VALUE" in capsys.readouterr().err
+    assert main.main([*command, "--label", "bought"]) == 2 and "NAME=VALUE" in capsys.readouterr().err
 
 
 def test_a_matrix_text_of_another_make_can_be_shown(tmp_path, capsys):
@@ -815,7 +815,7 @@ def test_a_matrix_text_of_another_make_can_be_shown(tmp_path, capsys):
     matrices = {"text": np.array([[0.0], [1.0]])}
     path = tmp_path / "data" / "logs" / "old"
     event_log.write(path, name="old", users=[log[0]], labels=log.labels, item_matrices=matrices, source={}, **parts)
-    assert cli.main(["data", "show", "old", "--data-dir", str(tmp_path / "data")]) == 0
+    assert main.main(["data", "show", "old", "--data-dir", str(tmp_path / "data")]) == 0
     assert "old: 1 events" in capsys.readouterr().out
 
 
@@ -834,11 +834,11 @@ def test_polars_is_imported_when_it_is_needed():
 def test_beam_asks_for_its_extra(tmp_path, capsys, monkeypatch):
     (tmp_path / "shop.csv").write_text(HEAD + GOOD)
     command = ["data", "import", str(tmp_path / "shop.csv"), "--data-dir", str(tmp_path / "data")]
-    assert cli.main([*command, "--beam-folder", "x"]) == 2
+    assert main.main([*command, "--beam-folder", "x"]) == 2
     assert "--beam-options and --beam-folder need --beam RUNNER" in capsys.readouterr().err
     for module in ("apache_beam", "apache_beam.io.filesystems"):
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    assert cli.main([*command, "--beam", "DirectRunner"]) == 2
+    assert main.main([*command, "--beam", "DirectRunner"]) == 2
     assert "pip install 'synergen-jax[beam]'" in capsys.readouterr().err and not (tmp_path / "data").exists()
 
 
@@ -848,5 +848,5 @@ def test_commands_of_the_beam_page_parse():
     commands = re.findall(
         r"^synergen (.*?)(?=^synergen|^pip|\Z)", "\n".join(blocks).replace("\\\n", " "), re.DOTALL | re.MULTILINE
     )
-    runners = [cli.parser().parse_args(shlex.split(command)).beam for command in commands]
+    runners = [main.parser().parse_args(shlex.split(command)).beam for command in commands]
     assert {"DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner"} <= set(runners)

@@ -14,7 +14,7 @@ from synergen_jax.errors import UserError
 from synergen_jax.model import attention, attention_kernels, attention_xla
 from synergen_jax.model.attention import Causal, Masked, Prefix, attend
 from synergen_jax.model.attention_xla import SOFTMAX, Form
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 
 B, H, L, D = 2, 2, 300, 8  # three spans of a block each
 
@@ -355,7 +355,7 @@ def test_a_backend_that_cannot_run_is_refused_and_says_what_to_set(device, monke
 
 def test_under_a_mesh_each_device_runs_its_own_users_and_heads():
     """No kernel is split by the compiler, which would gather its inputs instead."""
-    mesh = sharding.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
+    mesh = device_mesh.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
     inputs = jax.device_put(arrays(13, 3, 130), NamedSharding(mesh, PartitionSpec("data", "model")))
 
     def fused(*x):

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from synergen_jax.config import MeshConfig
 from synergen_jax.model.dropout import Dropout
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 
 SHAPE = (16, 64, 32)
 
@@ -43,7 +43,7 @@ def test_nothing_is_dropped_without_a_rate_or_in_serving():
 
 
 def test_the_mask_is_that_of_the_places_on_every_mesh():
-    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    mesh = device_mesh.make_mesh(MeshConfig(4, 2))
     x = jax.device_put(jnp.ones(SHAPE), NamedSharding(mesh, PartitionSpec("data", None, "model")))
     np.testing.assert_array_equal(jax.jit(lambda x: dropped(0.3, 3, x))(x), dropped(0.3, 3))
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import small_model
 
-from synergen_jax.model import embed
-from synergen_jax.model import synergen as models
+from synergen_jax.model import embed, synergen
 
 
 def test_lookup_by_hand():
@@ -43,24 +42,24 @@ def test_a_dropped_item_has_the_vector_of_a_new_one():
     """What training shows of a dropped id is what serving sees of an item that was added later."""
     model, params, catalogue = small_model.make()
     ids = jnp.arange(1, 60)
-    dropped = models.item_vectors(model, params, catalogue, ids, embed.IdentityDropout(0.5, jnp.uint32(3)))
+    dropped = synergen.item_vectors(model, params, catalogue, ids, embed.IdentityDropout(0.5, jnp.uint32(3)))
     keeps = embed.IdentityDropout(0.5, jnp.uint32(3)).keeps(ids)
     new = dataclasses.replace(catalogue, counts=jnp.zeros_like(catalogue.counts))
-    np.testing.assert_array_equal(dropped[~keeps], models.item_vectors(model, params, new, ids)[~keeps])
-    np.testing.assert_array_equal(dropped[keeps], models.item_vectors(model, params, catalogue, ids)[keeps])
+    np.testing.assert_array_equal(dropped[~keeps], synergen.item_vectors(model, params, new, ids)[~keeps])
+    np.testing.assert_array_equal(dropped[keeps], synergen.item_vectors(model, params, catalogue, ids)[keeps])
 
 
 def test_items_beyond_the_table_are_found_by_their_matrices():
     """Three items are added to a trained catalogue of 60; the others' keys stay as they were."""
     model, params, catalogue = small_model.make()
-    before = np.asarray(models.item_keys(model, params, catalogue))
+    before = np.asarray(synergen.item_keys(model, params, catalogue))
     grown = dataclasses.replace(
         catalogue,
         item_matrices={name: jnp.concatenate([m, m[5:8]]) for name, m in catalogue.item_matrices.items()},
         counts=jnp.concatenate([catalogue.counts, jnp.zeros(3, jnp.int32)]),
     )
-    after = np.asarray(models.item_keys(model, params, grown))
+    after = np.asarray(synergen.item_keys(model, params, grown))
     assert after.shape == (63, before.shape[1])
     np.testing.assert_allclose(after[:60], before, atol=1e-6)
     cold = dataclasses.replace(catalogue, counts=catalogue.counts.at[5:8].set(0))
-    np.testing.assert_allclose(after[60:], np.asarray(models.item_keys(model, params, cold))[5:8], atol=1e-6)
+    np.testing.assert_allclose(after[60:], np.asarray(synergen.item_keys(model, params, cold))[5:8], atol=1e-6)

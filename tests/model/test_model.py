@@ -12,9 +12,8 @@ import small_model
 
 from synergen_jax.batch import Events, Readers
 from synergen_jax.config import ModelConfig
-from synergen_jax.model import blocks, rope
+from synergen_jax.model import blocks, rope, synergen
 from synergen_jax.model import oracle as dense
-from synergen_jax.model import synergen as models
 
 B, L, R = 3, 11, 14
 
@@ -61,7 +60,7 @@ def context_hidden(model, events, items, queries):
     """Final hidden states of `encode`'s own pass."""
     order = jnp.broadcast_to(jnp.arange(events.time.shape[1]), events.time.shape)
     h = model.context_tokens(events, items, queries)
-    overs = [models.Causal(None, events.time)] * model.config.depth
+    overs = [synergen.Causal(None, events.time)] * model.config.depth
     return model.run(h, model.angles(events.time, order), overs, True)[0]
 
 
@@ -233,7 +232,7 @@ def test_own_phase_replaces_time():
         return (time // 86_400)[..., None] * jnp.geomspace(1.0, 1e-3, 4).reshape((1,) * time.ndim + (-1,))
 
     model, params, catalogue = small_model.make()
-    own = models.SynerGen(small_model.CONFIG, small_model.SPEC, phase=by_day)
+    own = synergen.SynerGen(small_model.CONFIG, small_model.SPEC, phase=by_day)
     rng = np.random.default_rng(9)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
     _, hidden, (_, oracle) = both(own, params, catalogue, events, readers)
@@ -248,7 +247,7 @@ def test_bfloat16_and_remat_are_close_to_float32(remat):
     rng = np.random.default_rng(10)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
     _, hidden, _ = both(model, params, catalogue, events, readers)
-    half = models.SynerGen(dataclasses.replace(small_model.CONFIG, dtype="bfloat16", remat=remat), small_model.SPEC)
+    half = synergen.SynerGen(dataclasses.replace(small_model.CONFIG, dtype="bfloat16", remat=remat), small_model.SPEC)
     _, rounded, _ = both(half, params, catalogue, events, readers)
     assert rounded.dtype == jnp.bfloat16
     error = np.abs(np.asarray(rounded, np.float32) - np.asarray(hidden))
@@ -262,7 +261,7 @@ def test_remat_gives_the_same_gradients_with_dropout():
     _, params, catalogue = small_model.make(config)
 
     def gradient(remat):
-        model = models.SynerGen(dataclasses.replace(config, remat=remat), small_model.SPEC)
+        model = synergen.SynerGen(dataclasses.replace(config, remat=remat), small_model.SPEC)
 
         def loss(params):
             rngs = {"dropout": jax.random.key(0)}
@@ -278,23 +277,23 @@ def test_remat_gives_the_same_gradients_with_dropout():
 def test_item_and_query_vectors_of_zero_are_zero_and_each_source_counts():
     model, params, catalogue = small_model.make()
     ids = jnp.arange(small_model.SPEC.items)
-    vectors = models.item_vectors(model, params, catalogue, ids)
+    vectors = synergen.item_vectors(model, params, catalogue, ids)
     assert (np.asarray(vectors[0]) == 0).all() and (np.abs(np.asarray(vectors[1:])).sum(-1) > 0).all()
     for name in ("genres", "text"):
         without = dataclasses.replace(
             catalogue, item_matrices=catalogue.item_matrices | {name: jnp.zeros_like(catalogue.item_matrices[name])}
         )
-        less = np.asarray(models.item_vectors(model, params, without, ids))
+        less = np.asarray(synergen.item_vectors(model, params, without, ids))
         assert np.abs(less - vectors)[1:].max() > 1e-3
-        other = models.SynerGen(dataclasses.replace(model.config, leave_out=name), model.spec)
-        np.testing.assert_allclose(models.item_vectors(other, params, catalogue, ids), less, atol=1e-6)
-    assert (np.asarray(models.query_vectors(model, params, catalogue, jnp.zeros(3, jnp.int32))) == 0).all()
+        other = synergen.SynerGen(dataclasses.replace(model.config, leave_out=name), model.spec)
+        np.testing.assert_allclose(synergen.item_vectors(other, params, catalogue, ids), less, atol=1e-6)
+    assert (np.asarray(synergen.query_vectors(model, params, catalogue, jnp.zeros(3, jnp.int32))) == 0).all()
 
 
 def test_a_full_size_model_has_the_shapes_it_should():
     config = ModelConfig(width=1024, heads=16, depth=12, mlp_ratio=4)
-    model = models.SynerGen(config, small_model.SPEC)
-    shapes = jax.eval_shape(lambda key: models.init(model, key), jax.random.key(0))
+    model = synergen.SynerGen(config, small_model.SPEC)
+    shapes = jax.eval_shape(lambda key: synergen.init(model, key), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(shapes["model"]["params"]["block_0"]))
     assert count == 4 * 1024**2 + 3 * 1024 * 2728 + 2 * 1024  # attention, gated feed-forward, norms
 

@@ -12,10 +12,9 @@ from small_log import SmallLog, user
 from data_pipelines.feed import examples, feed, splits
 from synergen_jax import config as configs
 from synergen_jax.batch import LogSpec
-from synergen_jax.model import synergen as models
+from synergen_jax.model import synergen
 from synergen_jax.planning import flops
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import objective, train
 
 SPEC = LogSpec(1000, 4, 1, ("engage", "like"))
@@ -119,10 +118,10 @@ def test_xla_counts_as_many(full_softmax):
         loss={"in_batch": 64, "full_softmax": full_softmax, "hard_candidates": 2},
     )
     log, catalogue, batch = batch_of(cfg, [30] * 8)
-    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+    mesh = device_mesh.make_mesh(cfg.mesh, jax.devices()[:1])
     catalogue, batch = table.place_catalogue(catalogue, mesh), jax.device_put(batch)
     model = train.make_model(cfg, log.spec)
-    params = jax.eval_shape(lambda key: nn.unbox(models.init(model, key)), jax.random.key(0))
+    params = jax.eval_shape(lambda key: nn.unbox(synergen.init(model, key)), jax.random.key(0))
 
     def step(params):
         return objective.value_and_grad(mesh, model, params, catalogue, batch, cfg.loss, jax.random.key(1))

@@ -6,18 +6,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from synergen_jax.config import MeshConfig
 from synergen_jax.planning import hlo
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 
 
 def compiled(f, *shapes):
     """The text of `f`, compiled for arrays that are split along their first axis over eight devices."""
-    split = NamedSharding(sharding.make_mesh(MeshConfig(8, 1)), PartitionSpec("data"))
+    split = NamedSharding(device_mesh.make_mesh(MeshConfig(8, 1)), PartitionSpec("data"))
     args = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split) for shape in shapes]
     return jax.jit(f).lower(*args).compile().as_text()
 
 
 def test_collectives_by_hand():
-    mesh = sharding.make_mesh(MeshConfig(8, 1))
+    mesh = device_mesh.make_mesh(MeshConfig(8, 1))
 
     def program(x):
         gathered = jax.lax.all_gather(x, "data", tiled=True)  # (16, 3) on every device
@@ -61,7 +61,7 @@ ENTRY %main (p: bf16[4,2]) -> bf16[8,2] {
 
 
 def test_payload_counts_trips_and_leaves_out_groups_of_one():
-    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    mesh = device_mesh.make_mesh(MeshConfig(4, 2))
 
     def program(x):
         once = jax.lax.all_gather(x, "data", tiled=True)  # (16, 3)

@@ -9,14 +9,13 @@ import pytest
 from data_pipelines.feed import feed as feeds
 from data_pipelines.feed import splits
 from synergen_jax import config as configs
-from synergen_jax.cli import main as cli
+from synergen_jax.cli import main
 from synergen_jax.cli import plan as plan_commands
 from synergen_jax.cli.bench import open_log
 from synergen_jax.cli.plan import Sizes
 from synergen_jax.planning import flops, plan
 from synergen_jax.retrieval import full_ranking
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
 CONFIG = configs.from_dict(
@@ -61,13 +60,13 @@ def test_shapes_are_those_of_the_feed():
 
 
 def test_memory_is_what_training_takes(found):
-    mesh = sharding.make_mesh(CONFIG.mesh)
+    mesh = device_mesh.make_mesh(CONFIG.mesh)
     log = SIZES.log(10)
     feed = open_log(CONFIG, log)[1]
     state, _ = train.init_state(CONFIG, train.make_model(CONFIG, log.spec), mesh)
     assert found.parameters == on_first(state.params) < sum(x.nbytes for x in jax.tree.leaves(state.params))
     assert found.optimiser == on_first(state.opt_state)
-    assert found.data == on_first(sharding.place(next(feed(0)), sharding.batch_shardings(mesh)))
+    assert found.data == on_first(device_mesh.place(next(feed(0)), device_mesh.batch_shardings(mesh)))
     assert found.temporaries > 0
     step = found.data + found.temporaries + found.outputs
     assert found.total == found.parameters + found.optimiser + found.catalogue + max(step, found.validation)
@@ -78,7 +77,7 @@ def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
     """What many items take more is mostly their keys, once over all devices."""
     # Else scores of so few items outweigh their keys. Both catalogues are cut into tiles of one size.
     monkeypatch.setattr(full_ranking, "TILE", 960)
-    config, mesh = configs.override(CONFIG, ["--evaluate.batch=8"]), sharding.make_mesh(CONFIG.mesh)
+    config, mesh = configs.override(CONFIG, ["--evaluate.batch=8"]), device_mesh.make_mesh(CONFIG.mesh)
 
     def held(items):
         spec, _, targets, catalogue = plan_commands.abstract_inputs(config, SIZES._replace(items=items))
@@ -94,7 +93,7 @@ def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
 
 def test_gradients_are_sent(found):
     """All devices along `data` add up the gradients of the parameters that they keep whole."""
-    mesh = sharding.make_mesh(CONFIG.mesh)
+    mesh = device_mesh.make_mesh(CONFIG.mesh)
     state = train.abstract_state(CONFIG, train.make_model(CONFIG, SIZES.log(1).spec), mesh)
     kept = plan.device_bytes(state.params["model"])
     assert found.collectives["all-reduce"] >= kept
@@ -116,7 +115,7 @@ ARGUMENTS = [
 
 def test_the_command_plans_for_devices_that_are_not_there(capfd):
     words = ["--devices=3", "--data.batch=6", "--memory=1e-4"]
-    assert cli.main(["plan", "quickstart", *ARGUMENTS, *words]) == 0
+    assert main.main(["plan", "quickstart", *ARGUMENTS, *words]) == 0
     out, _ = capfd.readouterr()
     answer = json.loads(out.splitlines()[-1])
     (one,) = answer["plans"]
@@ -137,7 +136,7 @@ def test_the_command_plans_for_devices_that_are_not_there(capfd):
     ],
 )
 def test_wrong_input_is_told_in_one_line(arguments, words, capfd):
-    assert cli.main(["plan", "quickstart", *ARGUMENTS, *arguments]) == 2
+    assert main.main(["plan", "quickstart", *ARGUMENTS, *arguments]) == 2
     err = capfd.readouterr().err
     assert words in err and err.count("\n") == 1
 
@@ -150,7 +149,7 @@ def test_weak_scaling_keeps_the_batch_of_a_device(monkeypatch, capsys):
         return plan.Plan(devices, {"data": devices, "model": 1}, config.data.batch, 1, 1, 1, 1, 1, 1, 1, {}, 1.0, 0.0)
 
     monkeypatch.setattr(plan_commands, "_elsewhere", elsewhere)
-    assert cli.main(["plan", "quickstart", "--devices=2,4,64", "--weak", *ARGUMENTS]) == 0
+    assert main.main(["plan", "quickstart", "--devices=2,4,64", "--weak", *ARGUMENTS]) == 0
     assert asked == [(4, 2), (8, 4), (128, 64)]
-    assert cli.main(["plan", "quickstart", "--devices=2,4", *ARGUMENTS]) == 0
+    assert main.main(["plan", "quickstart", "--devices=2,4", *ARGUMENTS]) == 0
     assert asked[3:] == [(4, 2), (4, 4)]

@@ -15,15 +15,15 @@ from small_place import owner
 from small_run import Run, fixed
 
 from synergen_jax.errors import UserError
-from synergen_jax.processes import run_lock as lock
+from synergen_jax.processes import run_lock
 
 
 def free(folder):
     """Whether the folder can be had, at once."""
     begun = time.monotonic()
-    with lock.alone(folder):
-        assert json.loads((folder / lock.FILE).read_text())["process"] == os.getpid()
-    assert (folder / lock.FILE).read_bytes() == b""
+    with run_lock.alone(folder):
+        assert json.loads((folder / run_lock.FILE).read_text())["process"] == os.getpid()
+    assert (folder / run_lock.FILE).read_bytes() == b""
     return time.monotonic() - begun < 2
 
 
@@ -43,7 +43,9 @@ def test_a_second_one_is_refused_and_told_who_has_it(tmp_path):
         with pytest.raises(UserError, match=f"{tmp_path}: {who}: wait for it or stop it, or give another") as error:
             free(tmp_path)
         assert "remove" not in str(error.value) and "\n" not in str(error.value)
-        assert json.loads((tmp_path / lock.FILE).read_text())["process"] == process.pid, "what the owner wrote stays"
+        assert json.loads((tmp_path / run_lock.FILE).read_text())["process"] == process.pid, (
+            "what the owner wrote stays"
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -51,7 +53,7 @@ def test_a_dead_owner_has_nothing(tmp_path, number):
     with owner(tmp_path) as process:
         process.send_signal(number)
         process.wait()
-        assert (number == signal.SIGINT) == (not (tmp_path / lock.FILE).read_bytes())  # an exception cleans up
+        assert (number == signal.SIGINT) == (not (tmp_path / run_lock.FILE).read_bytes())  # an exception cleans up
         assert free(tmp_path)
 
 
@@ -82,11 +84,11 @@ def test_the_same_thread_may_enter_twice_and_another_may_not(tmp_path):
         except UserError as error:
             found.append(str(error))
 
-    with lock.alone(tmp_path), lock.alone(tmp_path / "." / "x" / ".."):
+    with run_lock.alone(tmp_path), run_lock.alone(tmp_path / "." / "x" / ".."):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        lock.check(tmp_path)
+        run_lock.check(tmp_path)
         assert len(found) == 1 and f"process {os.getpid()} " in found[0]
     assert free(tmp_path)
 
@@ -94,14 +96,14 @@ def test_the_same_thread_may_enter_twice_and_another_may_not(tmp_path):
 def elsewhere(folder, **changes):
     """What an owner on another machine has written."""
     about = {"process": 7, "host": "far", "since": "2026-01-01 00:00:00", "boot": "b", "space": "s", "token": "t"}
-    (folder / lock.FILE).write_text(json.dumps(about | changes))
+    (folder / run_lock.FILE).write_text(json.dumps(about | changes))
 
 
 @contextlib.contextmanager
 def touched(path):
     """Its owner lives."""
     over = threading.Event()
-    thread = threading.Thread(target=lock._touch, args=(path, over))
+    thread = threading.Thread(target=run_lock._touch, args=(path, over))
     thread.start()
     yield
     over.set()
@@ -113,12 +115,12 @@ def test_an_owner_on_another_machine_lives_as_long_as_it_touches_its_file(tmp_pa
     """Locks may be of one machine alone, or there may be none at all."""
     import fcntl
 
-    monkeypatch.setattr(lock, "BEAT", 0.05)
-    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    monkeypatch.setattr(run_lock, "BEAT", 0.05)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.5)
     if not locks:
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
     elsewhere(tmp_path)
-    path = tmp_path / lock.FILE
+    path = tmp_path / run_lock.FILE
     with touched(path), pytest.raises(UserError, match=f"process 7 on host far .* dead, remove {path}"):
         free(tmp_path)
     assert free(tmp_path)
@@ -131,18 +133,18 @@ def test_without_locks_a_dead_process_of_this_machine_is_looked_up(tmp_path, mon
     with owner(tmp_path) as process:
         process.kill()
         process.wait()
-        assert (tmp_path / lock.FILE).read_bytes() and free(tmp_path)
+        assert (tmp_path / run_lock.FILE).read_bytes() and free(tmp_path)
 
 
 def test_after_a_restart_of_the_machine_nobody_is_waited_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.2)
-    elsewhere(tmp_path, process=os.getpid(), host=socket.gethostname(), space=lock._space())
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
+    elsewhere(tmp_path, process=os.getpid(), host=socket.gethostname(), space=run_lock._space())
     assert free(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\x00", "7"])
 def test_half_a_file_names_nobody(tmp_path, text):
-    (tmp_path / lock.FILE).write_text(text)
+    (tmp_path / run_lock.FILE).write_text(text)
     assert free(tmp_path)
 
 
@@ -152,7 +154,7 @@ def test_a_run_whose_lock_was_taken_away_stops_before_it_writes(tmp_path):
 
     def validate(params):
         if not left:
-            (tmp_path / lock.FILE).unlink()
+            (tmp_path / run_lock.FILE).unlink()
             elsewhere(tmp_path)
             left.append(sorted(path.name for path in (tmp_path / "checkpoints").iterdir()))
         return {"ndcg@10": 0.5}
@@ -160,11 +162,11 @@ def test_a_run_whose_lock_was_taken_away_stops_before_it_writes(tmp_path):
     with pytest.raises(UserError, match=r"now belongs to process 7 on host far .* it stops here"):
         run.train(tmp_path, validate)
     assert left == [sorted(path.name for path in (tmp_path / "checkpoints").iterdir())]
-    assert json.loads((tmp_path / lock.FILE).read_text())["host"] == "far"
+    assert json.loads((tmp_path / run_lock.FILE).read_text())["host"] == "far"
 
 
 def test_a_direct_call_of_train_is_guarded_too(tmp_path):
     with owner(tmp_path) as process:
         with pytest.raises(UserError, match=f"process {process.pid} on host .* trains in it"):
             Run().train(tmp_path, fixed(0.5))
-        assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
+        assert [path.name for path in tmp_path.iterdir()] == [run_lock.FILE]

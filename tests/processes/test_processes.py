@@ -23,10 +23,9 @@ from synergen_jax.cli.main import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import protocol as evaluate
-from synergen_jax.processes import cluster as processes
-from synergen_jax.processes import crash_report as last_words
+from synergen_jax.processes import cluster, crash_report
 from synergen_jax.retrieval import full_ranking
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
 
@@ -64,7 +63,7 @@ def test_clusters_are_told_by_the_environment_alone(environment, found, monkeypa
     (tmp_path / "accel0").touch()
     package = "libtpu" if any(name.startswith("TPU") for name in environment) else "kubernetes"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == package)
-    assert processes._cluster(environment, tmp_path) == found
+    assert cluster._cluster(environment, tmp_path) == found
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_launchers_that_do_not_tell_enough_are_refused(environment, words, monke
     """Else each process would train alone, all in one workdir."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=words):
-        processes._cluster(environment)
+        cluster._cluster(environment)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +103,11 @@ def test_flags_that_do_not_go_together(command, flags, words, capsys):
 
 def test_a_single_machine_joins_nothing(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
-    monkeypatch.setattr(last_words, "begin", lambda: pytest.fail("forked"))
-    processes.join()
+    monkeypatch.setattr(crash_report, "begin", lambda: pytest.fail("forked"))
+    cluster.join()
     monkeypatch.setattr("os.environ", dict(os.environ) | SLURM)
-    processes.join(processes=1)
-    assert (processes.count(), processes.index(), processes.first()) == (1, 0, True)
+    cluster.join(processes=1)
+    assert (cluster.count(), cluster.index(), cluster.first()) == (1, 0, True)
 
 
 # --- blocks of a batch ------------------------------------------------------------------------------------------
@@ -132,15 +131,15 @@ def fake_mesh(data, model, each):
 )
 def test_blocks_follow_the_devices(data, model, each, blocks):
     mesh = fake_mesh(data, model, each)
-    assert [sharding.block(mesh, process) for process in range(len(blocks))] == blocks
+    assert [device_mesh.block(mesh, process) for process in range(len(blocks))] == blocks
 
 
 def test_meshes_that_cut_a_process_in_two_are_refused():
     with pytest.raises(UserError, match=r"mesh.model 3 does not fit 6 devices on 3 processes"):
-        sharding.block(fake_mesh(2, 3, 2), 0)
+        device_mesh.block(fake_mesh(2, 3, 2), 0)
     devices = [types.SimpleNamespace(id=i, process_index=i // 2) for i in range(4)]
     with pytest.raises(UserError, match="a mesh of 2 x 1 leaves process 1 of 2 without a device"):
-        sharding.make_mesh(MeshConfig(2, 1), devices)
+        device_mesh.make_mesh(MeshConfig(2, 1), devices)
 
 
 def test_evaluation_on_a_mesh_gives_the_same_answers():
@@ -151,7 +150,7 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     model, params, _ = small_model.make(spec=log.spec)
     catalogue = examples.catalogue(log, split)
     targets = feed.evaluation_feed(log, split, "test", config)
-    mesh = sharding.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
+    mesh = device_mesh.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
     layout = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, model, mesh)).params
     placed, stored = jax.device_put(params, layout), place_catalogue(catalogue, mesh)
     one = small_model.stored(catalogue)
@@ -180,7 +179,7 @@ def interruptible():
 
 
 def test_the_second_interrupt_stops_at_once(interruptible):
-    with processes.Stop() as stop:
+    with cluster.Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.after(1) == 130
         with pytest.raises(KeyboardInterrupt):
@@ -190,7 +189,7 @@ def test_the_second_interrupt_stops_at_once(interruptible):
 
 def test_an_interrupt_that_is_ignored_stays_so(interruptible):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with processes.Stop() as stop:
+    with cluster.Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.after(1) == 0
 

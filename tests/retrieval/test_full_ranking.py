@@ -10,18 +10,17 @@ import small_model
 
 from synergen_jax.config import MeshConfig
 from synergen_jax.evaluation import metrics
-from synergen_jax.model import synergen as models
+from synergen_jax.model import synergen
 from synergen_jax.planning import hlo
 from synergen_jax.retrieval import full_ranking
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 
 B, D, M, LINES, ITEMS = 8, 4, 30, 3, 1900
 MESHES = [(1, 1), (8, 1), (2, 4)]
 
 
 def make_mesh(shape):
-    return sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+    return device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +131,7 @@ def test_keys_are_those_of_one_device(shape, monkeypatch):
     mesh = make_mesh(shape)
     keys = jax.jit(functools.partial(full_ranking.item_keys.__wrapped__, mesh, model))  # traced anew, with that size
     found = keys(params, table.place_catalogue(catalogue, mesh))
-    expected = np.asarray(models.item_keys(model, params, catalogue))
+    expected = np.asarray(synergen.item_keys(model, params, catalogue))
     np.testing.assert_allclose(np.asarray(found).reshape(-1, expected.shape[1])[: len(expected)], expected, atol=1e-6)
     assert found.sharding.shard_shape(found.shape)[1] == table.COLUMNS // mesh.size
 

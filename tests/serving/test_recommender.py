@@ -12,7 +12,7 @@ from data_pipelines.feed import examples, windows
 from synergen_jax.batch import Events, Readers
 from synergen_jax.config import Config, DataConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.model import synergen as models
+from synergen_jax.model import synergen
 from synergen_jax.serving.recommender import Recommender, extended
 
 LOG = random_log(5, users=6, items=40, longest=12, least=10)
@@ -41,7 +41,7 @@ def brute_force(served, cache, time, query):
     vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
     hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
     vector = small_model.apply(served.model, served.params, hidden, method="retrieve")[0, 0]
-    return np.asarray(models.item_keys(served.model, served.params, served.catalogue)) @ np.asarray(vector)
+    return np.asarray(synergen.item_keys(served.model, served.params, served.catalogue)) @ np.asarray(vector)
 
 
 @pytest.mark.parametrize("query", [0, 3])
@@ -177,8 +177,8 @@ def test_ids_out_of_range_are_refused_and_not_taken_for_others(served, history):
 
 def test_the_catalogue_lies_on_the_device(served, monkeypatch):
     """From the host it would be sent with every call, and with every piece of the keys."""
-    keys, given = models.item_keys, []
-    monkeypatch.setattr(models, "item_keys", lambda *args: given.append(args[2]) or keys(*args))
+    keys, given = synergen.item_keys, []
+    monkeypatch.setattr(synergen, "item_keys", lambda *args: given.append(args[2]) or keys(*args))
     made = Recommender(served.model, served.params, jax.device_get(served.catalogue))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made.catalogue))
     assert len(given) == 1 and given[0] is made.catalogue

@@ -18,8 +18,7 @@ from synergen_jax import config as configs
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
 from synergen_jax.planning import hlo
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
 WORDS = {
@@ -37,14 +36,14 @@ def start(mesh=(1, 1), **changes):
     config = configs.from_dict(tree | {k: v for k, v in changes.items() if k not in tree})
     log = random_log(users=30)
     split = splits.split(log, config.data)
-    devices = sharding.make_mesh(MeshConfig(*mesh), jax.devices()[: mesh[0] * mesh[1]])
+    devices = device_mesh.make_mesh(MeshConfig(*mesh), jax.devices()[: mesh[0] * mesh[1]])
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, devices)
     step = train.make_step(config, model, devices, shardings)
     catalogue = table.place_catalogue(examples.catalogue(log, split), devices)
-    layout = sharding.batch_shardings(devices)
+    layout = device_mesh.batch_shardings(devices)
     with contextlib.closing(feed.train_feed(log, split, config)(0)) as stream:
-        batches = [sharding.place(batch, layout) for batch in itertools.islice(stream, 3)]
+        batches = [device_mesh.place(batch, layout) for batch in itertools.islice(stream, 3)]
     return step.lower(state, batches[0], catalogue).compile(), (state, catalogue, batches)
 
 
@@ -144,44 +143,44 @@ def test_the_old_state_is_donated():
     config = configs.from_dict(WORDS)
     log = random_log(users=30)
     split = splits.split(log, config.data)
-    mesh = sharding.one_device()
+    mesh = device_mesh.one_device()
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
-    batch = sharding.place(next(feed.train_feed(log, split, config)(0)), sharding.batch_shardings(mesh))
+    batch = device_mesh.place(next(feed.train_feed(log, split, config)(0)), device_mesh.batch_shardings(mesh))
     step(state, batch, table.place_catalogue(examples.catalogue(log, split), mesh))
     assert state.params["tables"]["item"].is_deleted()
 
 
 def test_two_axes_on_one_mesh_axis_are_refused():
-    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    mesh = device_mesh.make_mesh(MeshConfig(4, 2))
     boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((4, 4)), ("heads", "mlp"))}
     with pytest.raises(UserError, match=r"\['w'\] \(4, 4\): .* on one mesh axis"):
-        sharding.tree_shardings(boxed, mesh)
+        device_mesh.tree_shardings(boxed, mesh)
 
 
 def test_sizes_that_do_not_divide_are_refused():
-    mesh = sharding.make_mesh(MeshConfig(2, 4))
+    mesh = device_mesh.make_mesh(MeshConfig(2, 4))
     boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((6, 3)), ("heads", "embed"))}
     with pytest.raises(UserError, match=r"\['w'\] \(6, 3\): 6 cannot be split over mesh.model 4"):
-        sharding.tree_shardings(boxed, mesh)
+        device_mesh.tree_shardings(boxed, mesh)
 
 
 def test_an_axis_without_a_rule_is_refused():
-    mesh = sharding.make_mesh(MeshConfig(2, 4))
+    mesh = device_mesh.make_mesh(MeshConfig(2, 4))
     boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("experts", "embed"))}
     with pytest.raises(UserError, match="no sharding rule for the logical axis 'experts'"):
-        sharding.tree_shardings(boxed, mesh)
+        device_mesh.tree_shardings(boxed, mesh)
 
 
 def test_a_mesh_may_leave_devices_idle():
-    assert sharding.make_mesh(MeshConfig(3, 1)).devices.shape == (3, 1)
+    assert device_mesh.make_mesh(MeshConfig(3, 1)).devices.shape == (3, 1)
 
 
 def test_own_rules():
-    mesh = sharding.make_mesh(MeshConfig(4, 2))
+    mesh = device_mesh.make_mesh(MeshConfig(4, 2))
     boxed = {"w": nn.LogicallyPartitioned(jnp.zeros((8, 4)), ("heads", "embed"))}
-    found = sharding.tree_shardings(boxed, mesh, rules=(("heads", "data"), ("embed", "model")))
+    found = device_mesh.tree_shardings(boxed, mesh, rules=(("heads", "data"), ("embed", "model")))
     assert found["w"] == NamedSharding(mesh, PartitionSpec("data", "model"))
 
 
@@ -196,7 +195,7 @@ def test_own_rules():
 )
 def test_meshes_that_do_not_fit_the_devices(shape, message):
     with pytest.raises(UserError, match=message):
-        sharding.make_mesh(MeshConfig(*shape))
+        device_mesh.make_mesh(MeshConfig(*shape))
 
 
 def of_batch(batch, accumulate, **data):
@@ -204,12 +203,12 @@ def of_batch(batch, accumulate, **data):
 
 
 def test_batches_that_do_not_divide_name_the_next_that_does():
-    mesh = sharding.make_mesh(MeshConfig(4, 2))
-    assert sharding.micro_batches(of_batch(16, 2), mesh) == 2
+    mesh = device_mesh.make_mesh(MeshConfig(4, 2))
+    assert device_mesh.micro_batches(of_batch(16, 2), mesh) == 2
     with pytest.raises(UserError, match=r"data\.batch 10 is not divisible by 8 .* the next that is: 16"):
-        sharding.micro_batches(of_batch(10, 2), mesh)
+        device_mesh.micro_batches(of_batch(10, 2), mesh)
     with pytest.raises(UserError, match=r"data\.batch 10 is not divisible by 4 .* the next that is: 12"):
-        sharding.micro_batches(of_batch(10, 0), mesh)
+        device_mesh.micro_batches(of_batch(10, 0), mesh)
 
 
 @pytest.mark.parametrize(
@@ -220,15 +219,15 @@ def test_on_cpus_micro_batches_stay_in_the_cache(batch, history, micro):
     config = of_batch(batch, 0, max_history=history)
     for data in (1, 2, 4):
         if batch % data == 0 and batch // micro >= data:
-            mesh = sharding.make_mesh(MeshConfig(data, 1), jax.devices()[:data])
-            assert sharding.micro_batches(config, mesh) == micro
+            mesh = device_mesh.make_mesh(MeshConfig(data, 1), jax.devices()[:data])
+            assert device_mesh.micro_batches(config, mesh) == micro
 
 
 def test_micro_batches_of_packed_rows_go_by_their_room_for_ranked_events():
     """A row of 200 events and 8 lists of 8 has 472 tokens; with room for 64 lists it has 976, and half as many rows fit."""
-    mesh = sharding.one_device()
+    mesh = device_mesh.one_device()
     config = of_batch(128, 0, max_history=200, rank_events=8, rank_candidates=8)
-    assert [sharding.micro_batches(config, mesh, ranked) for ranked in (None, 8, 64)] == [16, 16, 32]
+    assert [device_mesh.micro_batches(config, mesh, ranked) for ranked in (None, 8, 64)] == [16, 16, 32]
 
 
 def test_tables_fit_meshes_of_other_sizes():
@@ -237,6 +236,6 @@ def test_tables_fit_meshes_of_other_sizes():
     for items in (3, 769):
         spec = dataclasses.replace(random_log(users=3).spec, items=items)
         for shape in ((6, 1), (1, 4)):
-            mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+            mesh = device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
             state = train.abstract_state(config, train.make_model(config, spec), mesh)
             assert state.params["tables"]["item"].shape == (1 + (items > 768), 768, 16)

@@ -9,14 +9,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synergen_jax.batch import Catalogue
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 
 ROWS, WIDTH, USERS, WIDE, SHARED = 2000, 3, 8, 5, 7  # three lines of a stored table
 
 
 def make_mesh(data, model):
-    return sharding.make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
+    return device_mesh.make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
 
 
 def place(mesh, flat):
@@ -119,4 +118,4 @@ def test_a_catalogue_on_a_mesh(rows):
 def test_meshes_over_which_tables_cannot_be_split():
     table.check(256)
     with pytest.raises(UserError, match=r"mesh of 5 devices: .* divide 768; the nearest that do: 4 and 6"):
-        sharding.make_mesh(MeshConfig(5, 1))
+        device_mesh.make_mesh(MeshConfig(5, 1))

@@ -13,8 +13,7 @@ from small_movielens import EVENTS, FILMS, atomic_1m, atomic_100k, files_1m, fil
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.files import disk, rows
 from data_pipelines.importing import own_log
-from data_pipelines.sources import atomic, interactions, movielens, prepare
-from data_pipelines.sources import fetch as sources
+from data_pipelines.sources import atomic, fetch, interactions, movielens, prepare
 from synergen_jax.errors import UserError
 
 
@@ -207,7 +206,7 @@ def test_a_log_of_before_is_not_made_anew_for_texts_that_nobody_asked_for(tmp_pa
 )
 def test_ratings_become_actions(ratings, actions, like):
     text = HEAD + "".join(f"u\ti\t{rating}\t{100 + i}\n" for i, rating in enumerate(ratings))
-    parts = interactions.log_parts(atomic.interactions(sources.Raw(("x.inter", text.encode(), "x.inter"), None, "x")))
+    parts = interactions.log_parts(atomic.interactions(fetch.Raw(("x.inter", text.encode(), "x.inter"), None, "x")))
     assert parts["actions"] == actions and parts["labels"].get("like") == like
 
 
@@ -224,7 +223,7 @@ def test_a_whole_log_is_reused_and_a_damaged_one_made_again(tmp_path, monkeypatc
     log = prepare.prepare("ml-100k", source=folder, data_dir=tmp_path)
     made = (log.path / "log.json").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "fetch", None)  # without a source a prepared log asks for none
+        patch.setattr(fetch, "fetch", None)  # without a source a prepared log asks for none
         assert prepare.prepare("ml-100k", data_dir=tmp_path).fingerprint == log.fingerprint
     prepare.prepare("ml-100k", source=folder, data_dir=tmp_path)
     assert (log.path / "log.json").stat().st_mtime_ns == made

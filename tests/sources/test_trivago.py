@@ -25,10 +25,9 @@ from synergen_jax.config import (
     OptimiserConfig,
 )
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines
-from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.evaluation import baselines, protocol
 from synergen_jax.serving.recommender import Recommender
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
 
@@ -338,18 +337,18 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh(tmp_path):
         mesh=MeshConfig(2, 2),
     )
     split = splits.split(log, config.data)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = device_mesh.make_mesh(config.mesh)
     model = train.make_model(config, log.spec)
     state, shardings = train.init_state(config, model, mesh)
     step = train.make_step(config, model, mesh, shardings)
     catalogue = place_catalogue(examples.catalogue(log, split), mesh)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(60):
-        state, _ = step(state, sharding.place(next(batches), sharding.batch_shardings(mesh)), catalogue)
+        state, _ = step(state, device_mesh.place(next(batches), device_mesh.batch_shardings(mesh)), catalogue)
     batches.close()
     params, catalogue = jax.device_get((state.params, examples.catalogue(log, split)))
     targets = feed.evaluation_feed(log, split, "test", config)
-    found = evaluate.evaluate(model, params, catalogue, targets, EvaluateConfig(bootstrap=10, scann=False))
+    found = protocol.evaluate(model, params, catalogue, targets, EvaluateConfig(bootstrap=10, scann=False))
     assert list(found.shown) == ["model", "shown_order", "last_seen_first", "most_popular"]
     assert found.lists == found.targets > 20
     mrr = {name: values["list_mrr"]["mean"] for name, values in found.shown.items()}
@@ -357,7 +356,7 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh(tmp_path):
     assert found.shown["shown_order"]["list_hr@1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     lead = found.shown["model"]["list_mrr"]["mean"] - found.shown["shown_order"]["list_mrr"]["mean"]
     assert abs(found.leads["list_mrr"]["shown_order"]["mean"] - lead) < 1e-6
-    validate = evaluate.validator(model, small_model.stored(catalogue), targets)
+    validate = protocol.validator(model, small_model.stored(catalogue), targets)
     assert validate(params)["shown_mrr"] == pytest.approx(mrr["model"])
     # In serving nothing is known of a candidate's place: its features are unknown, not 0.
     recommender = Recommender(model, params, catalogue)

@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
-from synergen_jax.sharding import device_mesh as sharding
+from synergen_jax.sharding import device_mesh
 from synergen_jax.training import checkpoint
 from synergen_jax.training.checkpoint import Checkpoints
 
 
 def state(value, mesh=None):
-    mesh = mesh or sharding.one_device()
+    mesh = mesh or device_mesh.one_device()
     place = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     return {"table": place(jnp.full((8, 4), value, jnp.float32), "model"), "step": place(jnp.asarray(int(value)))}
 
@@ -121,14 +121,14 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
 
 
 def test_it_restores_on_another_mesh(tmp_path):
-    wide = sharding.make_mesh(MeshConfig(4, 2))
+    wide = device_mesh.make_mesh(MeshConfig(4, 2))
     with Checkpoints(tmp_path) as checkpoints:
         saved = state(0, wide) | {
             "table": jax.device_put(jnp.arange(32.0).reshape(8, 4), state(0, wide)["table"].sharding)
         }
         checkpoints.save(1, saved, {"next_batch": 1}, 1)
     for shape in ((1, 1), (2, 4)):
-        mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+        mesh = device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             found, _ = checkpoints.restore(state(0, mesh))
         np.testing.assert_array_equal(found["table"], np.arange(32.0).reshape(8, 4))

@@ -9,7 +9,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from synergen_jax.errors import UserError
-from synergen_jax.training import metric_log as logs
+from synergen_jax.training import metric_log
 from synergen_jax.training.metric_log import FILE, MetricLog
 
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_told_by_the_file():
     full = pathlib.Path("/dev/full")
     if not full.exists():
         pytest.skip("no such device")
-    file = logs._Appended(full)
+    file = metric_log._Appended(full)
     with pytest.raises(UserError, match=r"^/dev/full: cannot be written: No space left on device; once that is mended"):
         file.write(b"x")
     file.close()

@@ -14,9 +14,8 @@ from small_model import MESH, value_and_grad
 
 from data_pipelines.feed import examples, feed, splits
 from synergen_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig
-from synergen_jax.model import synergen as models
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.model import synergen
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import losses, objective
 
 CONFIG = Config(
@@ -156,7 +155,7 @@ def test_negatives_are_the_shared_ones_and_targets_of_the_batch(setting):
     assert set(np.asarray(ids[7:]).tolist()) <= set(np.asarray(batch.target).ravel().tolist())
     other, _ = objective.negatives(MESH, batch, CONFIG.loss, jax.random.key(2))
     assert (other[7:] != ids[7:]).any()
-    pair = sharding.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
+    pair = device_mesh.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
     np.testing.assert_array_equal(objective.negatives(pair, batch, CONFIG.loss, jax.random.key(1))[0], ids)
 
 
@@ -169,11 +168,11 @@ def test_the_log_q_correction_is_that_of_the_ids(setting):
     ids, filled = objective.negatives(MESH, batch, config, jax.random.split(jax.random.key(0), 3)[0])
     counts = catalogue.counts
     log_q = losses.log_expected_count(counts, jnp.sum(counts), jnp.sum(counts > 0), filled, 7)
-    vectors = lambda tokens: models.token_vectors(model, params, catalogue, tokens)
+    vectors = lambda tokens: synergen.token_vectors(model, params, catalogue, tokens)
     cache = model.apply(params["model"], batch.events, *vectors(batch.events), method="encode")
     hidden = model.apply(params["model"], cache, batch.retrieval, *vectors(batch.retrieval), method="read")
     query = model.apply(params["model"], hidden, method="retrieve").reshape(batch.target.size, -1)
-    keys, target = models.item_keys(model, params, catalogue), batch.target.reshape(-1)
+    keys, target = synergen.item_keys(model, params, catalogue), batch.target.reshape(-1)
     keys = jnp.where(jnp.arange(len(keys))[:, None] == 0, 0.0, keys)
     weight = (target > 0).astype(jnp.float32)
     loss = losses.info_nce(query, keys[target], target, keys[ids], ids, weight, (log_q[target], log_q[ids]), 1.0)
@@ -240,17 +239,17 @@ def test_a_target_that_training_never_met_is_in_the_full_softmax(setting, device
     counts = catalogue.counts.at[batch.target[0]].set(0)  # the targets of the first user
     catalogue = dataclasses.replace(catalogue, counts=counts)
     alone = dataclasses.replace(CONFIG.loss, full_softmax=True, pointwise_weight=0, pairwise_weight=0)
-    mesh = MESH if devices == 1 else sharding.make_mesh(MeshConfig(data=2, model=4))
+    mesh = MESH if devices == 1 else device_mesh.make_mesh(MeshConfig(data=2, model=4))
     value = jax.jit(lambda p, c, b: objective.value_and_grad(mesh, model, p, c, b, alone, None)[0])(
         params, table.place_catalogue(catalogue, mesh), batch
     )
 
-    token = functools.partial(models.token_vectors, model, params, catalogue)
+    token = functools.partial(synergen.token_vectors, model, params, catalogue)
     apply = functools.partial(model.apply, params["model"])
     cache = apply(batch.events, *token(batch.events), method="encode")
     hidden = apply(cache, batch.retrieval, *token(batch.retrieval), method="read")
     query = np.asarray(apply(hidden, method="retrieve"), np.float64)
-    keys = np.asarray(models.item_keys(model, params, catalogue), np.float64)
+    keys = np.asarray(synergen.item_keys(model, params, catalogue), np.float64)
     total = count = 0
     for user, event in zip(*np.nonzero(np.asarray(batch.target))):
         target = int(batch.target[user, event])

@@ -13,8 +13,7 @@ from synergen_jax.batch import Catalogue
 from synergen_jax.config import MeshConfig
 from synergen_jax.planning import hlo
 from synergen_jax.planning.plan import placed
-from synergen_jax.sharding import device_mesh as sharding
-from synergen_jax.sharding import table
+from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
 ITEMS, WIDTH = 50_000, 16
@@ -39,10 +38,10 @@ def program(shape, kind, batch=16, **loss):
     one = next(feed.train_feed(log, split, config, catalogue.counts)(0))
     spec = log.spec.__class__(ITEMS, log.spec.actions, log.spec.queries, log.spec.labels)
     catalogue = Catalogue({}, {}, np.zeros(ITEMS, np.int32), catalogue.query_counts)
-    mesh = sharding.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
+    mesh = device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
     state = train.abstract_state(config, train.make_model(config, spec), mesh)
     step = train.make_step(config, train.make_model(config, spec), mesh, jax.tree.map(lambda x: x.sharding, state))
-    arguments = state, placed(one, sharding.batch_shardings(mesh)), table.abstract_catalogue(catalogue, mesh)
+    arguments = state, placed(one, device_mesh.batch_shardings(mesh)), table.abstract_catalogue(catalogue, mesh)
     # As outside of the tests, which compile in a shorter time: what a scatter becomes is what is looked at.
     return step.lower(*arguments).compile({"xla_cpu_use_fusion_emitters": True}).as_text()
 

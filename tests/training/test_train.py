@@ -16,7 +16,7 @@ from synergen_jax import config as configs
 from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, LossConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.evaluation import protocol
 from synergen_jax.training import train
 
 
@@ -126,7 +126,7 @@ def test_it_learns_what_follows_what(tmp_path):
     )
     result = run.train(tmp_path)
     assert losses(tmp_path)[120] < 0.3 * losses(tmp_path)[1]
-    found = evaluate.evaluate(
+    found = protocol.evaluate(
         run.model, result.state.params, run.catalogue, run.targets("test"), run.config.evaluate, run.said.append
     )
     assert found.values["model"]["hr@1"] > 0.9 > 0.5 > found.values["most_popular"]["hr@1"]
