@@ -4,11 +4,14 @@ import ast
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+
+import synergen_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = ("tensorflow", "tensorflow_datasets", "scann", "matplotlib", "sklearn", "polars", "torch", "tensorboardX")
@@ -26,6 +29,7 @@ FLOORS = {
         ("training", "evaluation", "serving"),
         ("planning",),
         ("bench",),
+        ("runs",),
         ("cli",),
     ),
     "data_pipelines": (
@@ -37,7 +41,7 @@ FLOORS = {
     ),
 }
 CONTRACTS = ("errors", "config", "batch")  # what pipelines know of the library
-MEET = ("cli",)  # rooms of the library that know pipelines
+MEET = ("runs", "cli")  # rooms of the library that know pipelines
 
 PROGRAM = """
 import importlib, json, sys
@@ -143,5 +147,21 @@ def test_the_command_line_starts_without_jax():
     assert not loaded & {"jax", "numpy", "data_pipelines", *HEAVY}
 
 
-def test_commands_load_nothing_heavy_before_they_need_it():
-    assert not set(loaded_by("synergen_jax.cli.commands")["synergen_jax.cli.commands"]) & set(HEAVY)
+def test_runs_load_nothing_heavy_before_they_need_it():
+    names = [name for name in modules(ROOT, "synergen_jax") if name.startswith("synergen_jax.runs.")]
+    assert not set(loaded_by(*names)[names[-1]]) & set(HEAVY)
+
+
+def test_the_front_door():
+    """What it names is there, is what type checkers are told, and costs nothing before it is used."""
+    source = (ROOT / "synergen_jax/__init__.py").read_text(encoding="utf-8")
+    told = re.findall(r"    from ([\w.]+) import (\w+) as (\w+)", source)
+    where = {name: target.partition(":") for name, target in synergen_jax._WHERE.items()}
+    assert {name: (module, other) for module, other, name in told} == {
+        name: (module, other or name) for name, (module, _, other) in where.items()
+    }
+    for name in synergen_jax.__all__:
+        assert getattr(synergen_jax, name) is not None and name in dir(synergen_jax)
+    assert not set(loaded_by("synergen_jax")["synergen_jax"]) & {"jax", "numpy", "data_pipelines", *HEAVY}
+    with pytest.raises(AttributeError, match=r"no attribute 'Recomender'; it has EventLog, .*Recommender"):
+        synergen_jax.Recomender

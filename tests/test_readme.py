@@ -4,7 +4,6 @@ import pathlib
 import re
 import shlex
 import tomllib
-import types
 
 import jax
 import ladder
@@ -14,7 +13,8 @@ import pytest
 from data_pipelines.event_log import event_log
 from data_pipelines.sources.interactions import Interactions, log_parts
 from synergen_jax import config as configs
-from synergen_jax.cli import commands, main, sweep
+from synergen_jax.cli import main, quickstart
+from synergen_jax.runs import family as families
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,13 +97,16 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
         run = ["--workdir", "runs/by-day"] if command[0] == "train" else ["runs/by-day"]
         assert main.main([*command, *run]) == 2
         (error,) = capsys.readouterr().err.splitlines()
-        assert "runs/by-day was trained with a phase of its own, by_day" in error and "commands.evaluate_run" in error
+        assert (
+            "runs/by-day was trained with a phase of its own, by_day" in error
+            and "evaluate and Run of synergen_jax" in error
+        )
 
 
 def test_quickstart_takes_the_log_that_is_there(data_dir):
     """It may have been prepared with texts: to prepare it anew would take it from the runs that were trained on it."""
     path = data_dir / "logs" / "ml-100k"
-    assert commands._prepared(types.SimpleNamespace(source=None, data_dir=data_dir)).path == path.resolve()
+    assert quickstart.prepared(None, data_dir).path == path.resolve()
 
 
 @pytest.mark.parametrize("command", SYNERGEN, ids=" ".join)
@@ -118,7 +121,7 @@ def test_the_commands_parse(command):
 def test_the_ladder_commands_parse():
     assert [ladder.parser().parse_known_args(command)[1] for command in LADDER] == [[]] * len(LADDER)
     family = ladder.parser().parse_known_args(LADDER[-1])[0].family
-    assert len(sweep.load(family).variants) > 20
+    assert len(families.load(family).variants) > 20
 
 
 def test_every_kind_of_command_is_shown():

@@ -86,11 +86,11 @@ def run(arguments, settings) -> None:
     from batches import Batches
 
     from synergen_jax import config as configs
-    from synergen_jax.cli import sweep
     from synergen_jax.evaluation import report
+    from synergen_jax.runs import family as families
     from synergen_jax.training import train
 
-    family = sweep.load(arguments.family, settings)
+    family = families.load(arguments.family, settings)
     base = configs.load(family.base, settings)
     command = {"family": arguments.family.stem, "variants": list(family.variants), "settings": settings}
     if unknown := [name for name in arguments.variants or () if name not in family.variants]:

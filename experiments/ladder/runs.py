@@ -21,15 +21,16 @@ from batches import Batches, Source, relevant
 
 from synergen_jax import config as configs
 from synergen_jax.batch import EvalBatch, LogSpec
-from synergen_jax.cli.sweep import Family
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import baselines, metrics, protocol, slices
 from synergen_jax.model import synergen
 from synergen_jax.retrieval import full_ranking
+from synergen_jax.runs import workdir
+from synergen_jax.runs.family import Family
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
-from synergen_jax.training import train, workdir
+from synergen_jax.training import train
 
 RUNS, PLAN = "runs.jsonl", "ladder.json"
 IN_FLIGHT = 4  # steps that are on their way before the loss of the first is looked at

@@ -71,9 +71,9 @@ class Ours:
         import numpy as np
 
         from synergen_jax.bench.setting import Trainer
-        from synergen_jax.cli.bench import open_log
+        from synergen_jax.runs.inputs import of_log
 
-        catalogue, feed = open_log(config, log)
+        catalogue, feed = of_log(config, log)
         self._trainer, self._batches, self._count = Trainer(config, log.spec, catalogue), feed(0), np.count_nonzero
         self.steps(1)
 

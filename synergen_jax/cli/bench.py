@@ -1,54 +1,74 @@
-"""What `synergen bench` does: opens logs for the benchmarks of `synergen_jax.bench`, and prints what they found."""
+"""`synergen bench`."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-import types
 import typing
 
-import numpy as np
-
-from data_pipelines.event_log.event_log import EventLog
-from data_pipelines.feed import examples, feed, splits
-from data_pipelines.sources.prepare import locate
-from synergen_jax import config as configs
-from synergen_jax.batch import Catalogue, Feed
-from synergen_jax.bench import attention, catalogue, loss, packing, readers, step
-from synergen_jax.bench import feed as feeding
-from synergen_jax.bench.setting import Result, Setting
-from synergen_jax.config import Config
+from synergen_jax.cli import arguments as shared
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import report
-from synergen_jax.planning.synthetic import SyntheticLog
+from synergen_jax.processes.cluster import say
 
-BENCHES: typing.Mapping[str, typing.Callable[[Setting], Result]] = types.MappingProxyType(
-    {
-        "step": step.run,
-        "feed": feeding.run,
-        "catalogue": catalogue.run,
-        "readers": readers.run,
-        "loss": loss.run,
-        "attention": attention.run,
-        "packing": packing.run,
-    }
-)
-SIZED = ("catalogue", "readers", "loss")
-OPEN = ("step", "feed", "packing")  # measure whatever config on whatever log
+BENCHES = {
+    "step": "a training step, its FLOPs and MFU, beside the feed's rate",
+    "feed": "the feed beside the step",
+    "catalogue": "the step by number of items",
+    "readers": "reading an encoded context against the masked Transformer",
+    "loss": "memory of the loss by number of negatives",
+    "attention": "the attention backends that can run here",
+    "packing": "several short histories in a row against padding",
+    "all": "all of them",
+}
 
 
-def bench(arguments, settings, say) -> dict[str, typing.Any]:
-    """`synergen bench`."""
-    names = list(BENCHES) if arguments.name == "all" else [arguments.name]
-    if arguments.sizes and arguments.name not in SIZED:
-        raise UserError(f"--sizes is for {', '.join(SIZED)}, not for {arguments.name!r}")
+def declare(commands: shared.Commands) -> None:
+    """Adds the command."""
+    bench = shared.command(
+        commands,
+        "bench",
+        "Measure on made-up data, alternating what is compared: a table, and ratios. Settings as --section.key VALUE.",
+        "synergen bench readers --json\n  synergen bench catalogue --sizes 10000,1000000\n"
+        "  synergen bench step --config ml_1m --model.dtype bfloat16 --profile traces",
+        run,
+        settings=True,
+    )
+    bench.add_argument("name", choices=BENCHES, help="; ".join(f"{name}: {text}" for name, text in BENCHES.items()))
+    bench.add_argument(
+        "--config",
+        help="a TOML file, or the name of a shipped config, in place of the bench's own (step, feed, packing)",
+    )
+    bench.add_argument("--log", help="a prepared log, in place of a synthetic one (step, feed, packing)")
+    bench.add_argument("--rounds", type=int, default=5, help="timed rounds of each side (default: 5)")
+    bench.add_argument(
+        "--sizes",
+        type=shared.numbers,
+        default=(),
+        help="comma-separated: items of catalogue, events of readers, times the negatives of loss",
+    )
+    bench.add_argument("--small", action="store_true", help="tiny sizes, to see that all runs")
+    bench.add_argument("--profile", type=pathlib.Path, metavar="DIR", help="write a profiler's trace of one more round")
+
+
+def run(arguments, settings) -> dict[str, typing.Any]:
+    """Runs one benchmark, or all."""
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.sources.prepare import locate
+    from synergen_jax import config as configs
+    from synergen_jax.bench import suite
+    from synergen_jax.bench.setting import Setting
+    from synergen_jax.runs.inputs import of_log
+
+    names = list(suite.BENCHES) if arguments.name == "all" else [arguments.name]
+    if arguments.sizes and arguments.name not in suite.SIZED:
+        raise UserError(f"--sizes is for {', '.join(suite.SIZED)}, not for {arguments.name!r}")
     for option in ("config", "log"):
-        if getattr(arguments, option) is not None and arguments.name not in OPEN:
-            raise UserError(f"--{option} is for {', '.join(OPEN)}, not for {arguments.name!r}, which has its own")
+        if getattr(arguments, option) is not None and arguments.name not in suite.OPEN:
+            raise UserError(f"--{option} is for {', '.join(suite.OPEN)}, not for {arguments.name!r}, which has its own")
     if arguments.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {arguments.rounds}")
     setting = Setting(
-        open_log,
+        of_log,
         words=tuple(settings),
         base=None if arguments.config is None else configs.load(arguments.config),
         log=None if arguments.log is None else EventLog.load(locate(arguments.log, arguments.data_dir)),
@@ -60,27 +80,7 @@ def bench(arguments, settings, say) -> dict[str, typing.Any]:
     found = []
     for name in names:
         trace = arguments.profile and pathlib.Path(arguments.profile) / name
-        result = BENCHES[name](dataclasses.replace(setting, trace=trace))
-        say(text(result))
+        result = suite.BENCHES[name](dataclasses.replace(setting, trace=trace))
+        say(suite.text(result))
         found.append(result.as_json())
     return found[0] if arguments.name != "all" else {"bench": "all", "results": found}
-
-
-def open_log(config: Config, log) -> tuple[Catalogue, Feed]:
-    """What training takes of a log. Of a synthetic one every item counts as met, so that all of its table is used."""
-    split = splits.split(log, config.data)
-    known = examples.catalogue(log, split)
-    if isinstance(log, SyntheticLog):
-        met = lambda counts: np.append(0, np.maximum(counts[1:], 1)).astype(np.int32)
-        known = dataclasses.replace(known, counts=met(known.counts), query_counts=met(known.query_counts))
-    return known, feed.train_feed(log, split, config, known.counts)
-
-
-def text(result: Result) -> str:
-    """A result as people read it."""
-    lines = ["", result.title, report.table(result.rows)]
-    lines += [
-        f"{name}: {found.median:.2f}x" + (f" [{found.low:.2f}, {found.high:.2f}]" if found.low < found.high else "")
-        for name, found in result.ratios.items()
-    ]
-    return "\n".join(lines + [result.note] * bool(result.note))

@@ -15,12 +15,27 @@ import stat
 import tempfile
 import warnings
 
+from synergen_jax.processes import cluster
+
 MAX_BYTES = 256 << 20  # of one folder; what was not used for longest goes first
 MIN_SECONDS = 0.1  # what compiles faster is compiled again
 
 # What tells CPUs apart in /proc/cpuinfo: of x86 the first line, of Arm the second.
 _CPU = ("vendor_id", "cpu family", "model", "model name", "flags")
 _CPU += ("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features")
+
+
+def keep(arguments) -> None:
+    """Lets a command find what an earlier one has compiled, in the data folder.
+
+    Not where compiling is what is measured, nor on several processes: of these the first alone would write, and where they
+    share no folder, it would load what the others still compile together.
+    """
+    from data_pipelines.sources.prepare import logs_folder
+
+    compiles = arguments.command not in ("data", "bench", "plan")
+    if compiles and not arguments.no_compile_cache and cluster.count() == 1:
+        begin(logs_folder(arguments.data_dir).parent / "jax-cache")
 
 
 def begin(root: pathlib.Path) -> pathlib.Path | None:

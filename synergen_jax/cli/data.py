@@ -1,26 +1,143 @@
-"""`synergen data ...`: prepare, import, list and show event logs. Each takes the parsed arguments and a way to print."""
+"""`synergen data ...`: prepare, import, list and show event logs."""
 
 from __future__ import annotations
 
+import argparse
 import collections
 import pathlib
 import time
 import typing
 
-import numpy as np
-
-from data_pipelines.event_log.event_log import EventLog
-from data_pipelines.importing import beam_log, history, own_log
-from data_pipelines.importing.bad_rows import KINDS
-from data_pipelines.sources.prepare import locate, logs_folder
-from data_pipelines.sources.prepare import prepare as prepare_log
+from synergen_jax.cli import arguments as shared
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import report
+from synergen_jax.processes.cluster import say
 
-Say = typing.Callable[[str], None]
+if typing.TYPE_CHECKING:
+    from data_pipelines.event_log.event_log import EventLog
 
 
-def _summary(log: EventLog, start: float, say: Say) -> dict[str, typing.Any]:
+def declare(commands: shared.Commands) -> None:
+    """Adds the command and its actions."""
+    data = commands.add_parser("data", help="Prepare, import, list and show event logs.", allow_abbrev=False)
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _declare_prepare(actions)
+    _declare_import(actions)
+    shared.command(actions, "list", "List the event logs that there are.", "synergen data list", list_)
+    described = "Describe an event log, and show a few of its users."
+    made = shared.command(actions, "show", described, "synergen data show shop", show)
+    made.add_argument("name", help="name of a log, or its folder")
+    made.add_argument("--user", action="append", help="id of a user to show; repeatable")
+
+
+def _declare_prepare(actions: shared.Commands) -> None:
+    made = shared.command(
+        actions,
+        "prepare",
+        "Fetch, check and convert a data set into an event log.",
+        "synergen data prepare ml-1m-search --query-share 0.3 --seed 0 --text tfidf\n"
+        "  synergen data prepare path/to/atomic-files --text st:path/to/model --matrix image=image.npy",
+        prepare,
+        leaves=True,
+    )
+    made.add_argument(
+        "name",
+        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries), trivago (with --source), or a "
+        "folder of RecBole atomic files",
+    )
+    made.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel or parquet")
+    made.add_argument("--force", action="store_true", help="convert again even if the log is there")
+    made.add_argument(
+        "--text",
+        metavar="ENCODER",
+        help="tfidf, tfidf:WIDTH, st:NAME or st:DIRECTORY of a sentence-transformers model, or none "
+        "(default: tfidf for generated queries and for atomic files with titles or tags, else none)",
+    )
+    made.add_argument("--query-share", type=float, help="share of events that become searches (default: 0.3)")
+    made.add_argument("--seed", type=int, help="seed of the generated queries (default: 0)")
+    made.add_argument(
+        "--matrix",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.npy",
+        help="a further matrix of items: a row an item after a row of zeros, or rows named by FILE.ids.txt; repeatable",
+    )
+
+
+def _declare_import(actions: shared.Commands) -> None:
+    own = shared.command(
+        actions,
+        "import",
+        "Import events of your own, a CSV, TSV or parquet table with a row an event, into an event log (docs/your-data.md).",
+        "synergen data import events.csv --name shop --items items.csv --tags category --label bought=purchase\n"
+        "  synergen data import 'logs/*.parquet' --name shop --columns user=visitor,item=sku --drop bad-times,duplicates",
+        import_,
+        leaves=True,
+    )
+    own.add_argument("events", help="a .csv, .tsv or .parquet file, a folder of them, or a pattern in quotes")
+    own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
+    own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
+    own.add_argument("--columns", help="roles: user, item, time, action, query, request, shown", **shared.PAIRS)
+    own.add_argument("--item-columns", help="roles: item, title, text", **shared.PAIRS)
+    own.add_argument(
+        "--time-unit",
+        default="auto",
+        metavar="UNIT",
+        help="seconds, milliseconds, microseconds, nanoseconds or iso (default: told from the whole column, or asked)",
+    )
+    own.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="KIND,...",
+        help="leave out and count these bad rows: bad-lines, missing, bad-times, duplicates, or all (default: refuse them)",
+    )
+    _what_a_log_has(own)
+    _beam(own)
+
+
+def _what_a_log_has(own: argparse.ArgumentParser) -> None:
+    """Arguments that say what is made of the rows."""
+    own.add_argument(
+        "--label", metavar="NAME=ACTION+ACTION", help="a label to rank by; repeatable", action="append", default=[]
+    )
+    own.add_argument(
+        "--tags",
+        metavar="COLUMN,...",
+        help="columns of the items whose values, set apart by |, are tags",
+        action="append",
+        default=[],
+    )
+    own.add_argument(
+        "--vectors",
+        metavar="NAME=FILE.npy",
+        help="a vector an item, in the order of its table",
+        action="append",
+        default=[],
+    )
+    own.add_argument(
+        "--text",
+        default="",
+        metavar="ENCODER",
+        help="tfidf, tfidf:WIDTH, st:NAME, st:DIRECTORY, or none (default: tfidf if items or queries have words)",
+    )
+    own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
+    own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")
+
+
+def _beam(own: argparse.ArgumentParser) -> None:
+    """Arguments of an import on many machines."""
+    own.add_argument(
+        "--beam", metavar="RUNNER", help="import on many machines by this runner of Apache Beam (docs/beam.md)"
+    )
+    own.add_argument(
+        "--beam-options", metavar="'--OPTION=VALUE ...'", help="the runner's options: --beam-options='--project=p ...'"
+    )
+    own.add_argument(
+        "--beam-folder", metavar="FOLDER", help="for intermediate files; all workers must reach it (default: the log's)"
+    )
+
+
+def _summary(log: EventLog, start: float) -> dict[str, typing.Any]:
     unknown, first = log.unknown_items
     summary = {"log": log.name, **log.summary(), "unknown_items": unknown, "path": str(log.path), "source": log.source}
     counts = ", ".join(f"{summary[name]:,} {name}" for name in ("events", "users", "items", "queries"))
@@ -37,8 +154,11 @@ def _summary(log: EventLog, start: float, say: Say) -> dict[str, typing.Any]:
     return summary
 
 
-def prepare(arguments, say: Say) -> dict[str, typing.Any]:
+def prepare(arguments, _) -> dict[str, typing.Any]:
     """`synergen data prepare`."""
+    from data_pipelines.sources.prepare import logs_folder
+    from data_pipelines.sources.prepare import prepare as prepare_log
+
     start = time.perf_counter()
     before = {path: path.stat().st_mtime_ns for path in logs_folder(arguments.data_dir).glob("[!.]*/log.json")}
     log = prepare_log(
@@ -51,7 +171,7 @@ def prepare(arguments, say: Say) -> dict[str, typing.Any]:
         seed=arguments.seed,
         matrix=arguments.matrix,
     )
-    summary = _summary(log, start, say)
+    summary = _summary(log, start)
     if log.query_note:
         say(log.query_note)
     for name, about in log.source.get("matrices", {}).items():
@@ -63,8 +183,11 @@ def prepare(arguments, say: Say) -> dict[str, typing.Any]:
     return summary
 
 
-def import_(arguments, say: Say) -> dict[str, typing.Any]:
+def import_(arguments, _) -> dict[str, typing.Any]:
     """`synergen data import`."""
+    from data_pipelines.importing import beam_log, own_log
+    from data_pipelines.sources.prepare import logs_folder
+
     start = time.perf_counter()
     name = arguments.name or pathlib.Path(arguments.events.rstrip("/")).name.partition(".")[0]
     options = own_log.Options(
@@ -88,7 +211,7 @@ def import_(arguments, say: Say) -> dict[str, typing.Any]:
         raise UserError("--beam-options and --beam-folder need --beam RUNNER")
     else:
         log = own_log.import_log(arguments.events, **settings)
-    summary = _summary(log, start, say)
+    summary = _summary(log, start)
     for line in _notes(log):
         say(f"  {line}")
     say(f"event log: {log.path}{', in place of the one that was there' if was_there else ''}")
@@ -114,6 +237,8 @@ def _pairs(flag: str, values: typing.Sequence[str], separator: str = ",") -> dic
 
 def _notes(log: EventLog) -> typing.Iterator[str]:
     """What an import did to the rows, line by line."""
+    from data_pipelines.importing.bad_rows import KINDS
+
     source = log.source
     columns = ", ".join(role if role == name else f"{role}={name}" for role, name in source["columns"].items())
     yield f"columns: {columns}" + (
@@ -156,8 +281,12 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
         yield f"to rank for some actions alone, import again with a label: --label NAME={'+'.join(log.actions[1:3])}"
 
 
-def list_(arguments, say: Say) -> dict[str, typing.Any]:
+def list_(arguments, _) -> dict[str, typing.Any]:
     """`synergen data list`."""
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.sources.prepare import logs_folder
+    from synergen_jax.evaluation import report
+
     logs = logs_folder(arguments.data_dir)
     found = []
     for path in sorted(logs.glob("[!.]*/log.json")):
@@ -174,10 +303,17 @@ def list_(arguments, say: Say) -> dict[str, typing.Any]:
     return {"logs": found}
 
 
-def show(arguments, say: Say) -> dict[str, typing.Any]:
+def show(arguments, _) -> dict[str, typing.Any]:
     """`synergen data show`: lengths of users, counts of actions, and the last events of a few users."""
+    import numpy as np
+
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.importing import history
+    from data_pipelines.sources.prepare import locate
+    from synergen_jax.evaluation import report
+
     log = EventLog.load(locate(arguments.name, arguments.data_dir))
-    summary = _summary(log, time.perf_counter(), say)
+    summary = _summary(log, time.perf_counter())
     shares = (1, 10, 50, 90, 99, 100)
     lengths = dict(zip(map(str, shares), np.percentile(log.lengths, shares).astype(int).tolist()))
     say("events a user, by percentile: " + ", ".join(f"{share}%: {value:,}" for share, value in lengths.items()))
@@ -201,6 +337,3 @@ def show(arguments, say: Say) -> dict[str, typing.Any]:
         say(f"\nuser {user}: {len(record['item']):,} events, the last {len(rows)}:\n{report.table(rows)}")
     actions = {log.actions[i]: n for i, n in count.most_common()}
     return {**summary, "labels": log.labels, "lengths": lengths, "sample": {"users": len(sample), "actions": actions}}
-
-
-RUN = {"prepare": prepare, "import": import_, "list": list_, "show": show}

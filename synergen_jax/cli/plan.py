@@ -1,52 +1,54 @@
-"""What `synergen plan` does: a fresh process for each number of devices compiles, and a table tells the rest.
-
-The number of virtual devices is settled when jax starts, hence the processes. As a script this module is one of them: it
-reads what is planned as JSON from stdin, and prints what it found.
-"""
+"""`synergen plan`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import typing
 
-import jax
-import numpy as np
-
-from data_pipelines.feed import examples, feed, splits
-from synergen_jax import config as configs
-from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
-from synergen_jax.config import Config
+from synergen_jax.cli import arguments as shared
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import report
-from synergen_jax.planning import plan as planning
-from synergen_jax.planning.plan import MIB, Plan
-from synergen_jax.planning.synthetic import SyntheticLog
+from synergen_jax.processes.cluster import say
+
+if typing.TYPE_CHECKING:
+    from synergen_jax.config import Config
+    from synergen_jax.planning.plan import Plan
+    from synergen_jax.runs.inputs import Sizes
 
 GIB = 2**30
-# The step is never run: code that is slow but quickly made is as good.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-MARK = "plan: "
 
 
-class Sizes(typing.NamedTuple):
-    """What is known of a log before it is there."""
+def declare(commands: shared.Commands) -> None:
+    """Adds the command."""
+    plan = shared.command(
+        commands,
+        "plan",
+        "Compile training and validation for many virtual devices, and tell what each would need; no log, nothing is run.",
+        "synergen plan plan_100m --devices 256 --items 100000000\n"
+        "  synergen plan ml_1m --devices 2,4,8,16 --weak --mesh.model 2",
+        run,
+        settings=True,
+    )
+    plan.add_argument("config", help="a TOML file, or the name of a shipped config")
+    plan.add_argument(
+        "--devices", type=shared.numbers, required=True, help="how many, or several numbers, comma-separated"
+    )
+    plan.add_argument("--items", type=int, default=1_000_000, help="items of the catalogue (default: 1,000,000)")
+    plan.add_argument("--queries", type=int, default=0, help="distinct queries of the log (default: 0)")
+    plan.add_argument("--text-width", type=int, default=0, help="width of a semantic matrix of them (default: 0, none)")
+    plan.add_argument("--memory", type=float, default=80.0, help="GiB of each device (default: 80)")
+    plan.add_argument(
+        "--weak",
+        action="store_true",
+        help="weak scaling: data.batch is that of the first number of devices, and grows with them",
+    )
 
-    items: int
-    queries: int
-    text: int  # width of a semantic matrix of items, and of queries if there are any; 0: none
 
-    def log(self, length: int) -> SyntheticLog:
-        """A log of these sizes whose every user has `length` events."""
-        matrices = (("text", self.text),) if self.text else ()
-        return SyntheticLog(self.items, 8, length, self.queries, matrices)
+def run(arguments, settings) -> dict[str, typing.Any]:
+    """Compiles for each number of devices in a fresh process, and tells what each would hold and send."""
+    from synergen_jax import config as configs
+    from synergen_jax.runs.inputs import Sizes
+    from synergen_jax.runs.plan import elsewhere
 
-
-def plan(arguments, settings, say) -> dict[str, typing.Any]:
-    """`synergen plan`."""
     config = configs.load(arguments.config, settings)
     # Planned is for accelerators: what suits this CPU does not matter, and their kernels it cannot compile.
     config = configs.override(
@@ -61,7 +63,7 @@ def plan(arguments, settings, say) -> dict[str, typing.Any]:
     tasks = [(_scaled(config, arguments.devices[0], n) if arguments.weak else config, n) for n in arguments.devices]
     plans = []
     for mine, devices in tasks:
-        plans.append(_elsewhere(mine, sizes, devices))
+        plans.append(elsewhere(mine, sizes, devices))
         say(f"{devices} devices: compiled in {plans[-1].seconds:.0f} s")
     say(text(plans, config, sizes, arguments.memory))
     return {
@@ -75,6 +77,8 @@ def plan(arguments, settings, say) -> dict[str, typing.Any]:
 
 def _scaled(config: Config, first: int, devices: int) -> Config:
     """The config with as many windows a device on `devices` as it has on the first number of them."""
+    from synergen_jax import config as configs
+
     batch, rest = divmod(config.data.batch * devices, first)
     if rest:
         raise UserError(f"--weak: data.batch {config.data.batch} on {first} devices is no whole number on {devices}")
@@ -83,6 +87,9 @@ def _scaled(config: Config, first: int, devices: int) -> Config:
 
 def text(plans: list[Plan], config: Config, sizes: Sizes, memory: float) -> str:
     """All plans as one table, a column a plan."""
+    from synergen_jax.evaluation import report
+    from synergen_jax.planning.plan import MIB
+
     rows = []
 
     def row(what: str, of: typing.Callable[[Plan], typing.Any]):
@@ -110,67 +117,3 @@ def text(plans: list[Plan], config: Config, sizes: Sizes, memory: float) -> str:
         f"L {config.data.max_history}, {config.model.dtype}"
     )
     return f"\n{head}\n{report.table(rows)}"
-
-
-def _elsewhere(config: Config, sizes: Sizes, devices: int) -> Plan:
-    """The plan for so many virtual devices, made by a process of its own."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_FLAGS": FLAGS,
-    }
-    task = json.dumps({"config": configs.to_dict(config), "sizes": sizes._asdict()})
-    run = subprocess.run(
-        [sys.executable, "-m", __name__], input=task, env=environment, text=True, stdout=subprocess.PIPE
-    )
-    found = next((line for line in run.stdout.splitlines() if line.startswith(MARK)), None)
-    if found is None:
-        raise RuntimeError(f"planning for {devices} devices failed with status {run.returncode}; its words are above")
-    answer = json.loads(found.removeprefix(MARK))
-    if "error" in answer:
-        raise UserError(f"{devices} devices: {answer['error']}")
-    return Plan(**answer)
-
-
-def abstract_inputs(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBatch, Catalogue]:
-    """The sizes of the log, and shapes and dtypes of batches and of the catalogue: what the real feed gives, made small.
-
-    Users have as many events as a window.
-    """
-    few = Sizes(min(sizes.items, 1000), min(sizes.queries, 100), sizes.text)
-    log, spec = few.log(config.data.max_history + 2), sizes.log(1).spec
-    one = configs.override(config, ["--data.batch=2", "--optimiser.accumulate=1", "--data.split=leave-one-out"])
-    split = splits.split(log, one.data)
-    catalogue = examples.catalogue(log, split)
-    sample = next(feed.train_feed(log, split, one, catalogue.counts)(0))
-    shape = lambda x, rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-    batch = jax.tree.map(lambda x: shape(x, config.data.batch), dataclasses.replace(sample, negatives=np.zeros((1, 0))))
-    batch = dataclasses.replace(batch, negatives=shape(sample.negatives, config.data.negatives))
-    # Users may have had all of the few items: none is left out, and room is made for what would be.
-    every = configs.override(one, ["--data.filter_seen=false"])
-    targets = next(iter(feed.evaluation_feed(log, split, "validation", every)))
-    room = examples.seen_width(config, spec.items, config.data.max_history)
-    targets = dataclasses.replace(targets, seen=np.zeros((1, room), np.int32))
-    rows = lambda matrices, count: {name: shape(matrix, count) for name, matrix in matrices.items()}
-    whole = Catalogue(
-        rows(catalogue.item_matrices, spec.items),
-        rows(catalogue.query_matrices, spec.queries),
-        shape(catalogue.counts, spec.items),
-        shape(catalogue.query_counts, spec.queries),
-    )
-    return spec, batch, jax.tree.map(lambda x: shape(x, config.evaluate.batch), targets), whole
-
-
-def _main() -> None:
-    task = json.load(sys.stdin)
-    config, sizes = configs.from_dict(task["config"]), Sizes(**task["sizes"])
-    try:
-        answer = dataclasses.asdict(planning.plan(config, *abstract_inputs(config, sizes)))
-    except UserError as error:
-        answer = {"error": str(error)}
-    print(MARK + json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,180 +1,57 @@
-"""What `synergen sweep` does: a family of configs, each with several seeds, trained, evaluated and put into one table.
-
-A family is a TOML file: the config that all start from, and under each variant's name the settings that it changes.
-
-    base = "ml_100k_search"
-
-    [variants.joint]
-
-    [variants.search-only]
-    loss.recommendation_weight = 0.0
-"""
+"""`synergen sweep`: a family of configs, each with several seeds, in one table."""
 
 from __future__ import annotations
 
-import json
 import pathlib
-import statistics
-import tomllib
 import typing
 
-from synergen_jax import config as configs
-from synergen_jax.config import Config
-from synergen_jax.errors import Stopped, UserError
-from synergen_jax.evaluation import report
-from synergen_jax.training import workdir
-from synergen_jax.training.train import NotFiniteError
-
-# Columns of the table: heading -> where the number lies in an evaluation's JSON, "SYSTEM" standing for the system.
-COLUMNS = {
-    "HR@10": ("SYSTEM", "hr@10"),
-    "NDCG@10": ("SYSTEM", "ndcg@10"),
-    "search NDCG@10": ("slices", "search", "SYSTEM", "ndcg@10"),
-    "search HR@10": ("slices", "search", "SYSTEM", "hr@10"),
-    "rec. NDCG@10": ("slices", "recommendation", "SYSTEM", "ndcg@10"),
-    "rec. HR@10": ("slices", "recommendation", "SYSTEM", "hr@10"),
-    "new items HR@50": ("slices", "new items, never in training", "SYSTEM", "hr@50"),
-    "list NDCG@10": ("SYSTEM", "list_ndcg@10/engage"),
-    "list AUC": ("SYSTEM", "grouped_auc/engage"),
-    "shown MRR": ("shown", "SYSTEM", "list_mrr", "mean"),
-}
+from synergen_jax.cli import arguments as shared
+from synergen_jax.errors import UserError, naming
+from synergen_jax.processes import cluster
 
 
-class Family(typing.NamedTuple):
-    """A config that all variants start from, and each variant's own."""
-
-    base: str
-    variants: dict[str, Config]
-
-
-def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
-    """Reads a family; `overrides` are command-line words that hold for all variants.
-
-    Raises:
-      UserError: the file does not parse, a variant's settings are wrong, or the overrides hold a seed.
-    """
-    if any(word.partition("=")[0] in ("--data.seed", "--run.seed") for word in overrides):
-        raise UserError("the seeds of a family's runs are given by --seeds, not by --data.seed and --run.seed")
-    if not path.is_file():
-        shipped = configs.shipped(families=True)
-        if str(path) not in shipped:
-            raise UserError(f"no family file {str(path)!r}; shipped families: {', '.join(shipped) or 'none'}")
-        path = shipped[str(path)]
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a family: {error}") from None
-    variants = tree.get("variants")
-    if set(tree) != {"base", "variants"} or not isinstance(variants, dict) or not variants:
-        raise UserError(f"{path}: a family has a `base`, and under `[variants.NAME]` what each variant changes")
-    base = configs.to_dict(configs.load(tree["base"]))
-    made = {}
-    for name, changes in variants.items():
-        if not isinstance(changes, dict) or not all(isinstance(values, dict) for values in changes.values()):
-            raise UserError(f"{path}: [variants.{name}] holds settings as section.key = value")
-        merged = base | {section: base.get(section, {}) | values for section, values in changes.items()}
-        made[name] = configs.override(configs.from_dict(merged, f"{path}: variant {name}"), overrides)
-    return Family(tree["base"], made)
+def declare(commands: shared.Commands) -> None:
+    """Adds the command."""
+    sweep = shared.command(
+        commands,
+        "sweep",
+        "Train and evaluate a family of configs with several seeds, and put all into one table.",
+        "synergen sweep search_100k --workdir runs/ablations --seeds 0,1,2",
+        run,
+        settings=True,
+        leaves=True,
+    )
+    sweep.add_argument("family", type=pathlib.Path, help="a TOML file, or the name of a shipped family")
+    sweep.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs and of the table")
+    sweep.add_argument("--seeds", type=shared.numbers, default=(0, 1), help="comma-separated (default: 0,1)")
+    sweep.add_argument("--only", type=lambda text: text.split(","), default=[], help="these variants, comma-separated")
+    sweep.add_argument("--split", choices=("validation", "test"), default="validation")
 
 
-def sweep(
-    family: Family,
-    seeds: typing.Sequence[int],
-    folder: pathlib.Path,
-    split: str,
-    fit: typing.Callable[[Config, pathlib.Path], typing.Any],
-    evaluate: typing.Callable[[pathlib.Path, str], dict[str, typing.Any]],
-    say: typing.Callable[[str], None],
-) -> dict[str, typing.Any]:
-    """Trains and evaluates every variant with every seed, and writes `sweep_SPLIT.json` and `sweep_SPLIT.md`.
+def run(arguments, settings) -> dict[str, typing.Any]:
+    """Trains and evaluates every variant with every seed."""
+    from data_pipelines.event_log.event_log import EventLog
+    from data_pipelines.sources.prepare import locate
+    from synergen_jax.runs import family as families
+    from synergen_jax.runs.evaluate import evaluate
+    from synergen_jax.runs.run import Run
+    from synergen_jax.runs.train import train
+    from synergen_jax.training.train import make_model
 
-    What is finished is not done again, so that a sweep that was stopped goes on when it is run again.
+    def fit(config, folder):
+        return train(Run(config, logs[config.data.log]), folder)
 
-    Args:
-      fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
+    def judge(folder, part):
+        return evaluate(folder, part, data_dir=arguments.data_dir)
 
-    Raises:
-      UserError: nothing can be written to `folder`, which is told first; NotWritten: nor could it be at the end.
-      Stopped: losses of some runs were not finite. The others are trained, evaluated and in the table before.
-    """
-    elsewhere = "give another --workdir"
-    workdir.try_writing(folder, elsewhere)
-    failed: list[str] = []
-    found: dict[str, list[dict[str, typing.Any]]] = {}
-    total = len(family.variants) * len(seeds)
-    for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
-        config = configs.seeded(family.variants[name], seed)
-        where = folder / name / f"seed-{seed}"
-        say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
-        done = where / f"evaluation_{split}.json"
-        try:
-            trained = fit(config, where)
-        except NotFiniteError as error:
-            failed.append(f"{name}, seed {seed}: {error}")
-            say(f"without a result: {error}")
-            continue
-        result = _found(done)
-        # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
-        now = {"step": trained["best_step"], "settings": evaluated_by(config)}
-        if {name: result.get(name) for name in now} != now:
-            result = evaluate(where, split)
-        found.setdefault(name, []).append(result)
-    without = Stopped(f"{len(failed)} of {total} runs are without a result: {'; '.join(failed)}")
-    if not found:
-        raise without
-    rows = table(found)
-    protocol = next(iter(found.values()))[0]["protocol"].partition(", checkpoint of step")[0]
-    title = f"{family.base}, {split} split, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds"
-    say(f"\n{title}\n{protocol}\n\n{report.table(rows)}")
-    summary = {"base": family.base, "split": split, "seeds": list(seeds), "protocol": protocol, "table": rows}
-    with workdir.reporting(folder, elsewhere, summary):
-        with report.replacing(folder / f"sweep_{split}.md") as temporary:
-            temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
-        workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})
-    say(f"\ntable: {folder / f'sweep_{split}.md'}")
-    if failed:
-        raise without
-    return summary
-
-
-def _found(path: pathlib.Path) -> dict[str, typing.Any]:
-    """An evaluation's JSON; {} where there is none, or none that is whole."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if isinstance(result, dict) else {}
-
-
-def evaluated_by(config: Config) -> dict[str, typing.Any]:
-    """The settings that an evaluation depends on and `synergen evaluate` may change; part of its JSON."""
-    # Evaluations from when ties counted against the model, or targets were resampled one by one, are other ones.
-    own = {"filter_seen": config.data.filter_seen, "ties": "expected", "resampled": "users"}
-    return configs.to_dict(config)["evaluate"] | own
-
-
-def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:
-    """A row a variant, then a row each other system, as the first variant's evaluations have it."""
-    first = next(iter(found.values()))
-    systems = dict.fromkeys(s for part in (first[0], *first[0]["slices"].values(), first[0]["shown"]) for s in part)
-    others = [s for s in systems if s not in ("model", "model_scann") and _numbers(first, s)]
-    rows = {name: _numbers(results, "model") for name, results in found.items()}
-    rows |= {f"{next(iter(found))}: {system}": _numbers(first, system) for system in others}
-    return [{"variant": name} | numbers for name, numbers in rows.items()]
-
-
-def _numbers(results: list[dict[str, typing.Any]], system: str) -> dict[str, str]:
-    """Each column's mean and spread over seeds, where the evaluations have it."""
-    numbers = {}
-    for heading, path in COLUMNS.items():
-        values = [_at(result, [system if part == "SYSTEM" else part for part in path]) for result in results]
-        if None not in values:
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            numbers[heading] = f"{statistics.fmean(values):.4f}{spread}"
-    return numbers
-
-
-def _at(tree: typing.Any, path: list[str]) -> float | None:
-    for part in path:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree if isinstance(tree, (int, float)) else None
+    family = families.load(arguments.family, settings)
+    if unknown := [name for name in arguments.only if name not in family.variants]:
+        raise UserError(f"--only {unknown[0]}: the family's variants are {', '.join(family.variants)}")
+    if arguments.only:
+        family = family._replace(variants={name: family.variants[name] for name in arguments.only})
+    names = dict.fromkeys(config.data.log for config in family.variants.values())
+    logs = {name: EventLog.load(locate(name, arguments.data_dir)) for name in names}
+    for name, config in family.variants.items():  # what the log does not have is told before hours of training
+        with naming(f"variant {name}"):
+            make_model(config, logs[config.data.log].spec)
+    return families.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit, judge, cluster.say)

@@ -130,3 +130,10 @@ def _ranking(found: Report, labels: tuple[str, ...]) -> Rows:
 
 def _shown(found: Report) -> Rows:
     return [{"system": system} | values for system, values in found.shown.items()]
+
+
+def evaluated_by(config: Config) -> dict[str, typing.Any]:
+    """The settings that an evaluation depends on and `synergen evaluate` may change; part of its JSON."""
+    # Evaluations from when ties counted against the model, or targets were resampled one by one, are other ones.
+    own = {"filter_seen": config.data.filter_seen, "ties": "expected", "resampled": "users"}
+    return configs.to_dict(config)["evaluate"] | own

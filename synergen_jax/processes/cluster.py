@@ -46,6 +46,12 @@ def first() -> bool:
     return index() == 0
 
 
+def say(text: str = "") -> None:
+    """Prints at once, also into a pipe; of several processes the first alone does."""
+    if first():
+        print(text, flush=True)
+
+
 def _joined() -> typing.Any:
     """jax's state of the cluster, which tells who is who before any device is touched; None on a single machine.
 

@@ -17,7 +17,6 @@ import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from synergen_jax import config as configs
 from synergen_jax.batch import Feed, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError, nearest
@@ -25,8 +24,7 @@ from synergen_jax.model import attention, rope, synergen
 from synergen_jax.processes import cluster, crash_report, run_lock
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, catalogue_shardings
-from synergen_jax.training import apply_gradients, objective
-from synergen_jax.training import workdir as workdirs
+from synergen_jax.training import apply_gradients, identity, objective
 from synergen_jax.training.checkpoint import Checkpoints
 from synergen_jax.training.metric_log import MetricLog
 from synergen_jax.training.optimiser import schedule
@@ -77,45 +75,6 @@ def make_model(config: Config, spec: LogSpec, phase: rope.Phase | None = None) -
             f"({', '.join(spec.candidate_features)}), by which the head would tell them from the others: set it to 0"
         )
     return synergen.SynerGen(config.model, spec, phase)
-
-
-def identity(config: Config, spec: LogSpec, fingerprint: str, phase: rope.Phase | None = None) -> dict[str, typing.Any]:
-    """What decides what a run computes, as every checkpoint keeps it: JSON-like."""
-    return {
-        "fingerprint": fingerprint,
-        "config": configs.to_dict(config),
-        "spec": {name: _listed(value) for name, value in dataclasses.asdict(spec).items()},
-        "phase": rope.describe(config.model, phase),
-    }
-
-
-def _listed(value: typing.Any) -> typing.Any:
-    return [_listed(part) for part in value] if isinstance(value, tuple) else value
-
-
-def refuse_others(folder: pathlib.Path, saved: dict[str, typing.Any], mine: dict[str, typing.Any]) -> None:
-    """Refuses checkpoints of another log, config, spec or phase, whose arrays may have the same shapes.
-
-    Args:
-      folder: the workdir, for messages.
-      saved: a checkpoint's info; one of before says less.
-      mine: an `identity`.
-
-    Raises:
-      UserError: they are not of the same run; the message says in what they differ.
-    """
-    if saved["fingerprint"] != mine["fingerprint"]:
-        raise UserError(f"the checkpoints in {folder} were trained on another log: give another --workdir")
-    if "config" in saved:
-        was, now = (configs.from_dict(one["config"], f"{folder}: config") for one in (saved, mine))
-        differs = workdirs.altered(was, now)
-        spec = saved.get("spec", {})
-        differs |= {f"LogSpec.{k}": (spec[k], v) for k, v in mine["spec"].items() if k in spec and spec[k] != v}
-        if differs:
-            raise UserError(
-                f"the config does not fit the checkpoints in {folder}: {workdirs.listed(differs)}: put back what it was"
-            )
-    workdirs.refuse_other_phase(folder, saved.get("phase"), mine["phase"])
 
 
 def _create(config: Config, model: synergen.SynerGen, key: Array) -> TrainState:
@@ -233,7 +192,7 @@ def train(
     device_mesh.micro_batches(config, mesh)  # refuses a batch that does not divide
     _, blocks = device_mesh.block(mesh)
     model = make_model(config, spec, phase)
-    mine = identity(config, spec, fingerprint, phase)
+    mine = identity.of(config, spec, fingerprint, phase)
     wanted = abstract_state(config, model, mesh)
     step_fn = make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, wanted))
     layout = device_mesh.batch_shardings(mesh)
@@ -244,7 +203,7 @@ def train(
         Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints,
     ):
         progress, position = Progress(), 0
-        fits = functools.partial(refuse_others, workdir, mine=mine)
+        fits = functools.partial(identity.refuse_others, workdir, mine=mine)
         found = checkpoints.restore(wanted, fits=fits)  # before there is a fresh state: two may not fit
         if found is None:
             state, _ = init_state(config, model, mesh)

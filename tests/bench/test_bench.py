@@ -12,14 +12,15 @@ import pytest
 from data_pipelines.feed import examples, splits
 from data_pipelines.files import records
 from synergen_jax import config as configs
-from synergen_jax.bench import feed, readers, timing
+from synergen_jax.bench import feed, readers, suite, timing
 from synergen_jax.bench.setting import Setting
 from synergen_jax.bench.timing import Spread
-from synergen_jax.cli import bench, main
+from synergen_jax.cli import main
 from synergen_jax.errors import UserError
 from synergen_jax.planning.synthetic import LENGTHS, SyntheticLog, zipf
+from synergen_jax.runs import inputs
 
-SETTING = Setting(bench.open_log, ("--mesh.data=1",), small=True, rounds=2, say=lambda text: None)
+SETTING = Setting(inputs.of_log, ("--mesh.data=1",), small=True, rounds=2, say=lambda text: None)
 
 UNRANKED = dataclasses.replace(SETTING, words=("--mesh.data=1", "--data.rank_events=0"))  # half of what is compiled
 
@@ -30,7 +31,7 @@ def numbers(tree):
 
 def checked(name, setting=SETTING):
     """A benchmark's result, once it is what every result must be."""
-    result = bench.BENCHES[name](setting)
+    result = suite.BENCHES[name](setting)
     answer = json.loads(json.dumps(result.as_json()))
     assert answer["bench"] == name and answer["device"]["platform"] == "cpu"
     assert result.rows and result.ratios
@@ -38,7 +39,7 @@ def checked(name, setting=SETTING):
     for spread in result.ratios.values():
         assert 0 < spread.low <= spread.median <= spread.high
     assert all(len(seconds) == setting.rounds and min(seconds) > 0 for seconds in result.times.values())
-    words = bench.text(result)
+    words = suite.text(result)
     assert all(name in words for name in result.ratios)
     return result
 

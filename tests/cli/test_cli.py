@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from small_place import Place, atomic_files, owner
 
-from synergen_jax.cli import commands
-from synergen_jax.cli import data as data_commands
+from synergen_jax.cli import data, evaluate
 from synergen_jax.cli.main import main
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import protocol, report
-from synergen_jax.training import workdir
+from synergen_jax.runs import workdir
 
 
 def run(capsys, *arguments):
@@ -292,7 +291,7 @@ def test_an_interruption_is_status_130(place, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.RUN, "evaluate", interrupted)
+    monkeypatch.setattr(evaluate, "run", interrupted)
     assert run(capsys, "evaluate", place.workdir) == (130, [], ["synergen: interrupted"])
 
 
@@ -844,14 +843,14 @@ def test_a_data_command_cleans_up_when_it_is_asked_to_end(monkeypatch):
     """SIGTERM comes as an exception, so that temporary folders go; afterwards it is what it was."""
     cleaned = []
 
-    def listing(arguments, say):
+    def listing(arguments, _):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
         finally:
             cleaned.append(True)
 
-    monkeypatch.setitem(data_commands.RUN, "list", listing)
+    monkeypatch.setattr(data, "list_", listing)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         main(["data", "list"])

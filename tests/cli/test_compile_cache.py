@@ -10,7 +10,7 @@ import types
 import jax
 import pytest
 
-from synergen_jax.cli import commands, compile_cache
+from synergen_jax.cli import compile_cache
 from synergen_jax.cli.main import parser
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -172,13 +172,13 @@ def test_which_commands_keep_them(monkeypatch, tmp_path, words, kept):
     monkeypatch.setattr(compile_cache, "begin", begun.append)
     monkeypatch.setenv("SYNERGEN_DATA", str(tmp_path))
     arguments = parser().parse_args(words.split())
-    commands.keep_compiled(arguments)
+    compile_cache.keep(arguments)
     folder = pathlib.Path("DATA") if "--data-dir" in words else tmp_path
     assert begun == [folder / "jax-cache"] * kept
 
 
 def test_several_processes_keep_none(monkeypatch):
     """The first alone would write, and then load what the others still compile together."""
-    monkeypatch.setattr(commands, "processes", types.SimpleNamespace(count=lambda: 2))
+    monkeypatch.setattr(compile_cache, "cluster", types.SimpleNamespace(count=lambda: 2))
     monkeypatch.setattr(compile_cache, "begin", pytest.fail)
-    commands.keep_compiled(parser().parse_args(["train", "quickstart", "--workdir", "run"]))
+    compile_cache.keep(parser().parse_args(["train", "quickstart", "--workdir", "run"]))

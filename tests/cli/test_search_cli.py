@@ -1,4 +1,4 @@
-"""A shop's own log from a table to search by the command line; new items; a sweep."""
+"""A shop's own log from a table to search by the command line; new items; a families."""
 
 import json
 import pathlib
@@ -10,10 +10,11 @@ import pytest
 
 from data_pipelines.feed import examples
 from synergen_jax import config as configs
-from synergen_jax.cli import ask as ask_commands
-from synergen_jax.cli import commands, sweep
 from synergen_jax.cli.main import main
 from synergen_jax.errors import Stopped, UserError
+from synergen_jax.runs import ask
+from synergen_jax.runs import family as families
+from synergen_jax.runs.run import load
 from synergen_jax.serving import recommender
 from synergen_jax.training.train import NotFiniteError
 
@@ -104,7 +105,7 @@ def test_words_that_nobody_typed_are_understood_without_texts_of_items(tmp_path,
     assert made.call("data", "import", tmp_path / "events.csv", "--name", "shop") == 0
     assert made.call("train", tmp_path / "shop.toml", "--workdir", made.workdir, "--run.steps", "60") == 0
     assert made.call("search", made.workdir, "--query", "dress red", "-k", "3") == 0
-    run, params = commands.load(made.workdir)
+    run, params = load(made.workdir)
     texts = [f"{thing} {colour}" for colour in COLOURS for thing in THINGS]
     assert "text" not in run.log.item_matrices and not set(texts) & set(run.log.queries)
     catalogue = recommender.extended(run.catalogue, queries={"text": run.log.text_encoder().encode(texts)})
@@ -132,10 +133,10 @@ def test_a_query_is_typed_as_an_import_would_read_it(monkeypatch):
         asked.append(text)
         raise UserError("enough")
 
-    monkeypatch.setattr(ask_commands, "_query", query)
+    monkeypatch.setattr(ask, "_query", query)
     run = types.SimpleNamespace(log=types.SimpleNamespace(item_ids=[], item_titles=[]), catalogue=None)
     with pytest.raises(UserError, match="enough"):
-        ask_commands.answer(run, None, None, "nobody", 1, query=" blue \t hat ")
+        ask.answer(run, None, None, "nobody", ask.Question(1, query=" blue \t hat "))
     assert asked == ["blue hat"]
 
 
@@ -267,7 +268,7 @@ def test_a_sweep_refuses_what_the_log_does_not_have_before_it_trains(shop, capsy
 def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
     """And tells in the end which one that was: by an error, since somebody has to look at it."""
     (tmp_path / "f.toml").write_text('base = "quickstart"\n[variants.wild]\n[variants.tame]\n')
-    family, said = sweep.load(tmp_path / "f.toml"), []
+    family, said = families.load(tmp_path / "f.toml"), []
 
     def fit(config, folder):
         if folder.parent.name == "wild" and config.run.seed:
@@ -279,12 +280,12 @@ def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
         return {"protocol": "p, checkpoint of step 3", "model": {"hr@10": 0.5}, "slices": {}, "shown": {}}
 
     with pytest.raises(Stopped, match=r"1 of 4 runs are without a result: wild, seed 1: step 7"):
-        sweep.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
+        families.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
     found = json.loads((tmp_path / "sweep_test.json").read_text())
     assert [len(found["runs"][name]) for name in ("wild", "tame")] == [1, 2] and len(found["failed"]) == 1
     with pytest.raises(Stopped, match="1 of 1 runs are without"):
         only = family._replace(variants={"wild": family.variants["wild"]})
-        sweep.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
+        families.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"step": 4', "[]", "7"])
@@ -293,14 +294,14 @@ def test_half_an_evaluation_is_none(tmp_path, text):
     path = tmp_path / "evaluation_test.json"
     if text is not None:
         path.write_text(text)
-    assert sweep._found(path) == {}
+    assert families._found(path) == {}
     path.write_text('{"step": 4}')
-    assert sweep._found(path) == {"step": 4}
+    assert families._found(path) == {"step": 4}
 
 
 def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
     with pytest.raises(UserError, match="by --seeds, not by"):
-        sweep.load(pathlib.Path("search_100k"), ["--data.seed=3"])
+        families.load(pathlib.Path("search_100k"), ["--data.seed=3"])
 
 
 @pytest.mark.parametrize(
@@ -317,14 +318,14 @@ def test_a_sweep_has_its_seeds_from_one_place(tmp_path):
 def test_broken_families(tmp_path, text, message):
     (tmp_path / "f.toml").write_text(text)
     with pytest.raises(UserError, match=message):
-        sweep.load(tmp_path / "f.toml")
+        families.load(tmp_path / "f.toml")
 
 
 def test_shipped_families_load():
     for path in configs.shipped(families=True).values():
-        assert len(sweep.load(path).variants) > 1
+        assert len(families.load(path).variants) > 1
     with pytest.raises(UserError, match=r"shipped families: .*search_100k"):
-        sweep.load(path.with_name("nothing"))
+        families.load(path.with_name("nothing"))
 
 
 def test_the_table_by_hand():
@@ -334,7 +335,7 @@ def test_the_table_by_hand():
         "slices": {"search": {"targets": 3, "model": {"ndcg@10": search}, "bm25": {"ndcg@10": 0.7}}},
         "shown": {},
     }
-    rows = sweep.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
+    rows = families.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
     assert rows == [
         {"variant": "a", "HR@10": "0.3000 ± 0.1414", "search NDCG@10": "0.5000 ± 0.0000"},
         {"variant": "b", "HR@10": "0.3000 ± 0.0000", "search NDCG@10": "0.2000 ± 0.1414"},

@@ -9,12 +9,13 @@ import small_model
 from small_log import SmallLog, user
 
 from data_pipelines.feed import feed, splits
-from synergen_jax.cli import commands
 from synergen_jax.cli.main import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import baselines, protocol
 from synergen_jax.retrieval import index
+from synergen_jax.runs import evaluate
+from synergen_jax.runs.run import Run
 
 LIVE, UNKNOWN = 12, 30
 CONFIG = """
@@ -120,7 +121,7 @@ def test_what_the_newest_events_do_not_tell_is_left_out():
     """The newest tenth of training are searches without an item: all items would have the same score, 0."""
     config, log = small()
     log.records = [user([1, 2, 0, 3, 4], name=f"u{u}", time=[0, 1, 9, 10, 11]) for u in range(6)]
-    others, left_out = commands._baselines(commands.Run(config, log))
+    others, left_out = evaluate._baselines(Run(config, log))
     assert (
         "most_recent" not in others and left_out["most_recent"] == "none of the newest events of training has an item"
     )

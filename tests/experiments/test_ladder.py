@@ -24,10 +24,10 @@ from small_run import TREE, cycle_log
 from data_pipelines.event_log import event_log
 from synergen_jax import config as configs
 from synergen_jax.batch import LogSpec
-from synergen_jax.cli import sweep
-from synergen_jax.cli.sweep import Family
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, LossConfig
 from synergen_jax.errors import UserError
+from synergen_jax.runs import family as families
+from synergen_jax.runs.family import Family
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
@@ -465,7 +465,7 @@ def test_wrong_words_are_told_in_one_line(file, capsys, monkeypatch, more, messa
 def test_the_ladder_of_movielens_1m_asks_for_what_its_log_has():
     """As `synergen data prepare ml-1m` makes it: without a matrix of texts."""
     spec = LogSpec(3707, 6, 1, ("engage", "like"), (("genres", 18),))
-    for config in sweep.load(pathlib.Path("ladder_1m")).variants.values():
+    for config in families.load(pathlib.Path("ladder_1m")).variants.values():
         train.make_model(config, spec)
 
 
@@ -487,7 +487,7 @@ def spare(folder):
 def test_runs_need_jax_and_its_like_alone(tmp_path):
     """Whatever the modules import when they are loaded; the slow test runs them."""
     program = "import sys; sys.path.insert(0, sys.argv[1]); import batches, runs, results, plots, array_log, ladder"
-    tried = [sys.executable, "-c", program + "; import synergen_jax.cli.sweep; import grain", str(LADDER)]
+    tried = [sys.executable, "-c", program + "; import synergen_jax.runs.family; import grain", str(LADDER)]
     done = subprocess.run(tried, env=spare(tmp_path), capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1] == "ModuleNotFoundError: grain is not on this machine", done.stderr
 

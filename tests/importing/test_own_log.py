@@ -17,7 +17,7 @@ from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.importing import event_files, item_file, own_log, sorted_events
 from data_pipelines.importing.own_log import Options, import_log
 from data_pipelines.sources import interactions
-from synergen_jax.cli import data as data_commands
+from synergen_jax.cli import data as data
 from synergen_jax.cli import main
 from synergen_jax.errors import UserError
 
@@ -275,12 +275,12 @@ def test_columns_by_name_and_numbers_as_ids(tmp_path):
 def test_numbers_that_a_float_went_through_are_told(tmp_path):
     """As pandas writes a column of whole numbers with gaps: they are other ids, and one must be told."""
     content = HEAD + f"1,7,{NOW - 3}\n1.0,8.0,{NOW - 2}\n2,7.0,{NOW - 1}\n3.0,9.0,{NOW}\n"
-    notes = list(data_commands._notes(load(tmp_path, content)))
+    notes = list(data._notes(load(tmp_path, content)))
     assert "1 users like '1.0' stand beside '1', and are taken for others" in notes
     assert "1 items like '7.0' stand beside '7', and are taken for others" in notes
-    notes = list(data_commands._notes(load(tmp_path, HEAD + f"u,7.0,{NOW}\n", items="item,title\n7,A\n")))
+    notes = list(data._notes(load(tmp_path, HEAD + f"u,7.0,{NOW}\n", items="item,title\n7,A\n")))
     assert f"no item of the events is in {tmp_path / 'items.csv'}: are the ids of both written alike?" in notes
-    notes = "\n".join(data_commands._notes(load(tmp_path, HEAD + f"u,7,{NOW}\n", items="item,title\n7,A\n8,B\n")))
+    notes = "\n".join(data._notes(load(tmp_path, HEAD + f"u,7,{NOW}\n", items="item,title\n7,A\n8,B\n")))
     assert "beside" not in notes and "alike" not in notes
 
 
@@ -315,7 +315,7 @@ def test_rare_items_that_the_table_describes_stay_without_their_events(tmp_path)
     log = load(tmp_path, content, items="item,title\na,A\nrare,R\nnew,N\n", min_item_events=2)
     assert log.item_ids == ["", "a", "new", "rare"] and [row[0] for row in rows(log)] == ["a", "a"]
     assert log.source["left_out"] == {"items": 2, "users": 0, "events": 2} and log.source["items_without_events"] == 2
-    notes = "\n".join(data_commands._notes(log))
+    notes = "\n".join(data._notes(log))
     assert "2 items, 0 users, 2 events; items of the table stay in the catalogue, without these events" in notes
 
 
@@ -566,7 +566,7 @@ def test_no_table_of_a_folder_is_passed_over(tmp_path, odd):
     read = lambda name: import_log(folder, name=name, data_dir=tmp_path, now=NOW)
     log = read("one")
     assert len(log) == 1 and log.source["ignored_files"] == ["_c.csv", "d.gz", "readme.txt", "year=2022/"]
-    assert f"in {folder}, not read: _c.csv, d.gz, readme.txt, year=2022/" in data_commands._notes(log)
+    assert f"in {folder}, not read: _c.csv, d.gz, readme.txt, year=2022/" in data._notes(log)
     (folder / odd).write_text(HEAD + GOOD)
     message = (
         "parquet and other files together" if odd == "b.parquet" else rf"{odd}: a table by its name, but none that ends"

@@ -10,11 +10,11 @@ from data_pipelines.feed import feed as feeds
 from data_pipelines.feed import splits
 from synergen_jax import config as configs
 from synergen_jax.cli import main
-from synergen_jax.cli import plan as plan_commands
-from synergen_jax.cli.bench import open_log
-from synergen_jax.cli.plan import Sizes
 from synergen_jax.planning import flops, plan
 from synergen_jax.retrieval import full_ranking
+from synergen_jax.runs import inputs
+from synergen_jax.runs import plan as elsewhere_plan
+from synergen_jax.runs.inputs import Sizes
 from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
@@ -31,7 +31,7 @@ SIZES = Sizes(300, 20, 6)
 
 @pytest.fixture(scope="module")
 def found():
-    return plan.plan(CONFIG, *plan_commands.abstract_inputs(CONFIG, SIZES))
+    return plan.plan(CONFIG, *inputs.abstract(CONFIG, SIZES))
 
 
 def shapes(tree):
@@ -45,16 +45,16 @@ def on_first(tree):
 
 
 def test_shapes_are_those_of_the_feed():
-    spec, batch, targets, catalogue = plan_commands.abstract_inputs(CONFIG, SIZES)
+    spec, batch, targets, catalogue = inputs.abstract(CONFIG, SIZES)
     log = SIZES.log(10)
-    real, feed = open_log(CONFIG, log)
+    real, feed = inputs.of_log(CONFIG, log)
     assert spec == log.spec
     assert shapes(batch) == shapes(next(feed(0)))
     ranked = configs.override(CONFIG, ["--data.rank_events=3", "--data.rank_candidates=5"])
-    assert shapes(plan_commands.abstract_inputs(ranked, SIZES)[1]) == shapes(next(open_log(ranked, log)[1](0)))
+    assert shapes(inputs.abstract(ranked, SIZES)[1]) == shapes(next(inputs.of_log(ranked, log)[1](0)))
     assert shapes(catalogue) == shapes(real)
     few = SIZES._replace(items=2)  # which every user has had
-    assert plan_commands.abstract_inputs(CONFIG, few)[2].seen.shape == targets.seen.shape
+    assert inputs.abstract(CONFIG, few)[2].seen.shape == targets.seen.shape
     evaluated = feeds.evaluation_feed(log, splits.split(log, CONFIG.data), "validation", CONFIG)
     assert shapes(targets) == shapes(next(iter(evaluated)))
 
@@ -62,7 +62,7 @@ def test_shapes_are_those_of_the_feed():
 def test_memory_is_what_training_takes(found):
     mesh = device_mesh.make_mesh(CONFIG.mesh)
     log = SIZES.log(10)
-    feed = open_log(CONFIG, log)[1]
+    feed = inputs.of_log(CONFIG, log)[1]
     state, _ = train.init_state(CONFIG, train.make_model(CONFIG, log.spec), mesh)
     assert found.parameters == on_first(state.params) < sum(x.nbytes for x in jax.tree.leaves(state.params))
     assert found.optimiser == on_first(state.opt_state)
@@ -80,7 +80,7 @@ def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
     config, mesh = configs.override(CONFIG, ["--evaluate.batch=8"]), device_mesh.make_mesh(CONFIG.mesh)
 
     def held(items):
-        spec, _, targets, catalogue = plan_commands.abstract_inputs(config, SIZES._replace(items=items))
+        spec, _, targets, catalogue = inputs.abstract(config, SIZES._replace(items=items))
         model = train.make_model(config, spec)
         params = train.abstract_state(config, model, mesh).served
         return plan.validation(mesh, model, params, table.abstract_catalogue(catalogue, mesh), targets)
@@ -148,7 +148,7 @@ def test_weak_scaling_keeps_the_batch_of_a_device(monkeypatch, capsys):
         asked.append((config.data.batch, devices))
         return plan.Plan(devices, {"data": devices, "model": 1}, config.data.batch, 1, 1, 1, 1, 1, 1, 1, {}, 1.0, 0.0)
 
-    monkeypatch.setattr(plan_commands, "_elsewhere", elsewhere)
+    monkeypatch.setattr(elsewhere_plan, "elsewhere", elsewhere)
     assert main.main(["plan", "quickstart", "--devices=2,4,64", "--weak", *ARGUMENTS]) == 0
     assert asked == [(4, 2), (8, 4), (128, 64)]
     assert main.main(["plan", "quickstart", "--devices=2,4", *ARGUMENTS]) == 0

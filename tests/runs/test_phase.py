@@ -9,14 +9,15 @@ import pytest
 from small_place import Place
 from small_run import Run, fixed
 
+import synergen_jax as sg
 from data_pipelines.event_log.event_log import EventLog
 from synergen_jax import config as configs
-from synergen_jax.cli import commands
 from synergen_jax.cli.main import main
 from synergen_jax.config import Config, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.model import rope
-from synergen_jax.training import train, workdir
+from synergen_jax.runs import workdir
+from synergen_jax.training import identity, train
 
 CONFIG = ModelConfig(width=16, heads=2)  # four planes
 
@@ -41,7 +42,7 @@ def test_a_phase_is_told_by_its_angles():
     assert json.loads(json.dumps(found)) == found
     assert rope.describe(CONFIG)["name"] == ""
     kinds = [rope.describe(ModelConfig(width=16, heads=2, rope=kind))["angles"] for kind in ("time", "order", "split")]
-    assert not any(workdir._same_angles(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
+    assert not any(identity._same_angles(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
     assert rope.describe(ModelConfig(width=16, heads=2, rope="none"))["angles"] == [[]] * len(rope._TIMES)
 
 
@@ -81,15 +82,15 @@ def place(tmp_path_factory):
     assert main(list(map(str, made.train(made.workdir)))) == 0
     log = EventLog.load(made.data / "logs" / "tiny")
     made.own = made.workdir.with_name("own")
-    commands.fit_run(commands.Run(configs.load(made.config), log, phase=hours(2)), made.own)
+    sg.train(sg.Run(configs.load(made.config), log, phase=hours(2)), made.own)
     return types.SimpleNamespace(**vars(made), log=log, train=made.train)
 
 
 def test_it_is_served_and_evaluated_as_it_was_trained(place):
-    run, params = commands.load(place.own, place.data, hours(2))
+    run, params = sg.load(place.own, place.data, hours(2))
     assert run.model.phase is run.phase is not None and params
     lines = [json.loads(line) for line in (place.own / "metrics.jsonl").read_text().splitlines()]
-    found = commands.evaluate_run(place.own, "validation", ["--evaluate.bootstrap", "0"], place.data, hours(2))
+    found = sg.evaluate(place.own, "validation", ["--evaluate.bootstrap", "0"], place.data, hours(2))
     (trained,) = [x["validation/mrr"] for x in lines if x["step"] == found["step"] and "validation/mrr" in x]
     assert found["model"]["mrr"] == pytest.approx(trained, abs=1e-6)
 
@@ -97,23 +98,23 @@ def test_it_is_served_and_evaluated_as_it_was_trained(place):
 @pytest.mark.parametrize("phase", [None, hours(2, speed=2.0)])
 def test_another_one_is_refused(place, phase):
     words = "give other angles|gives other angles" if phase else "a phase of its own, by_hour, which no file holds"
-    again = commands.Run(configs.load(place.config), place.log, phase=phase)
+    again = sg.Run(configs.load(place.config), place.log, phase=phase)
     for ask in (
-        lambda: commands.load(place.own, place.data, phase),
-        lambda: commands.evaluate_run(place.own, data_dir=place.data, phase=phase),
-        lambda: commands.fit_run(again, place.own),
+        lambda: sg.load(place.own, place.data, phase),
+        lambda: sg.evaluate(place.own, data_dir=place.data, phase=phase),
+        lambda: sg.train(again, place.own),
     ):
         with pytest.raises(UserError, match=words):
             ask()
     with pytest.raises(UserError, match="was trained with the built-in phase, not with by_hour"):
-        commands.load(place.workdir, place.data, hours(2))
+        sg.load(place.workdir, place.data, hours(2))
 
 
 def test_its_name_may_change(place):
     def renamed(time, order):
         return hours(2)(time, order)
 
-    commands.load(place.own, place.data, renamed)
+    sg.load(place.own, place.data, renamed)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "recommend", "train"])
@@ -122,9 +123,7 @@ def test_the_command_line_says_how_to_open_it(place, capsys, command):
     arguments = arguments.get(command) or place.train(place.own)
     assert main(list(map(str, arguments))) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert (
-        "a phase of its own" in error and "commands.load, commands.evaluate_run and commands.Run take phase=" in error
-    )
+    assert "a phase of its own" in error and "load, evaluate and Run of synergen_jax take phase=" in error
 
 
 def test_a_direct_call_of_train_refuses_it_too(tmp_path):

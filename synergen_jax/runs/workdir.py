@@ -29,25 +29,14 @@ from synergen_jax import config as configs
 from synergen_jax.config import Config
 from synergen_jax.errors import NotWritten, UserError, first_line, writing
 from synergen_jax.processes import run_lock
-
-# Settings that a resumed run may change: they alter where and how often, never what is computed. See `start`, too.
-FREE = (
-    "mesh.",
-    "evaluate.",
-    "data.workers",
-    "model.attention",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep",
-    "run.patience",
-)
+from synergen_jax.training import identity
 
 # What a run that is killed at its very beginning leaves.
 _FIRST = re.compile(rf"(log|phase)\.json|(log|config|phase)(\.\d+)?\.tmp|{re.escape(run_lock.FILE)}")
 
 
 def start(
-    workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str, phase: Phase | None = None
+    workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str, phase: identity.Phase | None = None
 ) -> None:
     """Makes the folder of a run, or checks that the one that is there belongs to the same config, log and phase.
 
@@ -65,7 +54,7 @@ def start(
     write_json(workdir / "config.json", configs.to_dict(config))
 
 
-def check(workdir: pathlib.Path, config: Config, fingerprint: str, phase: Phase | None = None) -> None:
+def check(workdir: pathlib.Path, config: Config, fingerprint: str, phase: identity.Phase | None = None) -> None:
     """What `start` refuses; writes nothing.
 
     Raises:
@@ -75,25 +64,17 @@ def check(workdir: pathlib.Path, config: Config, fingerprint: str, phase: Phase 
         old, log = read(workdir)
         if log["fingerprint"] != fingerprint:
             raise UserError(f"{workdir} was trained on another log ({log['path']}): give another --workdir")
-        if changed := altered(old, config):
+        if changed := identity.altered(old, config):
             each = ", ".join(f"{name} {was!r} -> {now!r}" for name, (was, now) in changed.items())
             raise UserError(
                 f"{workdir} belongs to another config ({each}; the first is that of its config.json): give another "
                 "--workdir, or the old values"
             )
-        refuse_other_phase(workdir, read_phase(workdir), phase)
+        identity.refuse_other_phase(workdir, read_phase(workdir), phase)
     elif workdir.exists() and (not workdir.is_dir() or not all(_FIRST.fullmatch(p.name) for p in workdir.iterdir())):
         if cure := _cure(workdir):
             raise UserError(f"{workdir / 'config.json'} is missing: {cure}")
         raise UserError(f"{workdir} exists and is no workdir of synergen: give a new or empty folder")
-
-
-def altered(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """The settings that decide what is computed and differ, `{"section.key": (old, new)}`."""
-    # How long the lists of a validation are decides what it finds: values of before would choose the checkpoint.
-    by_lists = old.run.select not in ("ndcg@10", "hr@10")
-    fixed = ("evaluate.rank_candidates",) if by_lists else ()
-    return {k: v for k, v in configs.differences(old, new).items() if k in fixed or not k.startswith(FREE)}
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
@@ -113,9 +94,9 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
         raise UserError(f"{error}; {cure}" if (cure := _cure(workdir)) else str(error)) from None
     if "config" in told:
         was = configs.from_dict(told["config"], f"{workdir / 'checkpoints'}: config")
-        if changed := altered(was, config):
+        if changed := identity.altered(was, config):
             raise UserError(
-                f"{workdir / 'config.json'} does not fit the checkpoints: {listed(changed)}: put back what it was"
+                f"{workdir / 'config.json'} does not fit the checkpoints: {identity.listed(changed)}: put back what it was"
             )
     return config, _read_log(workdir, config, told.get("fingerprint"))
 
@@ -125,12 +106,6 @@ def packed(workdir: pathlib.Path) -> bool | None:
     if not (workdir / "config.json").exists():
         return None
     return read(workdir)[0].data.pack is True
-
-
-def listed(changed: dict[str, tuple[typing.Any, typing.Any]]) -> str:
-    """What `altered` found, as a part of a message."""
-    each = [f"{name} was {old!r} when they were trained and is {new!r} now" for name, (old, new) in changed.items()]
-    return ", ".join(each)
 
 
 def _read_log(workdir: pathlib.Path, config: Config, trained_on: str | None) -> dict[str, str]:
@@ -180,11 +155,8 @@ def _cure(workdir: pathlib.Path) -> str:
 
 # --- the phase ------------------------------------------------------------------------------------------------
 
-Phase = dict[str, typing.Any]
-"""What `rope.describe` says of a phase: {"name": "" for the built-in one, "angles": rows of numbers}."""
 
-
-def read_phase(workdir: pathlib.Path) -> Phase | None:
+def read_phase(workdir: pathlib.Path) -> identity.Phase | None:
     """The phase that a run was trained with, as its checkpoints or its folder tell; None: they tell of none.
 
     Raises:
@@ -199,37 +171,6 @@ def read_phase(workdir: pathlib.Path) -> Phase | None:
         return {"name": str(phase["name"]), "angles": phase["angles"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)}): give another --workdir") from None
-
-
-def refuse_other_phase(workdir: pathlib.Path, was: Phase | None, now: Phase | None) -> None:
-    """Refuses a phase that gives other angles than that which a run was trained with; None: the built-in one.
-
-    Raises:
-      UserError: they differ by more than rounding.
-    """
-    old, new = (phase["name"] if phase else "" for phase in (was, now))
-    if was and now and _same_angles(was["angles"], now["angles"]):
-        return
-    if old and not new:
-        raise UserError(
-            f"{workdir} was trained with a phase of its own, {old}, which no file holds: open it in Python, where "
-            "commands.load, commands.evaluate_run and commands.Run take phase= (README, Extend a module)"
-        )
-    if new and not old:
-        raise UserError(f"{workdir} was trained with the built-in phase, not with {new}: leave phase= out")
-    if was and now:
-        raise UserError(
-            f"{workdir} was trained with a phase {old or 'of model.rope'} that gives other angles than this one"
-            f"{f', {new},' if new else ''} does: give the function of before, or another workdir"
-        )
-
-
-def _same_angles(was: typing.Any, now: typing.Any) -> bool:
-    try:
-        a, b = np.asarray(was, np.float64), np.asarray(now, np.float64)
-    except (ValueError, TypeError):
-        return False
-    return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 # --- training counts ------------------------------------------------------------------------------------------

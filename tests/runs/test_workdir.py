@@ -10,7 +10,7 @@ import pytest
 from synergen_jax import config as configs
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
-from synergen_jax.training import workdir
+from synergen_jax.runs import workdir
 
 LOG = pathlib.Path("/logs/mine")
 

@@ -1,0 +1,144 @@
+"""A run: a config and its log, and what follows from both; and a trained one, opened again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import typing
+
+import jax
+from jax.sharding import Mesh
+
+from data_pipelines.event_log.event_log import EventLog
+from data_pipelines.feed import examples, feed, splits
+from data_pipelines.sources.prepare import locate
+from synergen_jax import config as configs
+from synergen_jax.batch import Catalogue, TrainBatch
+from synergen_jax.config import Config
+from synergen_jax.errors import UserError
+from synergen_jax.model import rope, synergen
+from synergen_jax.processes import cluster
+from synergen_jax.runs import workdir
+from synergen_jax.sharding import device_mesh
+from synergen_jax.training import identity, train
+from synergen_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config and its log, and what follows from both."""
+
+    config: Config
+    log: EventLog
+    folder: pathlib.Path | None = None  # the workdir, which keeps the training counts: a large log takes long to count
+    phase: rope.Phase | None = None  # an encoding of time and order of one's own, in place of `config.model.rope`
+
+    @functools.cached_property
+    def split(self):
+        return splits.split(self.log, self.config.data)
+
+    @functools.cached_property
+    def training(self):
+        """What is trained on: (log, split), without the cold items."""
+        return splits.hold_out(self.log, self.split, self.config.data.cold_items, self.config.data.seed)
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        sizes = self.log.spec.items, self.log.spec.queries
+        if self.folder is not None and (counts := workdir.read_counts(self.folder, sizes, self.log.fingerprint)):
+            return Catalogue(dict(self.log.item_matrices), dict(self.log.query_matrices), *counts)
+        return examples.catalogue(*self.training)
+
+    @functools.cached_property
+    def model(self) -> synergen.SynerGen:
+        return train.make_model(self.config, self.log.spec, self.phase)
+
+    def resolved(self, pack: bool | None = None) -> Run:
+        """The run with `data.pack` decided where it is "auto": as given, or by the lengths of the log's histories.
+
+        What was read of the log does not depend on it, and is kept.
+        """
+        if self.config.data.pack != "auto":
+            return self
+        if pack is None:
+            config = examples.resolved(self.config, self.training[1])
+        else:
+            config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, pack=pack))
+        run = dataclasses.replace(self, config=config)
+        vars(run).update({name: found for name, found in vars(self).items() if name in ("split", "training")})
+        return run
+
+    def feed(self, step: int = 0) -> typing.Generator[TrainBatch, None, None]:
+        """The batches of the steps from `step` on, of one process."""
+        run = self.resolved()
+        return feed.train_feed(*run.training, run.config, run.catalogue.counts)(step)
+
+    def targets(self, part: str):
+        """The batches of the split "validation" or "test"."""
+        return feed.evaluation_feed(self.log, self.split, part, self.config)
+
+
+class Opened(typing.NamedTuple):
+    """A trained run with the parameters of its best checkpoint, their step, and the mesh that they lie on."""
+
+    run: Run
+    params: synergen.Params
+    step: int
+    mesh: Mesh
+
+
+def load(
+    folder: str | pathlib.Path, data_dir: str | pathlib.Path | None = None, phase: rope.Phase | None = None
+) -> tuple[Run, synergen.Params]:
+    """A run, and the parameters of its best checkpoint on the first device: what `serving.recommender.Recommender` serves.
+
+    Args:
+      folder: a workdir of `synergen train`.
+      data_dir: where logs lie, as `--data-dir`.
+      phase: the function that the run was trained with, if that was not the built-in one.
+
+    Raises:
+      UserError: it is no workdir, has no checkpoint yet, its log is gone or another one, or it was trained with another
+        config than its config.json has, or with another phase.
+    """
+    opened = open_run(pathlib.Path(folder), [], data_dir, phase=phase)
+    return opened.run, opened.params
+
+
+def open_run(folder: pathlib.Path, settings, data_dir, spread: bool = False, phase: rope.Phase | None = None) -> Opened:
+    """A finished or unfinished run, with the parameters of its best checkpoint, their step, and where they lie.
+
+    Args:
+      spread: over all devices of all processes, by the settings mesh.* or else each with all parameters; else on one.
+    """
+    with cluster.together():
+        config, log = workdir.read(folder)
+        # On what it was trained is another matter than on what it is evaluated.
+        model = dataclasses.replace(config.model, attention="auto")
+        trained_on = dataclasses.replace(config, model=model, mesh=configs.MeshConfig())
+        changed = configs.override(trained_on, settings)
+        free = ("evaluate.", "data.filter_seen", "mesh.")
+        if odd := [name for name in configs.differences(trained_on, changed) if not name.startswith(free)]:
+            raise UserError(
+                f"{odd[0]} is fixed by training; settings of an evaluation are evaluate.*, mesh.* and data.filter_seen"
+            )
+        path = pathlib.Path(log["path"])
+        there = data_dir is None and path.exists()
+        log_found = EventLog.load(path if there else locate(config.data.log, data_dir))
+        if log_found.fingerprint != log["fingerprint"]:
+            raise UserError(
+                f"{folder} was trained on another log than {log_found.path} now holds: prepare that log again"
+            )
+        identity.refuse_other_phase(folder, workdir.read_phase(folder), rope.describe(config.model, phase))
+        run = Run(dataclasses.replace(changed, mesh=config.mesh), log_found, folder, phase)
+        mesh = device_mesh.make_mesh(changed.mesh, None if spread else jax.devices()[:1])
+    cluster.same("config", repr(changed))
+    with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=cluster.say, read_only=True) as checkpoints:
+        mine = identity.of(config, run.log.spec, run.log.fingerprint, phase)
+        of = lambda saved: {} if saved["fingerprint"] else {"fingerprint": ""}  # who calls `train.train` may give none
+        fits = lambda saved: identity.refuse_others(folder, saved, mine | of(saved))
+        found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True, fits=fits)
+    if found is None:
+        raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
+    return Opened(run, found[0].served, int(found[0].step), mesh)

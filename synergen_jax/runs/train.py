@@ -1,0 +1,92 @@
+"""Trains a run in its workdir, or goes on where that left off: what `synergen train` does."""
+
+from __future__ import annotations
+
+import pathlib
+import typing
+
+from jax.sharding import Mesh
+
+from data_pipelines.feed import examples, feed
+from synergen_jax.errors import writing
+from synergen_jax.evaluation import protocol, report
+from synergen_jax.model import rope
+from synergen_jax.processes import cluster, run_lock
+from synergen_jax.runs import workdir
+from synergen_jax.runs.run import Run
+from synergen_jax.sharding import device_mesh
+from synergen_jax.sharding.table import place_catalogue
+from synergen_jax.training import identity
+from synergen_jax.training import train as loop
+from synergen_jax.training.metric_log import FILE as METRICS
+
+
+def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
+    """Trains a run in a workdir, or goes on where that left off, as `synergen train` does; prints, and returns its JSON.
+
+    Raises:
+      UserError: wrong input, as everywhere; the folder belongs to another run, or another process trains in it.
+    """
+    folder = pathlib.Path(folder)
+    phase = rope.describe(run.config.model, run.phase)
+    with cluster.together():
+        stored = str(workdir.packed(folder)) if cluster.first() else ""
+    stored = cluster.everyone(stored)[0]  # others may not see the folder
+    with cluster.together():
+        run = run.resolved({"True": True, "False": False}.get(stored))
+        mesh = device_mesh.make_mesh(run.config.mesh)
+        device_mesh.micro_batches(run.config, mesh)  # refuses a batch that does not divide
+        loop.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
+        batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *device_mesh.block(mesh))
+        targets = run.targets("validation")
+        if cluster.first():  # once nothing is left to be refused
+            workdir.check(folder, run.config, run.log.fingerprint, phase)
+    with run_lock.alone(folder):
+        return _train(run, folder, mesh, batches, targets, phase)
+
+
+def _train(
+    run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: identity.Phase
+) -> dict[str, typing.Any]:
+    with cluster.together():
+        if cluster.first():
+            workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase)
+            workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts, run.log.fingerprint)
+    several = f", {cluster.count()} processes" if cluster.count() > 1 else ""
+    fill = examples.row_fill(run.config.data, run.training[1])
+    packing = f"{'' if run.config.data.pack else 'not '}packed ({fill:.0%} of a row a window)"
+    cluster.say(
+        f"train on {run.log.name}, mesh data {mesh.shape['data']} x model {mesh.shape['model']}{several}, {packing}, "
+        f"workdir {folder}"
+    )
+    catalogue = place_catalogue(run.catalogue, mesh)
+    validate = protocol.validator(run.model, catalogue, targets)
+    result = loop.train(
+        run.config,
+        run.log.spec,
+        catalogue,
+        batches,
+        folder,
+        validate,
+        cluster.say,
+        run.log.fingerprint,
+        run.phase,
+    )
+    if cluster.first():
+        if (folder / METRICS).exists():
+            with writing(folder / "curves.png"):
+                report.plot_curves(folder / METRICS, folder / "curves.png")
+        why = "no better validation" if result.stopped == "patience" else "all steps done"
+        rate = f"; {result.events_per_second:,.0f} events a second" if result.events_per_second else ""
+        cluster.say(
+            f"stopped at step {result.step} ({why}); best validation {run.config.run.select} {result.best:.4f} at step "
+            f"{result.best_step}{rate}"
+        )
+    return {
+        "workdir": str(folder),
+        "step": result.step,
+        "best_step": result.best_step,
+        f"validation_{run.config.run.select}": result.best,
+        "stopped": result.stopped,
+        "events_per_second": result.events_per_second,
+    }
