@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:  # what `_WHERE` says, in the form that editors and typ
     from synergen_jax.batch import Readers as Readers
     from synergen_jax.batch import TrainBatch as TrainBatch
     from synergen_jax.config import Config as Config
-    from synergen_jax.config import load as load_config  # noqa: F401  (exported by `_WHERE`)
+    from synergen_jax.config import load as load_config
     from synergen_jax.errors import UserError as UserError
     from synergen_jax.model.synergen import SynerGen as SynerGen
     from synergen_jax.model.synergen import init as init
@@ -40,45 +40,59 @@ if typing.TYPE_CHECKING:  # what `_WHERE` says, in the form that editors and typ
     from synergen_jax.runs.train import train as train
     from synergen_jax.serving.recommender import Recommender as Recommender
 
-_WHERE = {
+__all__ = [
     # a log, and what is fed of it
-    "EventLog": "data_pipelines.event_log.event_log",
-    "prepare": "data_pipelines.sources.prepare",
-    "import_log": "data_pipelines.importing.own_log",
-    "user_history": "data_pipelines.feed.examples",
+    "EventLog",
+    "prepare",
+    "import_log",
+    "user_history",
     # a config, and a run of it
-    "Config": "synergen_jax.config",
-    "load_config": "synergen_jax.config:load",
-    "Run": "synergen_jax.runs.run",
-    "train": "synergen_jax.runs.train",
-    "evaluate": "synergen_jax.runs.evaluate",
-    "load": "synergen_jax.runs.run",
+    "Config",
+    "load_config",
+    "Run",
+    "train",
+    "evaluate",
+    "load",
     # the model, and a trained one that is asked
-    "SynerGen": "synergen_jax.model.synergen",
-    "init": "synergen_jax.model.synergen",
-    "token_vectors": "synergen_jax.model.synergen",
-    "Recommender": "synergen_jax.serving.recommender",
+    "SynerGen",
+    "init",
+    "token_vectors",
+    "Recommender",
     # what travels between them
-    "Events": "synergen_jax.batch",
-    "Readers": "synergen_jax.batch",
-    "Candidates": "synergen_jax.batch",
-    "TrainBatch": "synergen_jax.batch",
-    "EvalBatch": "synergen_jax.batch",
-    "Catalogue": "synergen_jax.batch",
-    "LogSpec": "synergen_jax.batch",
-    "UserError": "synergen_jax.errors",
+    "Events",
+    "Readers",
+    "Candidates",
+    "TrainBatch",
+    "EvalBatch",
+    "Catalogue",
+    "LogSpec",
+    "UserError",
+]
+
+_WHERE = {
+    "data_pipelines.event_log.event_log": ("EventLog",),
+    "data_pipelines.feed.examples": ("user_history",),
+    "data_pipelines.importing.own_log": ("import_log",),
+    "data_pipelines.sources.prepare": ("prepare",),
+    "synergen_jax.batch": ("Candidates", "Catalogue", "EvalBatch", "Events", "LogSpec", "Readers", "TrainBatch"),
+    "synergen_jax.config": ("Config", "load_config"),
+    "synergen_jax.errors": ("UserError",),
+    "synergen_jax.model.synergen": ("SynerGen", "init", "token_vectors"),
+    "synergen_jax.runs.evaluate": ("evaluate",),
+    "synergen_jax.runs.run": ("Run", "load"),
+    "synergen_jax.runs.train": ("train",),
+    "synergen_jax.serving.recommender": ("Recommender",),
 }
-__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_WHERE)}")
-    module, _, other = _WHERE[name].partition(":")
-    found = getattr(importlib.import_module(module), other or name)
+    module = next((module for module, names in _WHERE.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    found = getattr(importlib.import_module(module), name.removesuffix("_config"))
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -52,8 +53,8 @@ def begin(root: pathlib.Path) -> pathlib.Path | None:
 
     # A file that cannot be read or written costs a compilation, and is no news to people.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    chosen = jax.config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ
-    if chosen or not jax.config.jax_enable_compilation_cache:
+    chosen = jax.config.read("jax_compilation_cache_dir") or "JAX_COMPILATION_CACHE_DIR" in os.environ
+    if chosen or not jax.config.read("jax_enable_compilation_cache"):
         return None
     folder = root / name()
     try:
@@ -74,10 +75,9 @@ def begin(root: pathlib.Path) -> pathlib.Path | None:
 def name(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
     """Of the folder: versions of jax and jaxlib, the machine with a hash of its CPU, and the user."""
     import jax
-    import jaxlib
 
     user = f"-u{os.getuid()}" if hasattr(os, "getuid") else ""
-    return f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
+    return f"jax-{jax.__version__}-jaxlib-{importlib.metadata.version('jaxlib')}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
 
 
 def _cpu(cpuinfo: pathlib.Path) -> str:

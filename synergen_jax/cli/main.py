@@ -57,26 +57,19 @@ def _cleaning_up() -> typing.Iterator[None]:
 
 
 def _run(argv: typing.Sequence[str] | None, stops: typing.Callable[[bool], None]) -> int:
+    as_json = False
     try:
         arguments, rest = parser().parse_known_args(argv)
+        as_json = arguments.json
         stops(not arguments.leaves)
         if rest and not arguments.takes_settings:
             raise UserError(f"unknown argument {rest[0]!r}; see `synergen {arguments.command} --help`")
-        if arguments.command in ("train", "evaluate"):
-            place = arguments.coordinator, arguments.processes, arguments.process
-            cluster.join(*place, preemptible=arguments.command == "train")
-        compile_cache.keep(arguments)
-        with _cleaning_up() if arguments.command == "data" else contextlib.nullcontext():
-            result = arguments.run(arguments, rest)
-        if arguments.json and cluster.first():
-            print(json.dumps(result))
-        if sys.stdout:
-            sys.stdout.flush()
+        _do(arguments, rest)
     except Stopped as error:
         print(f"synergen: the run has stopped: {error}", file=sys.stderr)
         return error.status
     except (UserError, OSError) as error:
-        if isinstance(error, NotWritten) and arguments.json:
+        if isinstance(error, NotWritten) and as_json:
             print(json.dumps(error.found))
         print(f"synergen: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
@@ -84,6 +77,19 @@ def _run(argv: typing.Sequence[str] | None, stops: typing.Callable[[bool], None]
         print("synergen: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _do(arguments: argparse.Namespace, settings: list[str]) -> None:
+    if arguments.command in ("train", "evaluate"):
+        place = arguments.coordinator, arguments.processes, arguments.process
+        cluster.join(*place, preemptible=arguments.command == "train")
+    compile_cache.keep(arguments)
+    with _cleaning_up() if arguments.command == "data" else contextlib.nullcontext():
+        result = arguments.run(arguments, settings)
+    if arguments.json and cluster.first():
+        print(json.dumps(result))
+    if sys.stdout:
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

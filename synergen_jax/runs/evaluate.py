@@ -50,7 +50,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
       NotWritten: nor could it be after the work, as on a disk that is full by then. What was found is printed, and in it.
     """
     run, config = opened.run, opened.run.config
-    elsewhere = f"`synergen evaluate {run.folder} --out FOLDER` writes elsewhere"
+    elsewhere = f"`synergen evaluate {opened.folder} --out FOLDER` writes elsewhere"
     with cluster.together():
         if cluster.first():
             workdir.try_writing(out, elsewhere)
@@ -79,8 +79,8 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
     with workdir.reporting(out, elsewhere, result):
         workdir.write_json(out / f"evaluation_{part}.json", result)
         curves = None
-        if (run.folder / METRICS).exists():
-            report.plot_curves(run.folder / METRICS, curves := out / "curves.png")
+        if (opened.folder / METRICS).exists():
+            report.plot_curves(opened.folder / METRICS, curves := out / "curves.png")
         page = findings.sections(found, stated, config, run.log.spec.labels, curves)
         report.html_page(f"SynerGen on {run.log.name}", page, out / f"report_{part}.html")
     cluster.say(f"\nreport: {out / f'report_{part}.html'}")

@@ -160,8 +160,9 @@ def _numbers(results: list[dict[str, typing.Any]], system: str) -> dict[str, str
     """Each column's mean and spread over seeds, where the evaluations have it."""
     numbers = {}
     for heading, path in COLUMNS.items():
-        values = [_at(result, [system if part == "SYSTEM" else part for part in path]) for result in results]
-        if None not in values:
+        where = [system if part == "SYSTEM" else part for part in path]
+        values = [value for result in results if (value := _at(result, where)) is not None]
+        if len(values) == len(results):
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             numbers[heading] = f"{statistics.fmean(values):.4f}{spread}"
     return numbers

@@ -57,11 +57,15 @@ def abstract(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBat
     targets = next(iter(feed.evaluation_feed(log, split, "validation", every)))
     room = examples.seen_width(config, spec.items, config.data.max_history)
     targets = dataclasses.replace(targets, seen=np.zeros((1, room), np.int32))
-    rows = lambda matrices, count: {name: shape(matrix, count) for name, matrix in matrices.items()}
+    wide = lambda x, rows: np.broadcast_to(
+        np.zeros(1, x.dtype), (rows, *x.shape[1:])
+    )  # of any size, and takes no memory
+    rows = lambda matrices, count: {name: wide(matrix, count) for name, matrix in matrices.items()}
     whole = Catalogue(
         rows(catalogue.item_matrices, spec.items),
         rows(catalogue.query_matrices, spec.queries),
-        shape(catalogue.counts, spec.items),
-        shape(catalogue.query_counts, spec.queries),
+        wide(catalogue.counts, spec.items),
+        wide(catalogue.query_counts, spec.queries),
     )
+    whole = jax.tree.map(lambda x: shape(x, len(x)), whole)
     return spec, batch, jax.tree.map(lambda x: shape(x, config.evaluate.batch), targets), whole

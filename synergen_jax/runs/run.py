@@ -83,6 +83,7 @@ class Opened(typing.NamedTuple):
     """A trained run with the parameters of its best checkpoint, their step, and the mesh that they lie on."""
 
     run: Run
+    folder: pathlib.Path
     params: synergen.Params
     step: int
     mesh: Mesh
@@ -141,4 +142,4 @@ def open_run(folder: pathlib.Path, settings, data_dir, spread: bool = False, pha
         found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True, fits=fits)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
-    return Opened(run, found[0].served, int(found[0].step), mesh)
+    return Opened(run, folder, found[0].served, int(found[0].step), mesh)
