@@ -40,7 +40,7 @@ if typing.TYPE_CHECKING:  # what `_WHERE` says, in the form that editors and typ
     from synergen_jax.runs.train import train as train
     from synergen_jax.serving.recommender import Recommender as Recommender
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (in the order in which they are used)
     # a log, and what is fed of it
     "EventLog",
     "prepare",

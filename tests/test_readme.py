@@ -1,5 +1,6 @@
 """The README's code runs, its commands parse, and what it names is there."""
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -73,18 +74,19 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
         exec(compile(first, "README.md", "exec"), names)
         assert names["hidden"].shape == (*names["batch"].retrieval.item.shape, 32)
         assert np.isfinite(names["hidden"]).all()
-        usual, params = names["cache"], names["params"]
+        usual, params, names["quick"] = names["cache"], names["params"], names["run"].config
         exec(compile(serve, "README.md", "exec"), names)
         labels = names["run"].log.spec.labels
         assert names["chances"].shape == (3, len(labels)) and len(names["found"]) == 10
         assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
         assert int(names["cache"].length[0]) == 10 < len(names["record"]["item"])
         np.testing.assert_array_equal(names["events"].item[0, :9], names["record"]["item"][-9:])
-        names["cfg"] = configs.override(names["cfg"], settings[:2] + settings[4:] + ["--evaluate.bootstrap", "0"])
+        changed = settings[:2] + settings[4:] + ["--evaluate.bootstrap", "0"]
+        names["run"] = dataclasses.replace(names["run"], config=configs.override(names["quick"], changed), folder=None)
         exec(compile(second, "README.md", "exec"), names)
-        assert names["run"].model.phase is names["by_day"]
-        assert names["synergen"].phase is names["by_day"]
-        own = names["synergen"].apply(params["model"], names["batch"].events, *names["vectors"], method="encode")
+        assert names["run"].model.phase is names["by_day"] is names["own"].model.phase
+        model = names["own"].model
+        own = model.apply(params["model"], names["batch"].events, *names["vectors"], method="encode")
     difference = np.abs(own.keys[0] - usual.keys[0]).max(axis=(1, 3))
     assert np.isfinite(difference).all() and difference.max() > 0.01, "another encoding of time gives other keys"
     np.testing.assert_allclose(own.values[0], usual.values[0], atol=1e-6)  # the first values know no time
@@ -154,13 +156,13 @@ def test_extras_are_there():
 def test_files_are_there():
     code = set(re.findall(r"`([^`\n]+)`", README))
     paths = {text for text in code if re.fullmatch(r"[\w/-]+(\.py|\.md|\.toml|/)", text)}
-    assert {"synergen_jax/model/rope.py", "tests/model/test_model.py", "docs/design.md", "experiments/"} <= paths
+    assert {"synergen_jax/model/rope.py", "tests/model/test_model.py", "docs/launch.md", "experiments/"} <= paths
     missing = {path for path in paths if not (ROOT / path).exists()}
     assert not missing
     for package in ("synergen_jax", "data_pipelines"):
         rooms = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
         listed = set(re.findall(rf"`{package}/(\w+)/`", README))
-        assert listed == (rooms if package == "synergen_jax" else set()), package
+        assert listed == rooms, package
 
 
 def test_shipped_configs_are_those_named():

@@ -1,5 +1,4 @@
-"""What `synergen bench` measures: a module a question, each with `run(setting) -> Result`.
+"""The benchmarks of `synergen bench`: one question a module, ratios of sides that take turns.
 
-All that a benchmark compares it measures in one run, on made-up data, alternating its sides; it reports ratios, since a
-second on one machine says nothing about another.
+Read timing.py (how is timed), setting.py (on what), then suite.py (all of them by name) and any question.
 """

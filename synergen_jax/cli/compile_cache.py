@@ -53,8 +53,9 @@ def begin(root: pathlib.Path) -> pathlib.Path | None:
 
     # A file that cannot be read or written costs a compilation, and is no news to people.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    chosen = jax.config.read("jax_compilation_cache_dir") or "JAX_COMPILATION_CACHE_DIR" in os.environ
-    if chosen or not jax.config.read("jax_enable_compilation_cache"):
+    setting = lambda name: getattr(jax.config, name)  # jax makes its settings attributes at run time
+    chosen = setting("jax_compilation_cache_dir") or "JAX_COMPILATION_CACHE_DIR" in os.environ
+    if chosen or not setting("jax_enable_compilation_cache"):
         return None
     folder = root / name()
     try:
@@ -77,7 +78,8 @@ def name(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
     import jax
 
     user = f"-u{os.getuid()}" if hasattr(os, "getuid") else ""
-    return f"jax-{jax.__version__}-jaxlib-{importlib.metadata.version('jaxlib')}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
+    jaxlib = importlib.metadata.version("jaxlib")
+    return f"jax-{jax.__version__}-jaxlib-{jaxlib}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
 
 
 def _cpu(cpuinfo: pathlib.Path) -> str:

@@ -1,0 +1,5 @@
+"""How good a model is: the protocol, its metrics, what it is held against, and how that is told.
+
+Read protocol.py, then metrics.py, baselines.py and slices.py; findings.py makes texts and pages of it, report.py tables
+and plots of anything.
+"""
