@@ -73,7 +73,7 @@ def join(
 ) -> Array:
     """The vectors (..., D), float32, of ids whose rows were found; those of stored rows where `ids` are all of them."""
     learned = {"id": embed.known(rows["id"], counts, ids, dropout)} if "id" in rows else {}
-    return model.apply(variables, rows | learned, ids, method="join_rows").astype(jnp.float32)
+    return synergen.pure(model, variables, synergen.SynerGen.join_rows)(rows | learned, ids).astype(jnp.float32)
 
 
 def at_places(

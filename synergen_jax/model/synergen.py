@@ -12,7 +12,9 @@ The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` 
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import functools
 import typing
 
 import flax.linen as nn
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from synergen_jax.batch import Catalogue, Events, LogSpec, Readers
+from synergen_jax.batch import AnyArray, Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
 from synergen_jax.model import embed, rope
 from synergen_jax.model.attention import Causal, Prefix
@@ -235,6 +237,28 @@ class SynerGen(nn.Module):
         return self.final_norm(h), tuple(keys), tuple(values)
 
 
+_P = typing.ParamSpec("_P")
+_R = typing.TypeVar("_R")
+
+
+def pure(
+    model: SynerGen,
+    variables: typing.Any,
+    method: collections.abc.Callable[typing.Concatenate[SynerGen, _P], _R],
+    rngs: dict[str, Array] | None = None,
+) -> collections.abc.Callable[_P, _R]:
+    """One method over given variables: `pure(model, variables, SynerGen.keys)(items)`, which has the method's own types.
+
+    Args:
+      variables: `Params["model"]`.
+      method: of `SynerGen`, or a function whose first argument is one.
+      rngs: {"dropout": key} where dropout is applied.
+    """
+    # To Flax an answer may be a pair, whose second part are changed variables; without `mutable` it is what the method gives.
+    apply = typing.cast(collections.abc.Callable[..., _R], model.apply)
+    return functools.partial(apply, variables, method=method, rngs=rngs)
+
+
 def init(model: SynerGen, key: Array) -> Params:
     """Fresh parameters, boxed with their logical axes (`flax.linen.get_partition_spec` reads them)."""
     one = jnp.zeros((1, 1), jnp.int32)
@@ -263,7 +287,7 @@ def item_vectors(
     model: SynerGen,
     params: Params,
     catalogue: Catalogue,
-    ids: Int[Array, "..."],
+    ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of item ids."""
@@ -274,7 +298,7 @@ def query_vectors(
     model: SynerGen,
     params: Params,
     catalogue: Catalogue,
-    ids: Int[Array, "..."],
+    ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
     """Vectors (..., D) of query ids."""
@@ -284,7 +308,7 @@ def query_vectors(
 def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids, dropout) -> Array:
     matrices = {name: matrix for name, matrix in matrices.items() if model.config.uses(name)}
     rows = embed.rows_of(params["tables"].get(table), matrices, counts, ids, dropout)
-    return model.apply(params["model"], rows, ids, method="join_rows")
+    return pure(model, params["model"], SynerGen.join_rows)(rows, ids)
 
 
 def token_vectors(
@@ -303,7 +327,7 @@ def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int 
     @jax.jit
     def keys(params, catalogue, ids):
         vectors = item_vectors(model, params, catalogue, ids)
-        return jnp.where(ids[:, None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+        return jnp.where(ids[:, None] == 0, 0.0, pure(model, params["model"], SynerGen.keys)(vectors))
 
     ids = np.arange(catalogue.counts.shape[0], dtype=np.int32)
     return jnp.concatenate([keys(params, catalogue, ids[i : i + chunk]) for i in range(0, ids.size, chunk)])

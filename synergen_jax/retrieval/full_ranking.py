@@ -36,6 +36,7 @@ def item_keys(
     """
     stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
     lines = catalogue.item_counts.shape[0]
+    key_of = synergen.pure(model, params["model"], synergen.SynerGen.keys)
     some = min(max(TILE * mesh.size // table.COLUMNS, 1), lines)  # lines at one time
 
     def more(number, found):
@@ -43,7 +44,7 @@ def item_keys(
         rows, counts = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, some), stored)
         ids = (begin + jnp.arange(some))[:, None] * table.COLUMNS + jnp.arange(table.COLUMNS)[None]
         vectors = lookup.join(model, params["model"], rows, counts, ids).astype(model.config.dtype)
-        made = jnp.where(ids[..., None] == 0, 0.0, model.apply(params["model"], vectors, method="keys"))
+        made = jnp.where(ids[..., None] == 0, 0.0, key_of(vectors))
         return jax.lax.dynamic_update_slice_in_dim(found, made, begin, 0)
 
     split = NamedSharding(mesh, table.SPLIT)

@@ -16,11 +16,12 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from synergen_jax.batch import Catalogue, Events, Readers
 from synergen_jax.errors import UserError
 from synergen_jax.model import synergen
-from synergen_jax.model.synergen import Cache
+from synergen_jax.model.synergen import Cache, SynerGen
 from synergen_jax.retrieval.index import ExactIndex, Index
 
 # Seconds from the last event to a request: nobody asks so late, and Unix seconds lie beyond it.
@@ -311,36 +312,34 @@ def extended(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _encode(model, params, catalogue, events: Events) -> Cache:
-    return model.apply(
-        params["model"], events, *synergen.token_vectors(model, params, catalogue, events), method="encode"
-    )
+    encode = synergen.pure(model, params["model"], SynerGen.encode)
+    return encode(events, *synergen.token_vectors(model, params, catalogue, events))
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _append(model, params, catalogue, cache: Cache, event: Events) -> Cache:
-    return model.apply(
-        params["model"], cache, event, *synergen.token_vectors(model, params, catalogue, event), method="append"
-    )
+    append = synergen.pure(model, params["model"], SynerGen.append)
+    return append(cache, event, *synergen.token_vectors(model, params, catalogue, event))
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _read(model, params, catalogue, cache: Cache, readers: Readers):
-    return model.apply(
-        params["model"], cache, readers, *synergen.token_vectors(model, params, catalogue, readers), method="read"
-    )
+def _read(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
+    read = synergen.pure(model, params["model"], SynerGen.read)
+    return read(cache, readers, *synergen.token_vectors(model, params, catalogue, readers))
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _retrieve(model, params, catalogue, cache: Cache, readers: Readers):
-    return model.apply(params["model"], _read(model, params, catalogue, cache, readers), method="retrieve")[:, 0]
+def _retrieve(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
+    hidden = _read(model, params, catalogue, cache, readers)
+    return synergen.pure(model, params["model"], SynerGen.retrieve)(hidden)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _rank(model, params, catalogue, cache: Cache, readers: Readers):
-    apply = functools.partial(model.apply, params["model"])
+def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
+    pure = functools.partial(synergen.pure, model, params["model"])
     request = jax.tree.map(lambda x: x[:, :1], readers)
     request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
-    wanted = apply(_read(model, params, catalogue, cache, request), method="retrieve")
-    keys = apply(synergen.item_vectors(model, params, catalogue, readers.item), method="keys")
+    wanted = pure(SynerGen.retrieve)(_read(model, params, catalogue, cache, request))
+    keys = pure(SynerGen.keys)(synergen.item_vectors(model, params, catalogue, readers.item))
     score = jnp.sum(wanted * keys, axis=-1)
-    return jax.nn.sigmoid(apply(_read(model, params, catalogue, cache, readers), score, method="rank"))
+    return jax.nn.sigmoid(pure(SynerGen.rank)(_read(model, params, catalogue, cache, readers), score))
