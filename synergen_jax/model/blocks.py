@@ -7,6 +7,8 @@ vector, a query above all, reaches the heads from the first step.
 
 from __future__ import annotations
 
+import typing
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -17,8 +19,24 @@ from synergen_jax.model.attention import Causal, Masked, Prefix
 from synergen_jax.model.attention_xla import BUCKETS, Form
 from synergen_jax.model.dropout import Dropout
 
+Axes = tuple[str | None, ...]
+"""The logical axes of an array, see `sharding.device_mesh`."""
 
-def dense(shape, axes, dtype, name=None, in_axis=0, init=None):
+
+def boxed(init: nn.initializers.Initializer, axes: Axes) -> nn.initializers.Initializer:
+    """An initialiser whose values lie in a box that names their logical axes; a module sees the values alone."""
+    # Flax types what comes back as the box, but `param` opens it.
+    return typing.cast(nn.initializers.Initializer, nn.with_logical_partitioning(init, axes))
+
+
+def dense(
+    shape: int | tuple[int, ...],
+    axes: Axes,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    in_axis: int | tuple[int, ...] = 0,
+    init: nn.initializers.Initializer | None = None,
+) -> nn.DenseGeneral:
     """A bias-free linear map with logical axes; `shape` is that of its output features."""
     init = init or nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
     return nn.DenseGeneral(
@@ -26,7 +44,7 @@ def dense(shape, axes, dtype, name=None, in_axis=0, init=None):
         axis=in_axis,
         use_bias=False,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, axes),
+        kernel_init=boxed(init, axes),
         name=name,
     )
 
@@ -43,7 +61,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps vectors (..., D) to vectors (..., D) of the dtype."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        init = boxed(nn.initializers.ones, ("embed",))
         scale = self.param("scale", init, x.shape[-1:])
         x = x.astype(jnp.float32)
         x = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
@@ -71,7 +89,7 @@ class _Block(nn.Module):
         c = self.config
         bias = None
         if c.time_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, ("heads", None))
+            init = boxed(nn.initializers.zeros, ("heads", None))
             bias = self.param("time_bias", init, (c.heads, BUCKETS))
         return attention.attend(q, k, v, over, attention.choose(c), Form(c.block == "hstu", bias))
 

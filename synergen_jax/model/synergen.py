@@ -27,8 +27,9 @@ from synergen_jax.batch import AnyArray, Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
 from synergen_jax.model import embed, rope
 from synergen_jax.model.attention import Causal, Prefix
-from synergen_jax.model.blocks import KINDS, RMSNorm, dense
+from synergen_jax.model.blocks import KINDS, RMSNorm, boxed, dense
 from synergen_jax.model.dropout import Dropout
+from synergen_jax.model.heads import RankingHead, RetrievalHead
 
 CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
 
@@ -67,32 +68,21 @@ class SynerGen(nn.Module):
     def setup(self):
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+        small = boxed(nn.initializers.normal(0.02), (None, "embed"))
         block = nn.remat(KINDS[c.block], static_argnums=(4,)) if c.remat else KINDS[c.block]
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
         self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
         self.final_norm = RMSNorm(dtype)
-        # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
-        identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
-        self.retrieval_head = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=identity)
-        self.ranking_hidden = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1)
-        self.ranking_out = dense(len(self.spec.labels), ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
-        self.ranking_bias = self.param("ranking_bias", nn.initializers.zeros, (len(self.spec.labels),))
-        # How much the retrieval score weighs in each label's logit: in that of the first from the start.
-        first = lambda key, shape: jnp.zeros(shape).at[0].set(1.0)
-        self.ranking_match = self.param("ranking_match", first, (len(self.spec.labels),))
+        self.retrieval, self.ranking = RetrievalHead(c), RankingHead(c, self.spec)
+        for head in (self.retrieval, self.ranking):
+            nn.share_scope(self, head)  # their parameters lie beside those above, as they always have in checkpoints
         if self.spec.candidate_features:
             self.feature_hidden = dense(c.width, (None, "embed"), dtype, in_axis=-1)
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
             init = nn.initializers.normal(0.02)
             self.feature_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
-            # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
-            wide = nn.with_logical_partitioning(nn.initializers.zeros, (None, None))
-            self.feature_wide = self.param(
-                "feature_wide", wide, (len(self.spec.candidate_features) + 1, len(self.spec.labels))
-            )
         self.dropout = Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
@@ -182,11 +172,11 @@ class SynerGen(nn.Module):
 
     def retrieve(self, hidden: Array) -> Array:
         """Retrieval vectors of readers: their inner product with `keys` scores an item."""
-        return self._scored(self.retrieval_head(hidden))
+        return self.retrieval(hidden)
 
     def keys(self, items: Array) -> Array:
         """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
-        return self._scored(items)
+        return self.retrieval.keys(items)
 
     def rank(
         self, hidden: Array, score: Float[Array, "..."], feature: Float[Array, "... f"] | None = None
@@ -201,17 +191,7 @@ class SynerGen(nn.Module):
           score: the inner product of the request's retrieval vector (`retrieve`) and the candidate's key (`keys`), (...).
           feature: the readers' candidate features, (..., F + 1), see `batch.Candidates`; None: nothing is known of any.
         """
-        logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)
-        one = (1,) * (logits.ndim - 1) + (-1,)
-        scale = 20.0 if self.config.normalise else 1.0  # cosines are small; 1 / the retrieval loss's usual temperature
-        logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
-        if feature is None or not self.spec.candidate_features:
-            return logits
-        return logits + feature.astype(jnp.float32) @ self.feature_wide
-
-    def _scored(self, x: Array) -> Array:
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
+        return self.ranking(hidden, score, feature)
 
     def _read(
         self,

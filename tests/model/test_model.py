@@ -104,6 +104,45 @@ def test_candidate_features_equal_the_dense_oracle_too_and_unknown_ones_add_noth
         assert np.abs(np.asarray(both(model, params, catalogue, events, told)[1] - expected)).max() > 1e-3
 
 
+NAMES = """
+model/params/action
+model/params/block_0/attention_norm/scale
+model/params/block_0/down/kernel
+model/params/block_0/gate/kernel
+model/params/block_0/key/kernel
+model/params/block_0/mlp_norm/scale
+model/params/block_0/out/kernel
+model/params/block_0/query/kernel
+model/params/block_0/time_bias
+model/params/block_0/up/kernel
+model/params/block_0/value/kernel
+model/params/feature_hidden/kernel
+model/params/feature_out/kernel
+model/params/feature_wide
+model/params/final_norm/scale
+model/params/join/genres/kernel
+model/params/join/text/kernel
+model/params/kind
+model/params/ranking_bias
+model/params/ranking_hidden/kernel
+model/params/ranking_match
+model/params/ranking_out/kernel
+model/params/retrieval_head/kernel
+tables/item
+tables/query
+"""
+
+
+def test_parameters_keep_the_names_that_checkpoints_hold():
+    config = dataclasses.replace(small_model.CONFIG, depth=1, time_bias=True)
+    spec = dataclasses.replace(small_model.SPEC, candidate_features=("position", "recency"))
+    params = jax.eval_shape(
+        lambda key: nn.unbox(synergen.init(synergen.SynerGen(config, spec), key)), jax.random.key(0)
+    )
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    assert ["/".join(part.key for part in path) for path in paths] == NAMES.split()
+
+
 def test_masks_are_these():
     # Three events, and the readers of event 0, event 1, event 2 and of a request after all of them.
     visible = jnp.array([[0, 1, 2, 3, 2]])
