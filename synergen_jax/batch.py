@@ -103,10 +103,13 @@ class Candidates:
         Raises:
           ValueError: the promise is not kept.
         """
-        if not self.per_event or not all(isinstance(x, np.ndarray) for x in (self.item, self.event, self.visible)):
+        item, event, visible = self.item, self.event, self.visible
+        if not self.per_event:
             return
-        place = np.arange(self.event.shape[-1])
-        odd = (self.item[..., 0] > 0) & ((self.event != place) | (self.visible > place))
+        if not (isinstance(item, np.ndarray) and isinstance(event, np.ndarray) and isinstance(visible, np.ndarray)):
+            return
+        place = np.arange(event.shape[-1])
+        odd = (item[..., 0] > 0) & ((event != place) | (visible > place))
         if self.first is not None or odd.any():
             raise ValueError("Candidates: per_event promises rows that are not packed, whose list e is that of event e")
 

@@ -6,6 +6,7 @@ A run is described by one `Config`. Its sections are `data`, `model`, `loss`, `o
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import json
 import math
@@ -292,7 +293,7 @@ def _typed(value: typing.Any, kind: typing.Any, where: str, parse: bool) -> typi
 
 
 _AUTO = bool | typing.Literal["auto"]
-_KINDS: dict[typing.Any, str] = types.MappingProxyType(
+_KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 )
 _CHOICES = {

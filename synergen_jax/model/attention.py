@@ -23,6 +23,7 @@ import dataclasses
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from synergen_jax.batch import AnyArray
 from synergen_jax.config import Config, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.model import attention_kernels, attention_xla
@@ -34,8 +35,8 @@ from synergen_jax.model.attention_xla import SOFTMAX, Form
 class Causal:
     """Token i sees tokens `first[:, i]` .. i of the same call; without `first`, 0 .. i."""
 
-    first: Int[Array, "b l"] | None = None
-    time: Int[Array, "b l"] | None = None
+    first: Int[AnyArray, "b l"] | None = None
+    time: Int[AnyArray, "b l"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,11 +50,11 @@ class Prefix:
 
     keys: Float[Array, "b h l dh"]
     values: Float[Array, "b h l dh"]
-    visible: Int[Array, "b r"]
-    first: Int[Array, "b r"] | None = None
+    visible: Int[AnyArray, "b r"]
+    first: Int[AnyArray, "b r"] | None = None
     per_event: int = dataclasses.field(default=0, metadata={"static": True})
-    time: Int[Array, "b r"] | None = None
-    key_time: Int[Array, "b l"] | None = None
+    time: Int[AnyArray, "b r"] | None = None
+    key_time: Int[AnyArray, "b l"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +63,7 @@ class Masked:
     """Token i sees token j of the same call where `mask[:, i, j]`."""
 
     mask: Bool[Array, "b l l"]
-    time: Int[Array, "b l"] | None = None
+    time: Int[AnyArray, "b l"] | None = None
 
 
 def attend(

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from synergen_jax.batch import AnyArray
 from synergen_jax.model.attention_xla import scale
 
 Vectors = Float[Array, "b h l dh"]
-Places = Int[Array, "b l"]
+Places = Int[AnyArray, "b l"]
 
 LANES = 128  # splash takes lengths that are a multiple of a vector's lanes
 
@@ -51,25 +52,32 @@ def splash_causal(q: Vectors, k: Vectors, v: Vectors, first: Places | None, inte
 
     length = q.shape[2]
     more = -length % LANES  # padding comes last, so that no token sees it
-    block = next(size for size in (512, 256, LANES) if (length + more) % size == 0)
-    sizes = splash.BlockSizes(**{name: block for name in _SPLASH_BLOCKS})
+    padded = length + more
+    block = next(size for size in (512, 256, LANES) if padded % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
 
     def local(q, k, v, first):
-        mask = masks.MultiHeadMask([masks.CausalMask((length + more,) * 2)] * q.shape[1])
+        mask = masks.MultiHeadMask([masks.CausalMask((padded, padded))] * q.shape[1])
         kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
         q, k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)]) for x in (q * scale(q), k, v))
-        if first is None:
-            return jax.vmap(kernel)(q, k, v)[:, :, :length]
-        segment = jnp.pad(first, [(0, 0), (0, more)], constant_values=-1)
-        return jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment, segment))[:, :, :length]
+        segments = None
+        if first is not None:
+            segment = jnp.pad(first, [(0, 0), (0, more)], constant_values=-1)
+            segments = splash.SegmentIds(segment, segment)
+        found = jax.vmap(kernel)(q, k, v, segments)
+        assert isinstance(found, Array), "a pair where residuals are asked for, which they are not"
+        return found[:, :, :length]
 
     return _on_each_device(local, q, k, v, first)
-
-
-_SPLASH_BLOCKS = (
-    *("block_q", "block_kv", "block_kv_compute"),
-    *("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
-)
 
 
 def tokamax_causal(q: Vectors, k: Vectors, v: Vectors, first: Places | None) -> Vectors:
@@ -117,6 +125,7 @@ def _read_backward(saved, gradient):
     """The kernel's own backward pass, told the merged output, maximum and sum, is that of the whole softmax."""
     q, k, v, keys, values, visible, first, out, top, total = saved
     kernel = _tokamax()
+    assert kernel.vjp is not None, "Tokamax gives this kernel one as it is made"
     bound = kernel.bind(*map(_swap, (q, keys, values)), mask=_range(visible, first))
     more = {name: value for name, value in bound.kwargs.items() if name != "return_residuals"}
     found = kernel.vjp((top, total), _swap(out), _swap(gradient), *bound.args, **more)

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from synergen_jax.batch import AnyArray
+
 BLOCK = 128  # queries of a block: few enough to leave much out, many enough for a matrix unit
 SPANS = 8  # of one call, at most: each is compiled on its own
 
 Vectors = Float[Array, "b h l dh"]
-Places = Int[Array, "#b l"]
+Places = Int[AnyArray, "#b l"]
 
 
 BUCKETS = 64  # of elapsed time, each 1.35 times as wide as the one before: the last begins after five years
@@ -161,7 +163,7 @@ def _in_spans(queries: _Queries, keys: _Keys, bound: typing.Callable[[int], int]
     ends = [length * n // spans for n in range(1, spans + 1)]
     leaves, tree = jax.tree.flatten(queries)
     # One split, not a slice a span: its gradient is one concatenation, that of slices a sum of padded arrays.
-    parts = zip(*(jax.lax.split(x, np.diff(ends, prepend=0), axis=_axis(x)) for x in leaves))
+    parts = zip(*(jax.lax.split(x, np.diff(ends, prepend=0).tolist(), axis=_axis(x)) for x in leaves))
     found = []
     for part, stop in zip(parts, ends):
         near = functools.partial(_first, min(bound(stop), keys.k.shape[2]))

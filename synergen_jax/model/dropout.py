@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from synergen_jax.batch import AnyArray
 
-def bits(counter: Int[Array, "..."], seed: Int[Array, ""]) -> Int[Array, "..."]:
+
+def bits(counter: Int[AnyArray, "..."], seed: Int[Array, ""]) -> Int[Array, "..."]:
     """32 well-mixed bits of each uint32 counter under a uint32 seed: the finaliser of MurmurHash3 (Appleby 2011)."""
     x = counter * jnp.uint32(0x9E3779B1) ^ seed
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from synergen_jax.batch import LogSpec
+from synergen_jax.batch import AnyArray, LogSpec
 from synergen_jax.config import ModelConfig
 from synergen_jax.model.dropout import below, bits
 from synergen_jax.sharding import table
@@ -43,7 +43,7 @@ class IdentityDropout(typing.NamedTuple):
     rate: float
     seed: Int[Array, ""]  # uint32, of the step
 
-    def keeps(self, ids: Int[Array, "..."]) -> Bool[Array, "..."]:
+    def keeps(self, ids: Int[AnyArray, "..."]) -> Bool[Array, "..."]:
         """True for the ids that keep their collaborative row; a hash of id and seed, so that no table is needed."""
         return bits(ids.astype(jnp.uint32), self.seed) >= below(self.rate)
 
@@ -51,8 +51,8 @@ class IdentityDropout(typing.NamedTuple):
 def rows_of(
     learned: Float[Array, "a c d"] | None,
     matrices: dict[str, Float[Array, "v w"]],
-    counts: Int[Array, "v"],
-    ids: Int[Array, "..."],
+    counts: Int[AnyArray, "v"],
+    ids: Int[AnyArray, "..."],
     dropout: IdentityDropout | None = None,
 ) -> Rows:
     """The rows of `ids` in the learned table, as it is stored, and in each semantic matrix, on one device.
@@ -69,7 +69,7 @@ def rows_of(
 def known(
     rows: Float[Array, "... d"],
     counts: Int[Array, "..."],
-    ids: Int[Array, "..."],
+    ids: Int[AnyArray, "..."],
     dropout: IdentityDropout | None = None,
 ) -> Float[Array, "... d"]:
     """Learned rows of ids, zeros for an id without a training event (`counts`): what lies in the table was never learned.

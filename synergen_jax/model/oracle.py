@@ -23,16 +23,16 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from synergen_jax.batch import Events, Readers
+from synergen_jax.batch import AnyArray, Events, Readers
 from synergen_jax.model.attention import Masked
 from synergen_jax.model.synergen import SynerGen, within
 
 
 def mask(
     length: int,
-    visible: Int[Array, "b r"],
-    first: Int[Array, "b l"] | None = None,
-    reader_first: Int[Array, "b r"] | None = None,
+    visible: Int[AnyArray, "b r"],
+    first: Int[AnyArray, "b l"] | None = None,
+    reader_first: Int[AnyArray, "b r"] | None = None,
 ) -> Bool[Array, "b n n"]:
     """The mask over `length` context tokens followed by R readers, (B, L + R, L + R); True is "may see"."""
     users, readers = visible.shape

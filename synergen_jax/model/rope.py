@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from synergen_jax.batch import AnyArray
 from synergen_jax.config import ModelConfig
 from synergen_jax.errors import UserError
 
-Phase = collections.abc.Callable[[Int[Array, "*b l"], Int[Array, "*b l"]], Float[Array, "*b l p"]]
+Phase = collections.abc.Callable[[Int[AnyArray, "*b l"], Int[AnyArray, "*b l"]], Float[Array, "*b l p"]]
 """`phase(time, order)`: int32 seconds and int32 places, (..., L) each, to angles in radians, (..., L, Dh / 2)."""
 
 
@@ -28,16 +29,16 @@ def wavelengths(planes: int, shortest: int, longest: int) -> Int[np.ndarray, "pl
     return np.rint(np.geomspace(shortest, longest, planes)).astype(np.int32)
 
 
-def time_phase(time: Int[Array, "*b l"], waves: Int[np.ndarray, "p"]) -> Float[Array, "*b l p"]:
+def time_phase(time: Int[AnyArray, "*b l"], waves: Int[np.ndarray, "p"]) -> Float[Array, "*b l p"]:
     """The angle 2π (t mod λ) / λ of each time at each wavelength, in radians."""
     waves = waves.reshape((1,) * time.ndim + (-1,))
-    return (2 * np.pi / waves.astype(np.float32)) * jnp.mod(time[..., None], waves).astype(jnp.float32)
+    return jnp.multiply(2 * np.pi / waves.astype(np.float32), jnp.mod(time[..., None], waves).astype(jnp.float32))
 
 
-def order_phase(order: Int[Array, "*b l"], planes: int, base: float = 10_000.0) -> Float[Array, "*b l p"]:
+def order_phase(order: Int[AnyArray, "*b l"], planes: int, base: float = 10_000.0) -> Float[Array, "*b l p"]:
     """The angle order * base^(-j / planes) at plane j: RoPE as published."""
     speed = base ** (-np.arange(planes, dtype=np.float32) / planes)
-    return order[..., None].astype(jnp.float32) * speed.reshape((1,) * order.ndim + (-1,))
+    return jnp.multiply(order[..., None].astype(jnp.float32), speed.reshape((1,) * order.ndim + (-1,)))
 
 
 def make_phase(config: ModelConfig) -> Phase:
@@ -46,7 +47,7 @@ def make_phase(config: ModelConfig) -> Phase:
     timed = {"time": planes, "split": planes // 2}.get(config.rope, 0)
     waves = wavelengths(timed, config.min_wavelength, config.max_wavelength)
 
-    def phase(time: Int[Array, "*b l"], order: Int[Array, "*b l"]) -> Float[Array, "*b l p"]:
+    def phase(time: Int[AnyArray, "*b l"], order: Int[AnyArray, "*b l"]) -> Float[Array, "*b l p"]:
         return jnp.concatenate([time_phase(time, waves), order_phase(order, planes - timed)], axis=-1)
 
     return phase

@@ -44,7 +44,7 @@ class Cache:
 
     keys: tuple[Float[Array, "b h l dh"], ...]
     values: tuple[Float[Array, "b h l dh"], ...]
-    time: Int[Array, "b l"]  # of the events
+    time: Int[AnyArray, "b l"]  # of the events
     length: Int[Array, "b"]  # events of each user; slots from there on are free
 
     @property
@@ -53,7 +53,7 @@ class Cache:
         return self.keys[0].shape[2]
 
 
-def within(place: Int[Array, "b l"], first: Int[Array, "b l"] | None) -> Int[Array, "b l"]:
+def within(place: Int[AnyArray, "b l"], first: Int[AnyArray, "b l"] | None) -> Int[AnyArray, "b l"]:
     """Places within their own segments, which are a token's order, from places in the row."""
     return place if first is None else place - first
 
@@ -86,7 +86,7 @@ class SynerGen(nn.Module):
         self.dropout = Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
-    def join_rows(self, rows: embed.Rows, ids: Int[Array, "..."]) -> Array:
+    def join_rows(self, rows: embed.Rows, ids: Int[AnyArray, "..."]) -> Array:
         """Vectors (..., D) of items or queries from their rows; id 0 gives zeros."""
         return self.join(rows, ids == 0)
 
@@ -109,7 +109,7 @@ class SynerGen(nn.Module):
             return h
         return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
 
-    def asked_at(self, readers: Readers, time: Int[Array, "b l"]) -> Int[Array, "b r"]:
+    def asked_at(self, readers: Readers, time: Int[AnyArray, "b l"]) -> Int[AnyArray, "b r"]:
         """The times that readers go by: those of their requests, or without `config.request_time` of the last event seen.
 
         Args:
@@ -197,9 +197,9 @@ class SynerGen(nn.Module):
         self,
         cache: Cache,
         h: Array,
-        time: Array,
-        visible: Array,
-        first: Array | None,
+        time: Int[AnyArray, "b l"],
+        visible: Int[AnyArray, "b l"],
+        first: Int[AnyArray, "b l"] | None,
         deterministic: bool,
         per_event: int = 0,
     ):

@@ -40,11 +40,15 @@ _THREADS_FROM = 512  # queries from which ScaNN's threads pay
 class Index(typing.Protocol):
     """What retrieval needs of an index."""
 
-    method: str  # in words, for reports
     ids: np.ndarray  # (size,) int32, the items that can be returned
     size: int
     width: int  # D
     build_seconds: float
+
+    @property
+    def method(self) -> str:
+        """In words, for reports."""
+        ...
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> typing.Self:
@@ -101,7 +105,7 @@ class ExactIndex:
         self.build_seconds = time.perf_counter() - start
 
     @classmethod
-    def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> ExactIndex:
+    def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> typing.Self:
         return cls(*_checked(vectors, ids))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +129,7 @@ class ExactIndex:
             np.save(temporary / "ids.npy", self.ids)
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> ExactIndex:
+    def load(cls, folder: str | pathlib.Path) -> typing.Self:
         folder, _ = _verified(folder, "exact")
         return cls.build(np.load(folder / "vectors.npy"), np.load(folder / "ids.npy"))
 
@@ -162,7 +166,7 @@ class ScannIndex:
         return f"scann tree ({self._searched} of {self._leaves} leaves), hashing, reorder {_REORDER}"
 
     @classmethod
-    def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> ScannIndex:
+    def build(cls, vectors: np.ndarray, ids: np.ndarray | None = None) -> typing.Self:
         scann = load_scann()
         vectors, ids = _checked(vectors, ids)
         start = time.perf_counter()
@@ -203,7 +207,7 @@ class ScannIndex:
                 self._searcher.serialize(str(temporary / "scann"), relative_path=True)
 
     @classmethod
-    def load(cls, folder: str | pathlib.Path) -> ScannIndex:
+    def load(cls, folder: str | pathlib.Path) -> typing.Self:
         scann = load_scann()
         folder, description = _verified(folder, "scann")
         if not np.load(folder / "scann" / "dataset.npy", mmap_mode="r").any(axis=1).all():
@@ -293,7 +297,7 @@ def _checked_queries(queries: np.ndarray, k: int, index: Index) -> np.ndarray:
     return queries
 
 
-def load_scann():
+def load_scann() -> typing.Any:  # to a type checker, a builder's methods give texts
     """ScaNN's Python interface without TensorFlow, imported where it is needed.
 
     Raises:
@@ -364,7 +368,7 @@ def _verified(folder: str | pathlib.Path, kind: str | None = None) -> tuple[path
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         files, found = description["files"], description["kind"]
-        int(description["size"]), int(description["width"]), float(description["build_seconds"])
+        _ = int(description["size"]), int(description["width"]), float(description["build_seconds"])  # may fail
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): build the index anew") from None
     if found not in ("exact", "scann") or kind not in (None, found):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from synergen_jax.batch import Catalogue, Events, Readers
+from synergen_jax.batch import Catalogue, Events, Floats, Ints, Readers
 from synergen_jax.errors import UserError
 from synergen_jax.model import synergen
 from synergen_jax.model.synergen import Cache, SynerGen
@@ -159,7 +159,7 @@ class Recommender:
         keep = ~np.isin(ids[0], exclude)
         return ids[0][keep][:k], scores[0][keep][:k]
 
-    def rank(self, cache: Cache, items: typing.Sequence[int], time: int, query: int = 0) -> np.ndarray:
+    def rank(self, cache: Cache, items: typing.Sequence[int] | np.ndarray, time: int, query: int = 0) -> np.ndarray:
         """Probability of each ranked label for each item, (K, A), in one read of the cache.
 
         Args:
@@ -168,16 +168,16 @@ class Recommender:
         Raises:
           UserError: there is no such item or query, the time is out of range, or the cache is of several users.
         """
-        items, query = _whole("items", items), _one("query", query)
-        if items.ndim != 1:
-            raise UserError(f"items of shape {items.shape}: a list of candidates is (K,)")
-        self._check("item", items, 1, len(self.catalogue.counts))
+        ids, query = _whole("items", items), _one("query", query)
+        if ids.ndim != 1:
+            raise UserError(f"items of shape {ids.shape}: a list of candidates is (K,)")
+        self._check("item", ids, 1, len(self.catalogue.counts))
         self._check("query", [query], 0, len(self.catalogue.query_counts))
         time, length = _moment(cache, time, "request")
-        padded = np.zeros(1 << max(len(items) - 1, 0).bit_length(), np.int32)
-        padded[: len(items)] = items
+        padded = np.zeros(1 << max(len(ids) - 1, 0).bit_length(), np.int32)
+        padded[: len(ids)] = ids
         readers = self._readers(padded, time, query, length)
-        return np.asarray(_rank(self.model, self.params, self.catalogue, cache, readers))[0, : len(items)]
+        return np.asarray(_rank(self.model, self.params, self.catalogue, cache, readers))[0, : len(ids)]
 
     def recommend(
         self,
@@ -212,15 +212,15 @@ class Recommender:
 
     def _found(self, items: typing.Collection[int]) -> np.ndarray:
         """Those of the excluded items that retrieval could find, each once."""
-        items = _whole("excluded items", list(items))
-        if items.ndim != 1:
-            raise UserError(f"excluded items of shape {items.shape}: they are one list")
-        self._check("excluded item", items, 0, len(self._findable))
-        items = np.unique(items)
-        return items[self._findable[items]]
+        ids = _whole("excluded items", list(items))
+        if ids.ndim != 1:
+            raise UserError(f"excluded items of shape {ids.shape}: they are one list")
+        self._check("excluded item", ids, 0, len(self._findable))
+        ids = np.unique(ids)
+        return ids[self._findable[ids]]
 
     @staticmethod
-    def _check(what: str, ids: typing.Sequence[int], least: int, size: int) -> None:
+    def _check(what: str, ids: typing.Sequence[int] | np.ndarray, least: int, size: int) -> None:
         """Refuses ids outside of least .. size - 1: what is looked up would be that of another."""
         if wrong := [one for one in ids if not least <= one < size]:
             raise UserError(f"{what} {wrong[0]} is out of range: ids are {least} .. {size - 1}")
@@ -291,7 +291,9 @@ def extended(
       UserError: there is no such matrix, or the rows do not fit it.
     """
 
-    def grow(matrices: dict[str, typing.Any], counts, rows: collections.abc.Mapping[str, np.ndarray]):
+    def grow(
+        matrices: dict[str, Floats], counts: Ints, rows: collections.abc.Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Floats], Ints]:
         if not rows:
             return matrices, counts
         new = len(next(iter(rows.values())))
@@ -299,7 +301,7 @@ def extended(
             if name not in matrices or values.shape != (new, matrices[name].shape[1]):
                 raise UserError(f"new rows {name!r} of shape {values.shape} fit no semantic matrix of the catalogue")
         zero = lambda matrix: np.zeros((new, matrix.shape[1]), matrix.dtype)
-        grown = {
+        grown: dict[str, Floats] = {
             name: np.concatenate([matrix, np.asarray(rows.get(name, zero(matrix)), matrix.dtype)])
             for name, matrix in matrices.items()
         }

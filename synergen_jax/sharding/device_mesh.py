@@ -28,7 +28,10 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig, devices: typing.Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig,
+    devices: typing.Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  jaxlib has no types of it
+) -> Mesh:
     """A mesh with the axes `data` and `model`, over the devices of all processes by default.
 
     Devices of one process lie side by side, so that each process has one block of the users of a batch (`block`).
@@ -124,8 +127,8 @@ def batch_shardings(mesh: Mesh) -> TrainBatch:
 
     One sharding stands for all arrays of a part, whichever of them a log has.
     """
-    users, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    return TrainBatch(events=users, retrieval=users, target=users, ranking=users, negatives=whole)
+    users, alike = (table.everywhere(NamedSharding(mesh, spec)) for spec in (PartitionSpec("data"), PartitionSpec()))
+    return TrainBatch(events=users, retrieval=users, target=users, ranking=users, negatives=alike)
 
 
 def place(batch: typing.Any, shardings: typing.Any) -> typing.Any:

@@ -33,7 +33,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from synergen_jax.batch import Catalogue
+from synergen_jax.batch import AnyArray, Catalogue
 from synergen_jax.errors import UserError
 
 COLUMNS = 768  # rows of one line of a stored table, which are split over the devices
@@ -51,7 +51,7 @@ def lines(count: int) -> int:
     return max(-(-count // COLUMNS), 1)
 
 
-def take(stored: Array, ids: Int[Array, "..."]) -> Array:
+def take(stored: Array, ids: Int[AnyArray, "..."]) -> Array:
     """Rows (..., width) of a stored table, on one device. An id beyond the table gives some row of it."""
     return stored.at[ids // COLUMNS, ids % COLUMNS].get(mode="clip")
 
@@ -96,12 +96,23 @@ class StoredCatalogue:
     @property
     def mesh(self) -> Mesh:
         """The mesh that it lies on; outside of `jit`."""
-        return self.item_counts.sharding.mesh
+        sharding = self.item_counts.sharding
+        assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh), (
+            "`place_catalogue` puts it on one"
+        )
+        return sharding.mesh
+
+
+def everywhere(
+    how: NamedSharding | PartitionSpec,
+) -> typing.Any:  # no type says "a part of a tree, or one for all of it"
+    """How all arrays of a part of a tree lie, in the place of that part."""
+    return how
 
 
 def catalogue_shardings(mesh: Mesh) -> StoredCatalogue:
     """How a stored catalogue lies on a mesh."""
-    split, whole = NamedSharding(mesh, SPLIT), NamedSharding(mesh, PartitionSpec())
+    split, whole = everywhere(NamedSharding(mesh, SPLIT)), everywhere(NamedSharding(mesh, PartitionSpec()))
     return StoredCatalogue(split, split, split, split, whole, whole)
 
 
@@ -138,9 +149,11 @@ def abstract_catalogue(catalogue: Catalogue, mesh: Mesh) -> StoredCatalogue:
     """Shapes, dtypes and shardings of what `place_catalogue` gives, of a catalogue of which only the shapes matter."""
     split, whole = NamedSharding(mesh, SPLIT), NamedSharding(mesh, PartitionSpec())
     one = lambda x: jax.ShapeDtypeStruct((lines(x.shape[0]), COLUMNS, *x.shape[1:]), x.dtype, sharding=split)
-    number = jax.ShapeDtypeStruct((), np.float32, sharding=whole)
+    # In the place of an array, where a shape is all that is asked for.
+    number = typing.cast(Array, jax.ShapeDtypeStruct((), np.float32, sharding=whole))
     arrays = catalogue.item_matrices, catalogue.counts, catalogue.query_matrices, catalogue.query_counts
-    return StoredCatalogue(*jax.tree.map(one, arrays), number, number)
+    items, counts, queries, query_counts = jax.tree.map(one, arrays)
+    return StoredCatalogue(items, counts, queries, query_counts, number, number)
 
 
 @jax.tree_util.register_dataclass
@@ -315,7 +328,8 @@ def change(mesh: Mesh, delivered: Delivered, stored: Stored, rule: Change, *extr
         total = jax.lax.psum(total, AXES) if mesh.size > 1 else total
         return jax.tree.map(lambda x, like: x.reshape(like.shape), flat, stored), total
 
-    mine = Delivered(_MINE, _MINE, PartitionSpec(), _MINE, _MINE, _MINE)
+    own = everywhere(_MINE)
+    mine = Delivered(own, own, everywhere(PartitionSpec()), own, own, own)
     split = jax.shard_map(
         local,
         mesh=mesh,
