@@ -23,9 +23,8 @@ from synergen_jax import config as configs
 from synergen_jax.batch import EvalBatch, LogSpec
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics, protocol, slices
+from synergen_jax.evaluation import asking, baselines, metrics, protocol, slices
 from synergen_jax.model import synergen
-from synergen_jax.retrieval import full_ranking
 from synergen_jax.runs import workdir
 from synergen_jax.runs.family import Family
 from synergen_jax.sharding import device_mesh
@@ -225,12 +224,11 @@ def measured(
       catalogue: on the device; targets: the host's batches; placed: the same on the device.
     """
     rerank = config.evaluate.rerank
-    keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
-    said = protocol.answers(model, params, catalogue, keys, placed, rerank=rerank)
+    said = asking.answers(asking.PlacedModel.of(model, params, catalogue), placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        found = protocol.by_label(model.spec.labels, said.labels, logits, said.shown, said.user)
+        found = protocol.by_label(model.spec.labels, said, logits)
         return {name: value["mean"] for name, value in found.items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))

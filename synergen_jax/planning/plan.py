@@ -1,7 +1,7 @@
 """What training and validation will need of each device, told by compiling them for that many virtual ones.
 
-The step is the one that `train.train` runs, and validation that of `evaluate.validator`, lowered and compiled with the shapes and shardings of its state, batch and
-catalogue alone: nothing is allocated, so that a hundred million items on 256 devices can be planned on a laptop.
+The step is the one that `train.train` runs, and validation that of `protocol.validator`, lowered and compiled with the
+shapes and shardings of its state, batch and catalogue alone: nothing is allocated, so that a hundred million items on 256 devices can be planned on a laptop.
 What XLA makes of it for a CPU is what it makes elsewhere as far as partitioning goes: the same collectives, the same
 shards. Temporaries may differ: attention is the plain one, whose logits a fused kernel never keeps, and bfloat16
 products may have float32 copies.
@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
-from synergen_jax.evaluation import protocol
+from synergen_jax.evaluation import asking
 from synergen_jax.model import synergen
 from synergen_jax.planning import flops, hlo
 from synergen_jax.retrieval import full_ranking
@@ -102,7 +102,8 @@ def validation(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCa
     made = full_ranking.item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
     shape = (*catalogue.item_counts.shape, model.config.width)
     keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, table.SPLIT))
-    said = protocol.answer.lower(mesh, model, params, catalogue, keys, targets, 0).compile().memory_analysis()
+    asked = asking.PlacedModel(mesh, model, params, catalogue, keys)
+    said = asking.answer.lower(asked, targets, 0).compile().memory_analysis()
     answering = device_bytes(targets) + said.temp_size_in_bytes + said.output_size_in_bytes
     return device_bytes(keys) + max(made.temp_size_in_bytes, answering)
 

@@ -12,10 +12,10 @@ from small_log import random_log
 from data_pipelines.feed import examples, feed, splits, windows
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics, protocol
+from synergen_jax.evaluation import asking, baselines, metrics, protocol
 from synergen_jax.model import synergen
 from synergen_jax.planning import plan
-from synergen_jax.retrieval import full_ranking, index
+from synergen_jax.retrieval import index
 from synergen_jax.sharding import device_mesh, table
 from synergen_jax.training import train
 
@@ -262,7 +262,8 @@ def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
     targets = plan.placed(targets, device_mesh.batch_shardings(mesh).events)
     placed = table.abstract_catalogue(catalogue, mesh)
     keys = jax.ShapeDtypeStruct((1, 768, 256), np.float32, sharding=placed.item_counts.sharding)
-    traced = protocol.answer.trace(mesh, model, params, placed, keys, targets, 0)
+    asked = asking.PlacedModel(mesh, model, params, placed, keys)
+    traced = asking.answer.trace(asked, targets, 0)
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
@@ -270,10 +271,9 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     """By hand for each target: the ten items of highest retrieval score that were not seen, then by the head."""
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
-    keys, stored = synergen.item_keys(model, params, catalogue), small_model.stored(catalogue)
-    stored_keys = full_ranking.item_keys(stored.mesh, model, params, stored)
-    said = protocol.answers(model, params, stored, stored_keys, batches, rerank=10)
-    plain = protocol.answers(model, params, stored, stored_keys, batches)
+    keys = synergen.item_keys(model, params, catalogue)
+    asked = asking.PlacedModel.of(model, params, small_model.stored(catalogue))
+    said, plain = asking.answers(asked, batches, rerank=10), asking.answers(asked, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)
     outside = said.ranks[:, 0] > 10
     np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])
@@ -311,9 +311,8 @@ def test_intervals_of_all_systems_are_those_of_users(setting):
     found = protocol.evaluate(model, params, catalogue, batches, config.evaluate, lambda _: None)
     users = np.concatenate([batch.user[batch.user >= 0] for batch in batches])
     assert len(set(users.tolist())) < len(users) == found.targets
-    placed = small_model.stored(catalogue)
-    keys = full_ranking.item_keys(placed.mesh, model, params, placed)
-    said = protocol.answers(model, params, placed, keys, batches, rerank=config.evaluate.rerank)
+    asked = asking.PlacedModel.of(model, params, small_model.stored(catalogue))
+    said = asking.answers(asked, batches, rerank=config.evaluate.rerank)
     np.testing.assert_array_equal(said.user, users)
     ranks = {"model": said.ranks, "model_reranked": said.reranked}
     ranks["most_popular"] = protocol.baseline_ranks(baselines.fixed(catalogue.counts), batches, log.spec.items)
@@ -351,7 +350,7 @@ def test_places_after_the_ranking_head():
     there = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
     # The second ties with the last of the three and came behind them; the fourth was seen: it counts where it stood.
     ranks = np.array([[2, 2], [2, 6], [1, 1], [2, 2], [1, 2]])
-    found = protocol._reranked(chosen, there, target, ranks)
+    found = asking._reranked(chosen, there, target, ranks)
     assert found.tolist() == [[2, 3], [4, 6], [-1, -1], [2, 2], [1, 2]]
 
 
@@ -370,11 +369,13 @@ def test_the_share_of_sampled_candidates_is_no_calibration_of_the_model():
     rng = np.random.default_rng(0)
     labels = np.stack([np.eye(1, 5, dtype=np.int8).repeat(6, 0), rng.integers(0, 2, (6, 5))], axis=2)
     logits, shown = rng.normal(size=(6, 5, 2)), np.array([True, False, True, False, False, False])
-    found = protocol.by_label(("engage", "like"), labels, logits, shown, np.arange(6))
+    said = types.SimpleNamespace(labels=labels, shown=shown, user=np.arange(6))
+    found = protocol.by_label(("engage", "like"), said, logits)
     assert found["log_loss/engage"]["mean"] == pytest.approx(metrics.log_loss(labels[shown, :, 0], logits[shown, :, 0]))
     assert found["log_loss/like"]["mean"] == pytest.approx(metrics.log_loss(labels[..., 1], logits[..., 1]))
     assert found["auc/engage"]["mean"] == pytest.approx(metrics.auc(labels[..., 0], logits[..., 0]))
-    none = protocol.by_label(("engage", "like"), labels, logits, shown & False, np.arange(6))
+    said.shown = shown & False
+    none = protocol.by_label(("engage", "like"), said, logits)
     assert {"auc/engage", "log_loss/like"} <= set(none) and not {"log_loss/engage", "calibration_error/engage"} & set(
         none
     )

@@ -22,9 +22,8 @@ from data_pipelines.feed import examples, feed, splits
 from synergen_jax.cli.main import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import protocol as evaluate
+from synergen_jax.evaluation import asking, protocol
 from synergen_jax.processes import cluster, crash_report
-from synergen_jax.retrieval import full_ranking
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
@@ -156,14 +155,13 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     one = small_model.stored(catalogue)
 
     def ask(params, catalogue):
-        keys = full_ranking.item_keys(catalogue.mesh, model, params, catalogue)
-        return evaluate.answers(model, params, catalogue, keys, targets, rerank=20)
+        return asking.answers(asking.PlacedModel.of(model, params, catalogue), targets, rerank=20)
 
     plain, spread = ask(params, one), ask(placed, stored)
     assert (plain.reranked != plain.ranks).any()
     for name, found, expected in zip(plain._fields, spread, plain, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
-    validate = evaluate.validator(model, one, targets), evaluate.validator(model, stored, targets)
+    validate = protocol.validator(model, one, targets), protocol.validator(model, stored, targets)
     assert validate[0](params) == pytest.approx(validate[1](placed), abs=1e-6)
 
 
