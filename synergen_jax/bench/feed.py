@@ -85,9 +85,7 @@ def alone(feed: Feed, count: int) -> float:
 
 def _stepping(trainer: Trainer, batch, count: int) -> float:
     start = time.perf_counter()
-    for _ in range(count):
-        metrics = trainer(batch)
-    jax.block_until_ready(metrics)
+    jax.block_until_ready([trainer(batch) for _ in range(count)])
     return (time.perf_counter() - start) / count
 
 
@@ -96,7 +94,5 @@ def together(feed: Feed, trainer: Trainer, count: int) -> float:
     with contextlib.closing(feed(0)) as batches:
         jax.block_until_ready(trainer(trainer.place(next(batches))))
         start = time.perf_counter()
-        for _ in range(count):
-            metrics = trainer(trainer.place(next(batches)))
-        jax.block_until_ready(metrics)
+        jax.block_until_ready([trainer(trainer.place(next(batches))) for _ in range(count)])
         return (time.perf_counter() - start) / count

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from synergen_jax.bench.setting import ML_1M, TINY, Result, Setting
 from synergen_jax.bench.timing import Spread
+from synergen_jax.planning import hlo
 from synergen_jax.training import losses
 
 TIMES = (1, 2, 4, 8, 16)
@@ -19,7 +20,7 @@ def run(setting: Setting) -> Result:
     rows, peaks = [], {}
     for times in sorted(setting.sizes or TIMES):
         negatives = times * (config.data.negatives + config.loss.in_batch)
-        memory = _compiled(positions, width, negatives, config.loss.temperature).memory_analysis()
+        memory = hlo.memory(_compiled(positions, width, negatives, config.loss.temperature))
         peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         peaks[times] = peak
         rows.append(
@@ -35,7 +36,7 @@ def run(setting: Setting) -> Result:
     return Result("loss", f"memory of InfoNCE, forward and backward: {positions:,} positions, D {width}", rows, ratios)
 
 
-def _compiled(positions: int, width: int, negatives: int, temperature: float):
+def _compiled(positions: int, width: int, negatives: int, temperature: float) -> jax.stages.Compiled:
     """InfoNCE with its gradients of queries, positives and negatives, compiled for these sizes."""
 
     def loss(query, positive, negative, positive_id, negative_id, weight, *log_q):

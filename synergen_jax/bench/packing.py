@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from synergen_jax import config as configs
+from synergen_jax.batch import TrainBatch
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import TINY, Result, Setting, Trainer, describe
 from synergen_jax.bench.timing import Spread
@@ -60,10 +61,5 @@ def run(setting: Setting) -> Result:
     return Result("packing", f"packed and padded rows: {describe(config)}, {log.name}", rows, ratios, times)
 
 
-def _pass(trainer: Trainer, batches):
-    def run():
-        for batch in batches:
-            metrics = trainer(batch)
-        return jax.block_until_ready(metrics)
-
-    return run
+def _pass(trainer: Trainer, batches: list[TrainBatch]):
+    return lambda: jax.block_until_ready([trainer(batch) for batch in batches])

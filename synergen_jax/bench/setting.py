@@ -102,7 +102,8 @@ class Trainer:
         device_mesh.micro_batches(config, self.mesh)  # refuses a batch that does not divide
         self.model = train.make_model(config, spec)
         self.state, shardings = train.init_state(config, self.model, self.mesh)
-        self._step = train.make_step(config, self.model, self.mesh, shardings)
+        self._traced = train.make_step(config, self.model, self.mesh, shardings)
+        self._step: jax.stages.Wrapped | jax.stages.Compiled = self._traced
         self.catalogue = table.place_catalogue(catalogue, self.mesh)
 
     def place(self, batch: TrainBatch) -> TrainBatch:
@@ -112,7 +113,7 @@ class Trainer:
     def compile(self, batch: TrainBatch) -> float:
         """Compiles the step for batches of this shape; how many seconds that took."""
         start = time.perf_counter()
-        self._step = self._step.lower(self.state, batch, self.catalogue).compile()
+        self._step = self._traced.lower(self.state, batch, self.catalogue).compile()
         return time.perf_counter() - start
 
     def __call__(self, batch: TrainBatch) -> dict[str, jax.Array]:

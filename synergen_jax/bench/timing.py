@@ -8,6 +8,7 @@ import typing
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 Sides = typing.Mapping[str, typing.Callable[[], typing.Any]]
 Times = dict[str, list[float]]
@@ -45,8 +46,8 @@ class Spread(typing.NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: typing.Sequence[float]) -> Spread:
-        """Median and quartiles."""
+    def of(cls, values: npt.ArrayLike) -> Spread:
+        """Median and quartiles of values (n,)."""
         low, median, high = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75]).tolist()
         return cls(median, low, high)
 

@@ -10,6 +10,7 @@ import collections.abc
 import logging
 
 import numpy as np
+import numpy.typing as npt
 
 from synergen_jax.batch import EvalBatch
 from synergen_jax.errors import UserError
@@ -22,10 +23,10 @@ Predictor = collections.abc.Callable[[EvalBatch], np.ndarray]
 """Logits (B, K, A) of a batch's candidates; NaN for a label of which it says nothing."""
 
 
-def fixed(scores: np.ndarray) -> Scorer:
+def fixed(scores: npt.ArrayLike) -> Scorer:
     """The same scores (V,) for everyone: popularity of one kind or another."""
-    scores = np.asarray(scores, np.float32)
-    return lambda batch: np.broadcast_to(scores, (len(batch.user), len(scores)))
+    given = np.asarray(scores, np.float32)
+    return lambda batch: np.broadcast_to(given, (len(batch.user), len(given)))
 
 
 def random(items: int, seed: int = 0) -> Scorer:
@@ -48,10 +49,16 @@ def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Seq
       UserError: the items or the queries have no words, or none in common.
     """
     import bm25s
+    from bm25s.tokenization import Tokenized
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index that it builds
-    words = lambda texts: bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
-    items, asked_for = words(item_texts), words(queries)
+
+    def vocabulary(texts: collections.abc.Sequence[str]) -> Tokenized:
+        found = bm25s.tokenize(list(texts), stopwords=[], show_progress=False)
+        assert isinstance(found, Tokenized)  # lists of words where ids are not asked for
+        return found
+
+    items, asked_for = vocabulary(item_texts), vocabulary(queries)
     if not items.vocab:
         raise UserError("the items have no texts")
     if not asked_for.vocab:
@@ -66,9 +73,10 @@ def bm25(item_texts: collections.abc.Sequence[str], queries: collections.abc.Seq
         if not asked.any():
             return None
         scores = np.full((len(asked), len(item_texts)), np.nan, np.float32)
-        for query in np.unique(asked[asked > 0]):
-            found = bm25s.tokenize(queries[query], stopwords=None, show_progress=False, return_ids=False)[0]
-            known = [word for word in found if word in index.vocab_dict]
+        for query in map(int, np.unique(asked[asked > 0])):
+            words = bm25s.tokenize(queries[query], stopwords=[], show_progress=False, return_ids=False)
+            assert not isinstance(words, Tokenized)  # as above
+            known = [word for word in words[0] if word in index.vocab_dict]
             scores[asked == query] = index.get_scores(known) if known else 0.0
         return scores
 
@@ -113,18 +121,18 @@ def user_item_mean(
     return predict
 
 
-def most_popular(batch: EvalBatch, counts: np.ndarray) -> np.ndarray:
+def most_popular(batch: EvalBatch, counts: npt.ArrayLike) -> np.ndarray:
     """The number of training events of each candidate."""
     return np.asarray(counts, np.float64)[batch.ranking.item[:, 0]]
 
 
-def shown_order(batch: EvalBatch, counts: np.ndarray) -> np.ndarray:
+def shown_order(batch: EvalBatch, counts: npt.ArrayLike) -> np.ndarray:
     """The order in which the list was shown, candidates that were not shown last."""
     del counts
     return np.where(batch.position > 0, -batch.position, -np.inf)
 
 
-def last_seen_first(batch: EvalBatch, counts: np.ndarray) -> np.ndarray:
+def last_seen_first(batch: EvalBatch, counts: npt.ArrayLike) -> np.ndarray:
     """Candidates of the user's context first, the latest before all others; the rest in the order shown."""
     del counts
     item, events = batch.ranking.item[:, 0], batch.events.item

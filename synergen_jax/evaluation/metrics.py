@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 CUTOFFS = (1, 5, 10, 50, 200)
@@ -59,7 +60,7 @@ def ranks(
     if not 1 <= items <= scores.shape[1]:
         raise ValueError(f"items {items} must lie between 1 and the {scores.shape[1]} columns of the scores")
     rank = _ranks(scores, target, seen, items)
-    if not isinstance(rank, jax.core.Tracer):
+    if not isinstance(rank, Tracer):
         _refuse_marked(np.asarray(rank))
     return rank
 

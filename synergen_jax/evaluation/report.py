@@ -129,7 +129,8 @@ def _text(value: typing.Any) -> str:
         return " ".join(str(value).split())  # a line break would tear the table
     if not math.isfinite(number):
         return str(number)
-    if getattr(value, "dtype", None) is not None and value.dtype.kind in "iu":
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and dtype.kind in "iu":
         return str(int(number))
     if abs(number) >= 1000:
         return f"{number:.0f}"

@@ -1,9 +1,11 @@
-"""Reads compiled HLO text: which collectives a program holds, and how large they are."""
+"""Reads what XLA has compiled: which collectives a program holds, how large they are, and what memory it takes."""
 
 from __future__ import annotations
 
 import re
 import typing
+
+import jax
 
 KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "ragged-all-to-all")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
@@ -13,6 +15,39 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?[\])}]) ([\w\-]+)\(
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=(mesh\[([^\]]*)\] *\{([^}]*)\}|\[\d+,(\d+)\]|\{\{([\d,]*)\}|\{\})")
+
+
+class Memory(typing.Protocol):
+    """Bytes that a compiled program takes on each device."""
+
+    argument_size_in_bytes: int
+    output_size_in_bytes: int
+    alias_size_in_bytes: int  # of outputs that take the place of an argument
+    temp_size_in_bytes: int
+
+
+def memory(program: jax.stages.Compiled) -> Memory:
+    """What a program takes. CPUs, GPUs and TPUs all tell.
+
+    Raises:
+      RuntimeError: another backend does not.
+    """
+    found = program.memory_analysis()
+    if found is None:
+        raise RuntimeError("this backend does not tell what memory a program takes")
+    return found
+
+
+def text(program: jax.stages.Compiled) -> str:
+    """The HLO of a program.
+
+    Raises:
+      RuntimeError: the backend does not give it.
+    """
+    found = program.as_text()
+    if found is None:
+        raise RuntimeError("this backend does not give the text of a program")
+    return found
 
 
 class Instruction(typing.NamedTuple):
@@ -142,5 +177,5 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _bytes(kind: str, dims: str) -> int:
-    bits = _BITS.get(kind) or int(re.match(r"[a-z]+(\d+)", kind)[1])
+    bits = _BITS.get(kind) or int(re.findall(r"\d+", kind)[0])
     return -(-_product(_shape(dims)) * bits // 8)

@@ -71,12 +71,12 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
     state = train.abstract_state(config, model, mesh)
     step = train.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))
     batch = placed(batch, device_mesh.batch_shardings(mesh))
-    catalogue = table.abstract_catalogue(catalogue, mesh)
+    stored = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()
-    compiled = step.lower(state, batch, catalogue).compile()
-    held = validation(mesh, model, state.served, catalogue, targets)
+    compiled = step.lower(state, batch, stored).compile()
+    held = validation(mesh, model, state.served, stored, targets)
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    memory = hlo.memory(compiled)
     return Plan(
         devices=mesh.size,
         mesh=dict(mesh.shape),
@@ -84,11 +84,11 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
         parameters=device_bytes(state.params),
         optimiser=device_bytes(state.opt_state),
         data=device_bytes(batch),
-        catalogue=device_bytes(catalogue),
+        catalogue=device_bytes(stored),
         temporaries=memory.temp_size_in_bytes,
         outputs=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         validation=held,
-        collectives=hlo.payload(compiled.as_text()),
+        collectives=hlo.payload(hlo.text(compiled)),
         flops=flops.train_step(config, spec),
         seconds=seconds,
     )
@@ -99,11 +99,11 @@ def validation(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCa
     data = mesh.shape["data"]
     padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
     targets = placed(jax.tree.map(padded, targets), NamedSharding(mesh, PartitionSpec("data")))
-    made = full_ranking.item_keys.lower(mesh, model, params, catalogue).compile().memory_analysis()
+    made = hlo.memory(full_ranking.item_keys.lower(mesh, model, params, catalogue).compile())
     shape = (*catalogue.item_counts.shape, model.config.width)
-    keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, table.SPLIT))
+    keys = placed(jax.ShapeDtypeStruct(shape, jnp.float32), NamedSharding(mesh, table.SPLIT))
     asked = asking.PlacedModel(mesh, model, params, catalogue, keys)
-    said = asking.answer.lower(asked, targets, 0).compile().memory_analysis()
+    said = hlo.memory(asking.answer.lower(asked, targets, 0).compile())
     answering = device_bytes(targets) + said.temp_size_in_bytes + said.output_size_in_bytes
     return device_bytes(keys) + max(made.temp_size_in_bytes, answering)
 

@@ -135,7 +135,7 @@ def _given(coordinator: str, processes: int | None, process: int | None) -> dict
         return None
     if processes == 1 and not coordinator and not process:
         return {}
-    if missing:
+    if not coordinator or processes is None or process is None:
         raise UserError(
             f"--coordinator HOST:PORT, --processes N and --process I go together: {' and '.join(missing)} missing"
         )

@@ -73,7 +73,7 @@ def place() -> str:
     step = _read()[2]
     if step < 0:
         return "before the first step: start the same command again"
-    folder = pathlib.Path(os.fsdecode(bytes(_memory[_NUMBERS.size :]).partition(b"\0")[0]))
+    folder = pathlib.Path(os.fsdecode(bytes(_shared()[_NUMBERS.size :]).partition(b"\0")[0]))
     try:
         steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]  # Orbax renames whole ones thus
     except OSError:
@@ -82,11 +82,17 @@ def place() -> str:
     return f"at step {step}; {saved}: start the same command again to go on"
 
 
+def _shared() -> mmap.mmap:
+    if _memory is None:
+        raise RuntimeError("crash_report.begin comes first")
+    return _memory
+
+
 def _read() -> tuple[int, int, int, int]:
-    return _NUMBERS.unpack(_memory[: _NUMBERS.size])
+    return _NUMBERS.unpack(_shared()[: _NUMBERS.size])
 
 
 def _write(**values: int) -> None:
     names = ("process", "processes", "step", "told")
     old = dict(zip(names, _read()))
-    _memory[: _NUMBERS.size] = _NUMBERS.pack(*(old | values).values())
+    _shared()[: _NUMBERS.size] = _NUMBERS.pack(*(old | values).values())
