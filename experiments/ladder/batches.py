@@ -113,7 +113,7 @@ class Batches:
     """
 
     def __init__(self, log: ArrayLog, workers: int, limit: int):
-        self._workers, self._left = workers, limit
+        self.log, self._workers, self._left = log, workers, limit
         self.source = functools.lru_cache(maxsize=16)(functools.partial(Source, log))
         self._kept: dict[Config, list[TrainBatch]] = {}  # the first batches of each
         self._targets: dict[tuple[Config, str], list[EvalBatch]] = {}

@@ -122,9 +122,8 @@ def run(arguments, settings) -> None:
     }
     say(f"{len(family.variants)} variants, {len(arguments.seeds)} seeds, {log.name}, on {device.device_kind}")
     with Batches(log, arguments.workers, int(arguments.cache_gib * 2**30)) as feeds:
-        told = runs.climb(
-            family, base, arguments.seeds, arguments.out, log, feeds, start + arguments.budget, command, about, say
-        )
+        asked = runs.Asked(family.variants, base, arguments.seeds, command)
+        told = runs.climb(asked, arguments.out, feeds, about, runs.Session(start + arguments.budget, say))
     if told.finished:
         print("\n" + report.table(results.rows(results.Ladder.of(told.finished, command["variants"]))))
     if told.left:
@@ -143,9 +142,9 @@ def _commit() -> str | None:
 
 def report(arguments, _) -> None:
     """`ladder.py report`."""
-    import results
+    import write_up
 
-    for path in results.write(arguments.folders, arguments.out):
+    for path in write_up.write(arguments.folders, arguments.out):
         print(path)
 
 

@@ -20,13 +20,12 @@ import numpy as np
 from batches import Batches, Source, relevant
 
 from synergen_jax import config as configs
-from synergen_jax.batch import EvalBatch, LogSpec
+from synergen_jax.batch import EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import asking, baselines, metrics, protocol, slices
 from synergen_jax.model import synergen
 from synergen_jax.runs import workdir
-from synergen_jax.runs.family import Family
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
 from synergen_jax.training import train
@@ -131,6 +130,13 @@ class Trainer:
         return train.init_state(config, self.model, self.mesh)[0]
 
 
+class Session(typing.NamedTuple):
+    """A command: when it must end, and whom it tells how far it has come."""
+
+    deadline: float  # a moment of `time.monotonic`
+    say: typing.Callable[[str], None]
+
+
 class Trained(typing.NamedTuple):
     """What training found."""
 
@@ -145,41 +151,75 @@ class Trained(typing.NamedTuple):
     events_per_second: float
 
 
+class _Laps:
+    """`Trained.seconds`."""
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
+        self._mark = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """What came after the lap before went into this."""
+        now = time.monotonic()
+        self.seconds[name] += now - self._mark
+        self._mark = now
+
+    def wait(self, feed: collections.abc.Iterator[TrainBatch]) -> TrainBatch:
+        """The next batch; the lap goes on."""
+        asked = time.monotonic()
+        batch = next(feed)
+        self.seconds["feed"] += time.monotonic() - asked
+        return batch
+
+
+class _Best:
+    """The best parameters so far by the metric `select`, and all validations."""
+
+    def __init__(self, select: str):
+        self._select = select
+        self.params: synergen.Params | None = None
+        self.progress = train.Progress()
+        self.curve: list[dict[str, float]] = []
+
+    def add(self, step: int, values: dict[str, float], losses: list[jax.Array], params: synergen.Params) -> None:
+        """Notes a validation, and the mean of the losses since the one before.
+
+        Raises:
+          UserError: `select` was not validated.
+        """
+        if self._select not in values:
+            raise UserError(f"run.select {self._select} is not among what was validated: {', '.join(values)}")
+        self.progress = self.progress.after(step, values[self._select])
+        if self.progress.best_step == step:
+            self.params = jax.tree.map(jnp.copy, params)  # the next step takes the state's own memory
+        self.curve.append({"step": step, "loss": float(np.mean(jax.device_get(losses)))} | values)
+
+
 def trained(
     trainer: Trainer,
     config: Config,
     catalogue: StoredCatalogue,
-    feed: collections.abc.Iterator,
+    feed: collections.abc.Iterator[TrainBatch],
     validate: train.Validate,
-    deadline: float,
-    say: typing.Callable[[str], None],
+    session: Session,
 ) -> Trained:
     """Trains to `run.steps` or until `run.patience` ends, and keeps the best parameters in memory.
 
     Raises:
-      OutOfTimeError: the moment `deadline` of `time.monotonic` has passed.
+      OutOfTimeError: the session's deadline has passed.
     """
     run, seed = config.run, np.uint32(config.run.seed)
     layout = device_mesh.batch_shardings(trainer.mesh)
-    seconds = {"compile": 0.0, "train": 0.0, "feed": 0.0, "validate": 0.0}
-    mark = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal mark
-        seconds[name] += time.monotonic() - mark
-        mark = time.monotonic()
-
+    laps, best = _Laps(), _Best(run.select)
     state = trainer.start(config)
-    progress, best, curve, losses, events, stopped = train.Progress(), None, [], [], 0, "steps"
+    losses, events, step, stopped = [], 0, 0, "steps"
     for step in range(1, run.steps + 1):
-        asked = time.monotonic()
-        batch = next(feed)
-        seconds["feed"] += time.monotonic() - asked
+        batch = laps.wait(feed)
         state, found = trainer.step(state, jax.device_put(batch, layout), catalogue, seed)
         losses.append(found["loss"] + 0 * found["norm/gradient"])  # not finite where either is not
         if step == 1:
             jax.block_until_ready(losses)
-            lap("compile")
+            laps.end("compile")
         else:
             events += int(np.count_nonzero(batch.events.action))
         last = step == run.steps
@@ -187,53 +227,49 @@ def trained(
         if not np.isfinite(float(losses[-1 if validates else max(len(losses) - IN_FLIGHT, 0)])):
             stopped = "not finite"
             break
-        if time.monotonic() > deadline:
+        if time.monotonic() > session.deadline:
             raise OutOfTimeError
         if not validates:
             continue
-        lap("train")
-        values = validate(state.served)
-        if run.select not in values:
-            raise UserError(f"run.select {run.select} is not among what was validated: {', '.join(values)}")
-        loss, losses = float(np.mean(jax.device_get(losses))), []
-        progress = progress.after(step, values[run.select])
-        if progress.best_step == step:
-            best = jax.tree.map(jnp.copy, state.served)  # the next step takes the state's own memory
-        curve.append({"step": step, "loss": loss} | values)
-        lap("validate")
-        say(f"step {step}: loss {loss:.4f}, validation {run.select} {values[run.select]:.4f}")
-        if run.patience and progress.waited >= run.patience and not last:
+        laps.end("train")
+        best.add(step, validate(state.served), losses, state.served)
+        losses = []
+        laps.end("validate")
+        now = best.curve[-1]
+        session.say(f"step {step}: loss {now['loss']:.4f}, validation {run.select} {now[run.select]:.4f}")
+        if run.patience and best.progress.waited >= run.patience and not last:
             stopped = "patience"
             break
-    lap("train")
-    return Trained(best, progress, step, stopped, curve, seconds, events / max(seconds["train"], 1e-9))
+    laps.end("train")
+    rate = events / max(laps.seconds["train"], 1e-9)
+    return Trained(best.params, best.progress, step, stopped, best.curve, laps.seconds, rate)
 
 
-def measured(
-    model: synergen.SynerGen,
-    params: synergen.Params,
-    catalogue: StoredCatalogue,
-    config: Config,
-    source: Source,
-    targets,
-    placed,
-) -> dict[str, typing.Any]:
-    """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines".
+class Targets(typing.NamedTuple):
+    """The targets of one part, "validation" or "test"."""
 
-    Args:
-      catalogue: on the device; targets: the host's batches; placed: the same on the device.
-    """
-    rerank = config.evaluate.rerank
-    said = asking.answers(asking.PlacedModel.of(model, params, catalogue), placed, rerank=rerank)
+    host: list[EvalBatch]
+    placed: list[EvalBatch]  # the same on the device
+
+    @classmethod
+    def of(cls, feeds: Batches, config: Config, part: str, device: jax.Device) -> Targets:
+        """Those that a config asks for."""
+        host = feeds.targets(config, part)
+        return cls(host, jax.device_put(host, device))
+
+
+def measured(asked: asking.PlacedModel, config: Config, source: Source, targets: Targets) -> dict[str, typing.Any]:
+    """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines"."""
+    spec, rerank = asked.model.spec, config.evaluate.rerank
+    said = asking.answers(asked, targets.placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
-        found = protocol.by_label(model.spec.labels, said, logits)
-        return {name: value["mean"] for name, value in found.items()}
+        return {name: value["mean"] for name, value in protocol.by_label(spec.labels, said, logits).items()}
 
     liked = baselines.user_item_mean(*source.labelled, (len(source.log), source.log.spec.items))
     popular = baselines.fixed(source.catalogue.counts)
-    masks = slices.masks(targets, source.catalogue) | activity(targets, source)
+    masks = slices.masks(targets.host, source.catalogue) | activity(targets.host, source)
     return {
         "targets": len(said.ranks),
         "retrieval": mean(said.ranks),
@@ -241,9 +277,9 @@ def measured(
         "ranking": by_label(said.logits),
         "slices": slices.table({"model": said.ranks}, masks),
         "baselines": {
-            "most_popular": {"retrieval": mean(protocol.baseline_ranks(popular, targets, model.spec.items))},
+            "most_popular": {"retrieval": mean(protocol.baseline_ranks(popular, targets.host, spec.items))},
             "user_item_mean": {
-                "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets]))
+                "ranking": by_label(np.concatenate([liked(batch)[batch.user >= 0] for batch in targets.host]))
             },
         },
     }
@@ -281,6 +317,15 @@ def _note(folder: pathlib.Path, plan: dict[str, typing.Any], runs: list[Run]) ->
     workdir.write_json(folder / PLAN, plan | {"asked": before + [one for one in asked if one not in before]})
 
 
+class Asked(typing.NamedTuple):
+    """What a ladder's command asks for."""
+
+    variants: dict[str, Config]
+    base: Config  # that all variants start from
+    seeds: collections.abc.Sequence[int]
+    command: dict[str, typing.Any]  # what `ladder.json` tells of it: family, variants, settings
+
+
 class Told(typing.NamedTuple):
     """How a ladder's command ended."""
 
@@ -288,53 +333,37 @@ class Told(typing.NamedTuple):
     left: list[Run]
 
 
-def climb(
-    family: Family,
-    base: Config,
-    seeds: collections.abc.Sequence[int],
-    folder: pathlib.Path,
-    log: typing.Any,
-    feeds: Batches,
-    deadline: float,
-    command: dict[str, typing.Any],
-    about: dict[str, typing.Any],
-    say: typing.Callable[[str], None],
-) -> Told:
-    """Runs what is not finished in `folder`, until the moment `deadline` of `time.monotonic`.
+def climb(asked: Asked, folder: pathlib.Path, feeds: Batches, about: dict[str, typing.Any], session: Session) -> Told:
+    """Runs what is not finished in `folder`, until the session's deadline.
 
     Args:
-      base: the config that all variants start from.
-      command: what `ladder.json` tells of the command: family, variants, settings.
       about: what every line tells beside the run itself.
     """
-    runs = planned(family.variants, seeds)
+    log, runs = feeds.log, planned(asked.variants, asked.seeds)
     finished = read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)
     about_log = {"log": log.name, "fingerprint": log.fingerprint, "matrices": dict(log.spec.item_matrices)}
-    _note(folder, command | about_log, runs)
+    _note(folder, asked.command | about_log, runs)
     trainers: dict[str, Trainer] = {}
     while todo:
         run = todo[0]
-        took = [e["seconds"]["all"] for e in finished if e["device"] == about["device"] and e["variant"] == run.variant]
-        took = took or [e["seconds"]["all"] for e in finished if e["device"] == about["device"]]
-        if time.monotonic() + max(took, default=0.0) > deadline:
-            say(f"no time is left for {run.variant}, seed {run.seed}, which takes some {max(took, default=0):.0f} s")
+        needs = _seconds(run, [entry for entry in finished if entry["device"] == about["device"]])
+        if time.monotonic() + needs > session.deadline:
+            session.say(f"no time is left for {run.variant}, seed {run.seed}, which takes some {needs:.0f} s")
             break
-        say(f"[{len(runs) - len(todo) + 1}/{len(runs)}] {run.variant}, seed {run.seed}")
+        session.say(f"[{len(runs) - len(todo) + 1}/{len(runs)}] {run.variant}, seed {run.seed}")
         if run.variant not in trainers:
             trainers = {run.variant: Trainer(run.config, log.spec)}  # the one before is not needed any more
         keep = any(relevant(other.config) == relevant(run.config) for other in todo[1:])
         try:
-            entry = _run(run, trainers[run.variant], feeds, keep, deadline, say)
+            entry = _run(run, trainers[run.variant], feeds, keep, session)
         except OutOfTimeError:
-            say(f"the time is over: {run.variant}, seed {run.seed}, is not written")
+            session.say(f"the time is over: {run.variant}, seed {run.seed}, is not written")
             break
         if not keep:
             feeds.forget(run.config)
-        changes = {name: now for name, (_, now) in configs.differences(base, run.config).items()}
-        changes = {name: now for name, now in changes.items() if name not in ("data.seed", "run.seed")}
-        entry = {"variant": run.variant, "seed": run.seed, "changes": changes} | entry | about
+        entry = {"variant": run.variant, "seed": run.seed, "changes": _changes(asked.base, run.config)} | entry | about
         append(folder, entry | {"fingerprint": log.fingerprint, "config": configs.to_dict(run.config)})
         finished = read(folder)
         todo = todo[1:]
@@ -342,29 +371,41 @@ def climb(
     return Told([entry for entry in finished if (entry["variant"], entry["seed"]) in wanted], todo)
 
 
-def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, deadline: float, say) -> dict[str, typing.Any]:
+def _seconds(run: Run, finished: list[dict[str, typing.Any]]) -> float:
+    """What a run will take, by the longest one of its variant, or else of all that are finished; 0 where none is."""
+    took = [entry["seconds"]["all"] for entry in finished if entry["variant"] == run.variant]
+    return max(took or [entry["seconds"]["all"] for entry in finished], default=0.0)
+
+
+def _changes(base: Config, config: Config) -> dict[str, typing.Any]:
+    """The settings in which a variant differs from the base config, its seed aside."""
+    changes = {name: now for name, (_, now) in configs.differences(base, config).items()}
+    return {name: now for name, now in changes.items() if name not in ("data.seed", "run.seed")}
+
+
+def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, session: Session) -> dict[str, typing.Any]:
     start = time.monotonic()
     config, device = run.config, trainer.mesh.devices.flat[0]
     source = feeds.source(relevant(config))
     feed = feeds.train(config, keep)  # nothing is made yet
     try:
-        targets = feeds.targets(config, "validation")
-        catalogue, placed = place_catalogue(source.catalogue, trainer.mesh), jax.device_put(targets, device)
-        validate = protocol.validator(trainer.model, catalogue, placed)
+        targets = Targets.of(feeds, config, "validation", device)
+        catalogue = place_catalogue(source.catalogue, trainer.mesh)
+        validate = protocol.validator(trainer.model, catalogue, targets.placed)
         prepared = time.monotonic() - start
-        found = trained(trainer, config, catalogue, feed, validate, deadline, say)
+        found = trained(trainer, config, catalogue, feed, validate, session)
     finally:
         feed.close()
     mark = time.monotonic()
     results = {}
     if found.params is not None:
-        results["validation"] = measured(trainer.model, found.params, catalogue, config, source, targets, placed)
-        targets = feeds.targets(config, "test")
-        results["test"] = measured(
-            trainer.model, found.params, catalogue, config, source, targets, jax.device_put(targets, device)
-        )
+        asked = asking.PlacedModel.of(trainer.model, found.params, catalogue)
+        results["validation"] = measured(asked, config, source, targets)
+        results["test"] = measured(asked, config, source, Targets.of(feeds, config, "test", device))
         kept = results["test"]["retrieval"]
-        say(f"test HR@10 {kept['hr@10']:.4f}, NDCG@10 {kept['ndcg@10']:.4f}; best step {found.progress.best_step}")
+        session.say(
+            f"test HR@10 {kept['hr@10']:.4f}, NDCG@10 {kept['ndcg@10']:.4f}; best step {found.progress.best_step}"
+        )
     now = time.monotonic()
     seconds = {"prepare": prepared} | found.seconds | {"evaluate": now - mark, "all": now - start}
     return {

@@ -27,7 +27,6 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, LossConfig
 from synergen_jax.errors import UserError
 from synergen_jax.runs import family as families
-from synergen_jax.runs.family import Family
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import train
@@ -257,12 +256,10 @@ def test_a_ladder_has_one_family_and_the_same_settings_for_all_its_runs(tmp_path
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
-def climb(folder, feeds, log, variants, seeds, deadline=float("inf")):
-    base = next(iter(variants.values()))
-    about, command = {"device": "cpu"}, {"family": "f", "variants": list(variants), "settings": []}
-    return runs.climb(
-        Family("base", variants), base, seeds, folder, log, feeds, deadline, command, about, lambda _: None
-    )
+def climb(folder, feeds, variants, seeds, deadline=float("inf")):
+    command = {"family": "f", "variants": list(variants), "settings": []}
+    asked = runs.Asked(variants, next(iter(variants.values())), seeds, command)
+    return runs.climb(asked, folder, feeds, {"device": "cpu"}, runs.Session(deadline, lambda _: None))
 
 
 def tiny(**changes):
@@ -279,13 +276,13 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
     trainer = runs.Trainer(config, log.spec)
     monkeypatch.setattr(runs, "Trainer", lambda *_: trainer)  # compiled once for all that follows
     with batches.Batches(log, 0, 2**30) as feeds:
-        told = climb(tmp_path / "l", feeds, log, {"recipe": config}, (0, 1))
+        told = climb(tmp_path / "l", feeds, {"recipe": config}, (0, 1))
         assert not told.left and told.finished == runs.read(tmp_path / "l")
         # Nothing is begun that cannot end in time, and what does not end is not written.
         seconds = max(found["seconds"]["all"] for found in told.finished)
-        late = climb(tmp_path / "l", feeds, log, {"recipe": config}, (0, 1, 2), time.monotonic() + seconds / 2)
+        late = climb(tmp_path / "l", feeds, {"recipe": config}, (0, 1, 2), time.monotonic() + seconds / 2)
         assert [run.seed for run in late.left] == [2] and len(runs.read(tmp_path / "l")) == 2
-        cut = climb(tmp_path / "m", feeds, log, {"recipe": config}, (0,), time.monotonic() + 0.01)
+        cut = climb(tmp_path / "m", feeds, {"recipe": config}, (0,), time.monotonic() + 0.01)
         assert len(cut.left) == 1 and runs.read(tmp_path / "m") == []
         asked = json.loads((tmp_path / "l" / runs.PLAN).read_text())["asked"]
         assert asked == [["recipe", 0], ["recipe", 1], ["recipe", 2]]
@@ -301,7 +298,7 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
             return {"ndcg@10": values[len(seen) - 1]}
 
         found = runs.trained(
-            trainer, seeded, catalogue, feeds.train(seeded, False), validate, float("inf"), lambda _: None
+            trainer, seeded, catalogue, feeds.train(seeded, False), validate, runs.Session(float("inf"), lambda _: None)
         )
         assert (found.progress.best_step, found.steps, found.stopped) == (8, 12, "steps")
         same(found.params, seen[1])
@@ -339,7 +336,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_run(tmp_path, name):
     config = tiny()
     with batches.Batches(array_log.ArrayLog(tmp_path / "cycle.npz"), 0, 0) as feeds:
         feed = feeds.train(config, False)
-        found = runs.trained(Trainer(), config, None, feed, None, float("inf"), lambda _: None)
+        found = runs.trained(Trainer(), config, None, feed, None, runs.Session(float("inf"), lambda _: None))
     assert (found.stopped, found.steps, found.params) == ("not finite", 1, None)
 
 
@@ -486,7 +483,9 @@ def spare(folder):
 
 def test_runs_need_jax_and_its_like_alone(tmp_path):
     """Whatever the modules import when they are loaded; the slow test runs them."""
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import batches, runs, results, plots, array_log, ladder"
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import batches, runs, results, plots, write_up, array_log, ladder"
+    )
     tried = [sys.executable, "-c", program + "; import synergen_jax.runs.family; import grain", str(LADDER)]
     done = subprocess.run(tried, env=spare(tmp_path), capture_output=True, text=True)
     assert done.stderr.strip().splitlines()[-1] == "ModuleNotFoundError: grain is not on this machine", done.stderr
