@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import typing
 
 import numpy as np
 import polars as pl
@@ -63,6 +64,54 @@ def popular(rng: np.random.Generator, start: np.ndarray, size: np.ndarray, shape
 
 def make_events(first: int, users: int, items: dict[str, np.ndarray], rng: np.random.Generator) -> pl.DataFrame:
     """All events of users `first .. first + users - 1`, by time."""
+    visits = make_visits(users, items, rng)
+    n = len(visits.user)
+    search = rng.random(n) < 0.4
+    views = np.minimum(rng.geometric(0.55, n), 6)
+    cart = rng.random(n) < 0.25
+    bought = cart & (rng.random(n) < 0.4)
+    events = search + views + cart + bought
+    visit = np.repeat(np.arange(n), events)
+    place = np.arange(len(visit)) - np.repeat(np.cumsum(events) - events, events)
+    place = place - search[visit]  # -1: the search
+    action = np.where(place < 0, 0, 1 + np.clip(place - views[visit] + 1, 0, 2))
+    item = np.where(place >= views[visit] - 1, visits.wanted[visit], visits.shown[visit, np.abs(place) % LIST])
+    when = visits.start[visit] + 17 * (place + 1) + rng.integers(0, 17, len(visit))
+    frame = pl.DataFrame(
+        {
+            "user": first + visits.user[visit],
+            "item": item,
+            "time": when,
+            "action": pl.Series(["search", "view", "cart", "purchase"]).gather(action),
+            "query": make_queries(items, visits.wanted, rng).gather(visit),
+            "request": visits.start[visit],
+            "shown": shown_texts(visits.shown).gather(visit),
+            "searched": search[visit],
+            "first": place < 0,
+        }
+    ).sort("time", maintain_order=True)
+    return frame.select(
+        pl.format("user-{}", "user").alias("user"),
+        pl.when(~pl.col("first")).then(pl.format("sku-{}", "item")).alias("item"),
+        "time",
+        "action",
+        pl.when("searched").then("query").alias("query"),
+        pl.when("searched").then(pl.format("{}-{}", "user", "request")).alias("request"),
+        pl.when("first").then("shown").alias("shown"),
+    )
+
+
+class Visits(typing.NamedTuple):
+    """The visits of some users, one user after the other, each user's by time."""
+
+    user: np.ndarray  # (n,) from 0
+    start: np.ndarray  # (n,) Unix seconds
+    wanted: np.ndarray  # (n,) the item that it is for
+    shown: np.ndarray  # (n, LIST) what a search shows; the wanted item is among them
+
+
+def make_visits(users: int, items: dict[str, np.ndarray], rng: np.random.Generator) -> Visits:
+    """Visits by the users' tastes: a category each, and of eight of its items one of the user's colour, if there is one."""
     bounds = np.searchsorted(items["noun"], np.arange(len(NOUNS) + 1))
     taste, colour = rng.integers(0, len(NOUNS), (users, 3)), rng.integers(0, len(COLOURS), users)
     visits = np.minimum(1 + rng.lognormal(2.3, 1, users).astype(np.int64), 500)
@@ -80,59 +129,26 @@ def make_events(first: int, users: int, items: dict[str, np.ndarray], rng: np.ra
     wanted = choices[np.arange(n), liked.argmax(axis=1)]
     shown = popular(rng, begin, size, (n, LIST))
     shown[np.arange(n), rng.integers(0, LIST, n)] = wanted
+    return Visits(user, start, wanted, shown)
 
-    search = rng.random(n) < 0.4
-    views = np.minimum(rng.geometric(0.55, n), 6)
-    cart = rng.random(n) < 0.25
-    bought = cart & (rng.random(n) < 0.4)
-    events = search + views + cart + bought
-    visit = np.repeat(np.arange(n), events)
-    place = np.arange(len(visit)) - np.repeat(np.cumsum(events) - events, events)
-    place = place - search[visit]  # -1: the search
-    action = np.where(place < 0, 0, 1 + np.clip(place - views[visit] + 1, 0, 2))
-    item = np.where(place >= views[visit] - 1, wanted[visit], shown[visit, np.abs(place) % LIST])
-    when = start[visit] + 17 * (place + 1) + rng.integers(0, 17, len(visit))
 
-    number = lambda values: pl.Series(values)
+def make_queries(items: dict[str, np.ndarray], wanted: np.ndarray, rng: np.random.Generator) -> pl.Series:
+    """What would be searched for at each visit, (n,): the wanted item's noun, and some of the other words of its title."""
+    ask = rng.integers(0, 4, len(wanted))
+    word = lambda name, choices: pl.Series(choices).gather(items[name][wanted])
+    some = lambda words, asked: words.zip_with(pl.Series(asked), pl.Series([None]))
     words = {
-        name: pl.Series(choices) for name, choices in (("colour", COLOURS), ("material", MATERIALS), ("noun", NOUNS))
+        "colour": some(word("colour", COLOURS), ask % 2 == 1),
+        "material": some(word("material", MATERIALS), ask > 1),
+        "noun": word("noun", NOUNS),
     }
-    ask = rng.integers(0, 4, n)  # which words of the title are searched for
-    query = pl.DataFrame(
-        {
-            "colour": words["colour"].gather(items["colour"][wanted]).zip_with(number(ask % 2 == 1), pl.Series([None])),
-            "material": words["material"]
-            .gather(items["material"][wanted])
-            .zip_with(number(ask > 1), pl.Series([None])),
-            "noun": words["noun"].gather(items["noun"][wanted]),
-        }
-    ).select(pl.concat_str("colour", "material", "noun", separator=" ", ignore_nulls=True))
-    lists = pl.DataFrame({f"{i}": shown[:, i] for i in range(LIST)}).select(
-        pl.concat_str([pl.format("sku-{}", f"{i}") for i in range(LIST)], separator="|")
-    )
-    searched = search[visit]
-    frame = pl.DataFrame(
-        {
-            "user": first + user[visit],
-            "item": item,
-            "time": when,
-            "action": pl.Series(["search", "view", "cart", "purchase"]).gather(action),
-            "query": query.to_series().gather(visit),
-            "request": start[visit],
-            "shown": lists.to_series().gather(visit),
-            "searched": searched,
-            "first": place < 0,
-        }
-    ).sort("time", maintain_order=True)
-    return frame.select(
-        pl.format("user-{}", "user").alias("user"),
-        pl.when(~pl.col("first")).then(pl.format("sku-{}", "item")).alias("item"),
-        "time",
-        "action",
-        pl.when("searched").then("query").alias("query"),
-        pl.when("searched").then(pl.format("{}-{}", "user", "request")).alias("request"),
-        pl.when("first").then("shown").alias("shown"),
-    )
+    return pl.DataFrame(words).select(pl.concat_str(*words, separator=" ", ignore_nulls=True)).to_series()
+
+
+def shown_texts(shown: np.ndarray) -> pl.Series:
+    """Lists of items (n, LIST) as a file of events has them, (n,)."""
+    lists = pl.DataFrame({f"{i}": shown[:, i] for i in range(LIST)})
+    return lists.select(pl.concat_str([pl.format("sku-{}", f"{i}") for i in range(LIST)], separator="|")).to_series()
 
 
 def main() -> None:

@@ -210,42 +210,44 @@ def resume(arguments):
     return model, so_far
 
 
-def quality(arguments) -> None:
-    """Trains to the best validation NDCG@10, then scores every item for every test user."""
-    from rectools import Columns
-    from rectools.dataset import Dataset
-    from rectools.metrics import MRR, NDCG, HitRate, calc_metrics
+class Lists:
+    """Their own lists of unseen items, asked at the time of the targets."""
 
-    parts, items = read(arguments.events)
-    before = {
-        "validation": parts["train"],
-        "test": Part(*(np.concatenate(both) for both in zip(parts["train"], parts["validation"]))),
-    }
-    history = {name: Dataset.construct(part.frame()) for name, part in before.items()}
-    model, so_far = make_model(arguments), SoFar()
-    if arguments.keep and arguments.keep.is_file():
-        model, so_far = resume(arguments)
-        say(resumed=so_far.epoch)
+    def __init__(self, parts: dict[str, Part]):
+        from rectools.dataset import Dataset
 
-    def recommend(part: str, users: np.ndarray, k: int):
-        """Their own top k of unseen items, asked at the time of the target."""
-        which = np.isin(parts[part].user, users)
-        context = Part(*(field[which] for field in parts[part])).frame()
+        before = {
+            "validation": parts["train"],
+            "test": Part(*(np.concatenate(both) for both in zip(parts["train"], parts["validation"]))),
+        }
+        self.parts = parts
+        self.history = {name: Dataset.construct(part.frame()) for name, part in before.items()}
+
+    def first(self, model, part: str, users: np.ndarray, k: int):
+        """The top k of some users of a part."""
+        which = np.isin(self.parts[part].user, users)
+        context = Part(*(field[which] for field in self.parts[part])).frame()
         context = context.drop(columns="weight") if model.require_recommend_context else None
         return model.recommend(
-            users, history[part], k, filter_viewed=True, on_unsupported_targets="ignore", context=context
+            users, self.history[part], k, filter_viewed=True, on_unsupported_targets="ignore", context=context
         )
 
-    def ndcg() -> float:
+    def validation(self, model) -> float:
+        """Validation NDCG@10."""
+        from rectools.metrics import NDCG, calc_metrics
+
         # With one target a user the ideal is that target in the first place: what `divide_by_achievable` makes of it.
-        truth = parts["validation"].frame()
-        found = recommend("validation", parts["validation"].user, 10)
+        truth = self.parts["validation"].frame()
+        found = self.first(model, "validation", self.parts["validation"].user, 10)
         return calc_metrics({"ndcg": NDCG(10, divide_by_achievable=True)}, found, truth)["ndcg"]
 
+
+def train(arguments, model, so_far: SoFar, lists: Lists) -> None:
+    """Trains until validations get no better, and leaves the model with the weights of the best epoch."""
     start = time.perf_counter() - so_far.seconds
     while so_far.epoch < arguments.epochs and so_far.waited < arguments.patience:
-        model.fit_partial(history["validation"], arguments.evaluate_every, arguments.evaluate_every)
-        value = ndcg()
+        model.fit_partial(lists.history["validation"], arguments.evaluate_every, arguments.evaluate_every)
+        value = lists.validation(model)
         so_far.epoch += arguments.evaluate_every
         so_far.waited += 1
         if value > so_far.best:
@@ -256,22 +258,42 @@ def quality(arguments) -> None:
             keep(arguments, model, so_far)
         say(epoch=so_far.epoch, validation_ndcg_10=value, seconds=so_far.seconds)
     model.torch_model.load_state_dict(so_far.weights)
-    users = parts["test"].user
+
+
+def score(model, lists: Lists, items: int):
+    """Scores (users, V) of the test users, -inf for what they do not rank; and their lists of the first 200."""
+    import pandas as pd
+    from rectools import Columns
+
+    users = lists.parts["test"].user
     scores = np.full((len(users), items), -np.inf, np.float32)
     row = {int(user): n for n, user in enumerate(users)}
     tops = []
     for chunk in np.array_split(users, max(1, len(users) // 500)):
-        found = recommend("test", chunk, items)
+        found = lists.first(model, "test", chunk, items)
         rows = found[Columns.User].map(row).to_numpy()
         scores[rows, found[Columns.Item].to_numpy()] = found[Columns.Score].to_numpy()
         tops.append(found[found[Columns.Rank] <= 200])
-    np.save(arguments.out, scores)
-    import pandas as pd
+    return scores, pd.concat(tops)
 
+
+def quality(arguments) -> None:
+    """Trains to the best validation NDCG@10, then scores every item for every test user."""
+    from rectools.metrics import MRR, NDCG, HitRate, calc_metrics
+
+    parts, items = read(arguments.events)
+    lists = Lists(parts)
+    model, so_far = make_model(arguments), SoFar()
+    if arguments.keep and arguments.keep.is_file():
+        model, so_far = resume(arguments)
+        say(resumed=so_far.epoch)
+    train(arguments, model, so_far, lists)
+    scores, tops = score(model, lists, items)
+    np.save(arguments.out, scores)
     cut = {f"hr@{k}": HitRate(k) for k in (10, 50, 200)} | {
         f"ndcg@{k}": NDCG(k, divide_by_achievable=True) for k in (10, 50, 200)
     }
-    theirs = calc_metrics(cut | {"mrr@200": MRR(200)}, pd.concat(tops), parts["test"].frame())
+    theirs = calc_metrics(cut | {"mrr@200": MRR(200)}, tops, parts["test"].frame())
     say(
         best_epoch=so_far.best_epoch,
         validation_ndcg_10=so_far.best,
