@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from synergen_jax.batch import AnyArray
 from synergen_jax.model import embed, synergen
 from synergen_jax.sharding import table
 from synergen_jax.sharding.table import StoredCatalogue
 
-Ids = dict[str, typing.Sequence[Array]]
+Ids = typing.Mapping[str, typing.Sequence[AnyArray]]
 """{"item": ..., "query": ...}: arrays of ids, (B, ...) each, split over `data`."""
 
 
@@ -77,7 +78,7 @@ def join(
 
 
 def at_places(
-    mesh: Mesh, values: Array, found: Found, ids: typing.Sequence[Array], shared: int = 0
+    mesh: Mesh, values: Array, found: Found, ids: typing.Sequence[AnyArray], shared: int = 0
 ) -> tuple[list[Array], Array]:
     """Values (S, U, ...) of the distinct ids at all places of a batch. Differentiable.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from synergen_jax.batch import AnyArray
 from synergen_jax.model import lookup, synergen
 from synergen_jax.sharding import table
 from synergen_jax.sharding.table import StoredCatalogue
@@ -56,8 +57,8 @@ def ranks(
     mesh: Mesh,
     query: Float[Array, "b d"],
     keys: Float[Array, "a c d"],
-    target: Int[Array, "b"],
-    seen: Int[Array, "b m"],
+    target: Int[AnyArray, "b"],
+    seen: Int[AnyArray, "b m"],
     items: int,
 ) -> Int[Array, "b 2"]:
     """`metrics.ranks` of the scores <query_b, keys_v>, which never exist all at once.
@@ -97,7 +98,12 @@ def ranks(
 
 
 def first(
-    mesh: Mesh, query: Float[Array, "b d"], keys: Float[Array, "a c d"], seen: Int[Array, "b m"], most: int, items: int
+    mesh: Mesh,
+    query: Float[Array, "b d"],
+    keys: Float[Array, "a c d"],
+    seen: Int[AnyArray, "b m"],
+    most: int,
+    items: int,
 ) -> tuple[Float[Array, "b f"], Int[Array, "b f"]]:
     """Scores and ids of the `most` items of highest score, without those that were seen, or have a key of zeros.
 
