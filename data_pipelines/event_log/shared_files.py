@@ -55,7 +55,7 @@ def copy(path: str, folder: pathlib.Path) -> pathlib.Path:
     return target
 
 
-def put(path: str, write: typing.Callable[[pathlib.Path], None]) -> None:
+def put(path: str, write: typing.Callable[[pathlib.Path], object]) -> None:
     """Writes a file whole or not at all, however often and by whomever it is tried.
 
     Args:

@@ -39,6 +39,7 @@ class Encoder(typing.Protocol):
 
     def encode(self, texts: typing.Sequence[str]) -> np.ndarray:
         """Vectors of unit length, float32 (n, width); a text of which nothing is known has a row of zeros."""
+        ...
 
 
 def make(name: str, corpus: typing.Sequence[str]) -> Encoder:
@@ -121,15 +122,19 @@ class TfIdf:
         texts = [text for text in corpus if words(text)]
         if not texts:
             return cls([], np.zeros(0, np.float32), np.zeros((0, width), np.float32))
-        vectorizer = TfidfVectorizer(analyzer=terms, sublinear_tf=True, max_features=MAX_TERMS)
+        vectorizer = TfidfVectorizer(
+            analyzer=terms,  # pyright: ignore[reportArgumentType]  # no stubs: takes the default's type for all there is
+            sublinear_tf=True,
+            max_features=MAX_TERMS,
+        )
         matrix = vectorizer.fit_transform(texts)
         with np.errstate(invalid="ignore"):  # the variance of texts that are all alike, which is not used
             svd = TruncatedSVD(min(width, *matrix.shape), random_state=0).fit(matrix)
         size = svd.singular_values_
         kept = size > 1e-5 * size[0]  # beyond the rank there is but noise
         components = np.zeros((matrix.shape[1], width), np.float32)
-        components[:, : kept.sum()] = svd.components_[kept].T / np.sqrt(size[kept])
-        return cls(vectorizer.get_feature_names_out(), vectorizer.idf_.astype(np.float32), components)
+        components[:, : kept.sum()] = np.asarray(svd.components_)[kept].T / np.sqrt(size[kept])
+        return cls(vectorizer.get_feature_names_out().tolist(), vectorizer.idf_.astype(np.float32), components)
 
     def encode(self, texts: typing.Sequence[str]) -> np.ndarray:
         """See `Encoder`."""

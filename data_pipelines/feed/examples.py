@@ -13,6 +13,7 @@ import typing
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from data_pipelines.feed import kept, packing, windows
 from data_pipelines.feed.splits import Split, first_of_request, request_start
@@ -55,7 +56,7 @@ class Training(typing.NamedTuple):
 
     items: np.ndarray  # (some,) int32: ids that negatives and candidates are drawn from
     rows: np.ndarray  # (examples, ...): what `make` needs to know of each
-    make: typing.Callable[[int, np.ndarray], dict[str, typing.Any]]
+    make: typing.Callable[[int, typing.Any], dict[str, typing.Any]]  # Any: numpy has no type for a row of `rows`
     """`make(index, row)`: the arrays of a row, by the names of `TrainBatch`, at place `index` of the endless stream."""
 
 
@@ -131,7 +132,7 @@ def ranked_events(log, where: np.ndarray, train_stop: np.ndarray, config: Config
         record = log[user]
         item, action, query = (record[name][start:stop] for name in ("item", "action", "query"))
         known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0)
-        moves = _moves(config.data, stop, train_stop[user])  # it may be where more is ranked
+        moves = _moves(config.data, stop, int(train_stop[user]))  # it may be where more is ranked
         count = len(item) if moves else np.count_nonzero((item > 0) & asked[action] & known)
         found[window] = min(count, config.data.rank_events)
     return found
@@ -161,7 +162,8 @@ def example(
     """
     data = config.data
     user, start, stop = place.tolist()
-    if _moves(data, stop, train_stop[user]):
+    told = int(train_stop[user])
+    if _moves(data, stop, told):
         draw = np.random.default_rng((data.seed, CROP, *np.atleast_1d(index).tolist()))
         by = draw.integers(-(data.stride // 2), (data.stride + 1) // 2)  # as many places as the stride has events
         by = max(int(by), -start)
@@ -177,14 +179,14 @@ def example(
 
     asked = windows.action_table(log, data.target_actions)[events.action]
     ranked = np.sort(rng.permutation((target * asked).nonzero()[0])[: data.rank_events])
-    told = int(train_stop[user])
     had = _had(data, record, told)
     item, label, row = windows.candidates(rng, record, start + ranked, had, data.rank_candidates, table, items, told)
     slots = len(ranked) if packed else data.rank_events
     per_event = slots == length and not packed
     lists = ranked if per_event else np.arange(len(ranked))
 
-    def put(x: np.ndarray, nothing: int = 0) -> np.ndarray:
+    def put(values: npt.ArrayLike, nothing: int = 0) -> np.ndarray:
+        x = np.asarray(values)
         whole = np.full((slots, *x.shape[1:]), nothing, x.dtype)
         whole[lists] = x
         return whole

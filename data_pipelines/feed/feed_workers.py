@@ -17,8 +17,11 @@ def end_with_the_program(*_) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
+    program = multiprocessing.parent_process()
+    assert program is not None, "the program itself is no worker"
+
     def outlive() -> None:
-        multiprocessing.parent_process().join()
+        program.join()
         os._exit(1)
 
     threading.Thread(target=outlive, daemon=True).start()

@@ -11,14 +11,31 @@ import numpy as np
 
 from data_pipelines.feed.windows import received
 from data_pipelines.files.records import EVENT_FIELDS
+from synergen_jax.batch import LogSpec
 from synergen_jax.config import DataConfig
 from synergen_jax.errors import UserError
 
 FIRST_MOMENT = 631_152_000  # 1990-01-01 in Unix seconds: what is below was meant as something else, such as a share
 COLD = 3  # the stream of random numbers that draws cold items
 
-Log = collections.abc.Sequence
-"""Anything that gives records by user index, as `EventLog` does."""
+
+class Log(typing.Protocol):
+    """What a split asks of a log: anything that gives records by user index, as `EventLog` does."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> LogSpec: ...
+    @property
+    def actions(self) -> collections.abc.Sequence[str]: ...
+    @property
+    def labels(self) -> collections.abc.Mapping[str, collections.abc.Sequence[int]]: ...
+    @property
+    def item_matrices(self) -> collections.abc.Mapping[str, np.ndarray]: ...
+    @property
+    def query_matrices(self) -> collections.abc.Mapping[str, np.ndarray]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, user: int, /) -> collections.abc.Mapping[str, typing.Any]: ...  # Any: a name, and arrays
 
 
 @dataclasses.dataclass(frozen=True)

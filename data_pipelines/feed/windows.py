@@ -57,7 +57,8 @@ def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
         item = record["item"][:stop]
         real = item > 0
         found.append((np.full(real.sum(), user), item[real], table[record["action"][:stop][real]]))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    users, items, labels = zip(*found, strict=True)
+    return np.concatenate(users), np.concatenate(items), np.concatenate(labels)
 
 
 def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:

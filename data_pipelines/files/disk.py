@@ -12,7 +12,6 @@ import re
 import shutil
 import socket
 import tempfile
-import types
 import typing
 import uuid
 
@@ -26,13 +25,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def append(path: pathlib.Path, array: np.ndarray) -> None:
     """Adds the bytes of an array to a file; an `OSError` if it has no room for all of them."""
     with path.open("ab") as file:
-        file.write(np.ascontiguousarray(array))
+        file.write(np.ascontiguousarray(array).data)
+
+
+class _Writer:
+    """All that numpy is shown of a file: to a real one it would write behind Python's back."""
+
+    def __init__(self, file: typing.BinaryIO):
+        self.write = file.write
 
 
 def save(path: pathlib.Path, array: np.ndarray) -> None:
     """`numpy.save`, but an `OSError` if there is no room for all of it."""
     with path.open("wb") as file:
-        np.save(types.SimpleNamespace(write=file.write), array)  # a real file numpy would write behind Python's back
+        np.save(_Writer(file), array)
 
 
 def is_full(error: BaseException) -> bool:

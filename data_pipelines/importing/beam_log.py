@@ -185,6 +185,7 @@ class _Import:
 
     def _survey(self) -> None:
         import apache_beam as beam
+        from apache_beam.io import textio
 
         job = self.job
 
@@ -194,7 +195,7 @@ class _Import:
                 found.users
                 | "events of each user" >> beam.CombinePerKey(sum)
                 | "users to text" >> beam.Map(json.dumps)
-                | "keep users" >> beam.io.WriteToText(job.path("users"))
+                | "keep users" >> textio.WriteToText(job.path("users"))
             )
             return found.report
 
@@ -269,7 +270,8 @@ class _Import:
             table = pl.DataFrame({"text": pl.Series(tables[role], dtype=pl.String)})
             table = table.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("code"))
             shared_files.put(self.job.path(f"{role}-ids"), table.write_ipc)
-        sizes = LogSpec(*(len(tables[role]) for role in ("item", "action", "query")), ("engage",))
+        items, actions, queries = (len(tables[role]) for role in ("item", "action", "query"))
+        sizes = LogSpec(items, actions, queries, ("engage",))
         job = self.job = dataclasses.replace(self.job, sizes=sizes)
         numbers = [report.number for report in buckets]
         self._pipeline("write", numbers, lambda start: start | "write" >> beam.Map(beam_workers.write, job))
@@ -290,12 +292,13 @@ def _lines(prefix: str) -> typing.Iterator[typing.Any]:
 def _count(counts, prefix: str) -> None:
     """Sums (role, text) -> (events, times shown) over all buckets."""
     import apache_beam as beam
+    from apache_beam.io import textio
 
     _ = (
         counts
         | "count" >> beam.CombinePerKey(beam_workers.add_pairs)
         | "counts to text" >> beam.Map(json.dumps)
-        | "keep counts" >> beam.io.WriteToText(prefix)
+        | "keep counts" >> textio.WriteToText(prefix)
     )
 
 

@@ -78,9 +78,9 @@ def add_pairs(pairs: typing.Iterable[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _tagged(report: Report):
-    import apache_beam as beam
+    from apache_beam import pvalue
 
-    return beam.pvalue.TaggedOutput("report", report)
+    return pvalue.TaggedOutput("report", report)
 
 
 def _cleaned(number: int, job: Job, found: Found) -> typing.Iterator[event_rows.Rows]:
@@ -189,27 +189,29 @@ def thin(number: int, job: Job):
 
 def write(number: int, job: Job) -> Report:
     """Writes the records of a bucket, validated, to a shard."""
+    sizes = job.sizes
+    assert sizes is not None  # the ids are known by now
     bucket: _Bucket = shared_files.load(job.path(job.stage, number))
     report, events, shown = Report(number, job.found()), bucket.events, bucket.shown
     for role in COUNTED:
         codes = _codes(job.path(f"{role}-ids"), bucket.texts[role])
         events[role] = codes[events[role]]
         shown = codes[shown] if role == "item" else shown
-    records = sorted_events.records(events, shown, bucket.texts["user"], job.sizes.items)
+    records = sorted_events.records(events, shown, bucket.texts["user"], sizes.items)
     try:
-        shared_files.put(job.path("shard", number), lambda path: _write_shard(path, records, job))
+        shared_files.put(job.path("shard", number), lambda path: _write_shard(path, records, sizes, job.where))
     except UserError as error:
         report.refused = str(error)
     return report
 
 
-def _write_shard(path: pathlib.Path, records: typing.Iterable[dict], job: Job) -> None:
+def _write_shard(path: pathlib.Path, records: typing.Iterable[dict], sizes: LogSpec, where: str) -> None:
     from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder
 
     form, writer = event_log_tfds_dataset_builder.features(), event_log_tfds_dataset_builder.open_shard(path)
     try:
         for record in records:
-            validate(record, job.sizes, job.where)
+            validate(record, sizes, where)
             typed = {name: np.asarray(record[name], dtype) for name, dtype in DTYPES.items()}
             writer.write(form.serialize_example({"user_id": record["user_id"], **typed}))
     finally:

@@ -23,6 +23,7 @@ BLOCK = 32 << 20  # bytes of a CSV file that are read at a time
 ROWS = 500_000  # rows of a parquet file that are read at a time
 FILE = 1 << 40  # row or line r of file n is row n * FILE + r of all files
 SEPARATORS = ",\t;|"
+Path = typing.TypeVar("Path", bound=pathlib.PurePath)
 TABLES = (".csv", ".parquet", ".tsv")  # of a folder, these alone
 LINE_FEED, RETURN, QUOTE = b'\n\r"'
 
@@ -135,16 +136,14 @@ def text(column: pl.Series, where: str, lists: str = "") -> pl.Series:
         raise UserError(f"{where} holds bytes, where text or whole numbers are wanted: store it as text")
     if lists and isinstance(kind, pl.List) and (kind.inner == pl.String or kind.inner.is_integer()):
         return column.cast(pl.List(pl.String)).list.join(lists, ignore_nulls=True)
-    whole = kind.is_integer() or (kind.is_decimal() and not kind.scale)
+    whole = kind.is_integer() or (isinstance(kind, pl.Decimal) and not kind.scale)
     if not (kind in (pl.String, pl.Categorical, pl.Enum, pl.Null) or whole):
         cure = ": store 7.0 as 7 (in pandas, .astype('Int64'))" if kind.is_float() else ""
         raise UserError(f"{where} is of type {kind}, where text or whole numbers are wanted{cure}")
     return column.cast(pl.String)
 
 
-def tables(
-    paths: typing.Sequence[pathlib.PurePath], endings: typing.Sequence[str] = TABLES
-) -> tuple[list[pathlib.PurePath], list[str]]:
+def tables(paths: typing.Sequence[Path], endings: typing.Sequence[str] = TABLES) -> tuple[list[Path], list[str]]:
     """Those of a folder's files that are tables by their names, and the names of the others, hidden tables among them.
 
     Other hidden files are what programs leave, and are not told: `_SUCCESS`, `.part-0.csv.crc`.
@@ -216,7 +215,9 @@ def _parquet_pieces(path: pathlib.Path, columns: typing.Sequence[str], start: in
                 batch.validate(full=True)
                 rows = np.arange(done + 1, done + 1 + len(batch), dtype=np.int64)
                 size = path.stat().st_size * len(batch) // total
-                yield Piece(pl.from_arrow(batch).select(columns), start + rows, {}, size)
+                frame = pl.from_arrow(batch)
+                assert isinstance(frame, pl.DataFrame)  # of a batch of rows; of one column it were a series
+                yield Piece(frame.select(columns), start + rows, {}, size)
                 done += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: damaged after row {done:,}: {first_line(error)}") from None

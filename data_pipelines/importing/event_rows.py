@@ -150,11 +150,11 @@ class Vocabulary:
         """The number of each text, int32 (n,); null is 0."""
         import polars as pl
 
-        values = values.alias("value").to_frame()
-        fresh = values.drop_nulls().unique(maintain_order=True).join(self._known, on="value", how="anti")
+        rows = values.alias("value").to_frame()
+        fresh = rows.drop_nulls().unique(maintain_order=True).join(self._known, on="value", how="anti")
         numbers = pl.int_range(len(self) + 1, len(self) + 1 + pl.len(), dtype=pl.Int32).alias("code")
         self._known = pl.concat([self._known, fresh.with_columns(numbers)], rechunk=True)
-        found = values.join(self._known, on="value", how="left", maintain_order="left")
+        found = rows.join(self._known, on="value", how="left", maintain_order="left")
         return found["code"].fill_null(0).to_numpy()
 
     def __len__(self) -> int:

@@ -77,7 +77,7 @@ def parse(column: pl.Series) -> Times:
     kind = column.dtype
     if kind == pl.Date:
         _put(times, column.to_physical().cast(pl.Int64) * DAY, 0, ZONELESS)
-    elif kind == pl.Datetime:
+    elif isinstance(kind, pl.Datetime):
         size = {"ms": 10**3, "us": 10**6, "ns": BILLION}[kind.time_unit]
         count = column.to_physical()
         _put(times, count // size, count % size * (BILLION // size), ZONED if kind.time_zone else ZONELESS)

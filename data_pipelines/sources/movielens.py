@@ -53,15 +53,18 @@ Films = dict[str, tuple[str, tuple[str, ...]]]  # item -> title with its year, g
 def interactions(name: str, raw: Raw) -> Interactions:
     """Reads, checks and unites a MovieLens data set."""
     file, data, where = raw.interactions
-    readers = {"u.data": _u_data, "ratings.dat": _ratings_dat}
+    assert raw.items is not None  # `fetch.read` takes both files or none
+    _, described, where_described = raw.items
+    readers = {"u.data": (_u_data, _u_item), "ratings.dat": (_ratings_dat, _movies_dat)}
     if file in readers:
-        users, items, ratings, times = readers[file](data, where)
-        films = (_u_item if file == "u.data" else _movies_dat)(*raw.items[1:])
+        read, read_films = readers[file]
+        users, items, ratings, times = read(data, where)
+        films = read_films(described, where_described)
     else:
-        users, items, ratings, times, films = _atomic(raw)
+        users, items, ratings, times, films = _atomic(data, where, described, where_described)
     _check(name, where, users, items, ratings, times)
     if missing := [item for item in ordered(items) if item not in films]:
-        raise UserError(f"{raw.items[2]}: item {missing[0]} was rated and is not described here")
+        raise UserError(f"{where_described}: item {missing[0]} was rated and is not described here")
     return Interactions(
         users=users,
         items=items,
@@ -124,16 +127,16 @@ def _films(table: rows.Rows, titles, genres) -> Films:
     return dict(zip(table.unique("item_id"), zip(titles, genres)))
 
 
-def _atomic(raw: Raw):
+def _atomic(data: bytes, where: str, described: bytes, where_described: str):
     """RecBole's copies. They are UTF-8, hold the year in a column of its own, and write 'unkonwn' where 100K has the
     title 'unknown'; the copy of 1M numbers users as 1m_1 and names films by title. All of that is undone here."""
-    table = atomic.table(raw.interactions[1], raw.interactions[2], _NAMES)
+    table = atomic.table(data, where, _NAMES)
     users, items, ratings, times = _columns(table)
     users = [user.removeprefix("1m_") for user in users]
-    films = atomic.table(raw.items[1], raw.items[2], ("item_id", "movie_title", "release_year"))
+    films = atomic.table(described, where_described, ("item_id", "movie_title", "release_year"))
     column = next((name for name in ("class", "genre", "genres") if name in films.columns), None)
     if column is None:
-        raise UserError(f"{raw.items[2]}: there is no column class, genre or genres")
+        raise UserError(f"{where_described}: there is no column class, genre or genres")
     genres = [tuple(text.split()) for text in films.columns[column]]
     titles = map(_with_year, films.tokens("movie_title"), films.columns["release_year"])
     tokens = films.unique("item_id")
@@ -142,7 +145,7 @@ def _atomic(raw: Raw):
         number = dict(zip(tokens, numbers))
         if unknown := set(items) - set(tokens):
             row = next(row for row, item in enumerate(items) if item in unknown)
-            raise table.error(row, f"item_id {items[row]!r} is not in {raw.items[2]}")
+            raise table.error(row, f"item_id {items[row]!r} is not in {where_described}")
         items, tokens = [number[item] for item in items], list(number.values())
     return users, items, ratings, times, dict(zip(tokens, zip(titles, genres)))
 

@@ -17,6 +17,7 @@ from data_pipelines.sources.interactions import log_parts
 from synergen_jax.errors import UserError
 
 SEARCH = {f"{name}-search": name for name in fetch.SOURCES}  # with generated queries
+KNOWN = (*fetch.SOURCES, *SEARCH)
 
 
 def default_data_dir() -> pathlib.Path:
@@ -55,70 +56,87 @@ def prepare(
       matrix: further matrices of items, `NAME=FILE.npy` each.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    known = (*fetch.SOURCES, *SEARCH)
-    raw, of_trivago = None, name == trivago.NAME
-    if of_trivago:
-        name, raw = trivago.find(source)
-        name += "-trivago" if name in known else ""
-    elif name not in known and source is None:
-        if not pathlib.Path(name).expanduser().is_dir():
-            names = ", ".join((*known, trivago.NAME))
-            raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
-        source = pathlib.Path(name).expanduser()
-        name = pathlib.Path(atomic.find(source).interactions[0]).stem
-        if name in known:
-            name = f"{name}-atomic"  # the plain name stands for the data set as it was published
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
-
+    of_trivago = name == trivago.NAME
+    name, source, raw = _named(name, source)
     files = [matrices.File.parse(given) for given in matrix]
     path = logs_folder(data_dir) / name
     disk.remove_leftovers(path.parent)
     event_log.check_place(path)  # now rather than at the end
     if raw is None and source is not None:
         raw = _given(name, source)
-    own, asked = name not in known and not of_trivago, bool(encoder)
+    own = None if name in KNOWN or of_trivago else raw  # atomic files
+    # Texts that nobody asked for are no reason to make a log anew, which runs were trained on.
+    free = ("text",) if own and not encoder else ()
     if not encoder:
-        of_words = name in SEARCH or (own and _has_words(raw))
-        encoder = "tfidf" if of_words else "none"
+        encoder = "tfidf" if name in SEARCH or (own and _has_words(own)) else "none"
     settings = _settings(name, encoder, query_share, seed, files)
     if of_trivago:
         settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
     if not force and (path / "log.json").is_file():
-        _refuse_another(path, raw if name not in known else None)
-        try:
-            log = EventLog.load(path)
-            log[len(log) - 1]
-        except UserError:
-            pass  # a damaged log is prepared again
-        else:
-            # Texts that nobody asked for are no reason to make a log anew, which runs were trained on.
-            free = ("text",) if own and not asked else ()
-            rest = lambda given: {key: value for key, value in given.items() if key not in free}
-            same = rest(log.source.get("settings", {})) == rest(settings)
-            if same and (raw is None or raw.sha256() == log.source.get("sha256")):
-                return log
-    of = SEARCH.get(name, name)
-    raw = raw or fetch.fetch(of, downloads=data_dir / "downloads")
-    about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings}
-    if of_trivago:
-        parts, about["counts"] = trivago.log_parts(raw)
-    else:
-        parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else atomic.interactions(raw))
-    if name in SEARCH:
-        made = {key: settings[key] for key in ("share", "seed")}
-        parts = search_queries.add(parts, **made)
-        about |= {"generated_queries": True, "queries": {"templates": len(search_queries.TEMPLATES), **made}}
+        _refuse_another(path, raw if name not in KNOWN else None)
+        if (log := _reusable(path, raw, settings, free)) is not None:
+            return log
+    raw = raw or fetch.fetch(SEARCH.get(name, name), downloads=data_dir / "downloads")
+    parts, said = _parts(name, raw, of_trivago, settings)
+    about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings, **said}
     if files:
         about["matrices"] = _join(parts, files)
     if "text" in settings:
-        words = parts.get("item_texts", [""])
-        text.check_words(encoder, words, parts["queries"])
-        made, found = text.matrices(encoder, words, parts["queries"], data_dir / "text-cache")
-        parts["text_encoder"] = made
-        for kind, matrix in found.items():
-            parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
+        _encode(parts, encoder, data_dir / "text-cache")
     return event_log.write(path, name=name, source=about, **parts)
+
+
+def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pathlib.Path | None, fetch.Raw | None]:
+    """The log's name, where its files are if that is known, and the files themselves if the name was told from them."""
+    raw = None
+    if name == trivago.NAME:
+        name, raw = trivago.find(source)
+        name += "-trivago" if name in KNOWN else ""
+    elif name not in KNOWN and source is None:
+        source = pathlib.Path(name).expanduser()
+        if not source.is_dir():
+            names = ", ".join((*KNOWN, trivago.NAME))
+            raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
+        name = pathlib.Path(atomic.find(source).interactions[0]).stem
+        if name in KNOWN:
+            name = f"{name}-atomic"  # the plain name stands for the data set as it was published
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"log name {name!r} may hold letters, digits and . _ - alone")
+    return name, source, raw
+
+
+def _reusable(
+    path: pathlib.Path, raw: fetch.Raw | None, settings: dict[str, typing.Any], free: typing.Collection[str]
+) -> EventLog | None:
+    """The log that is there, if it is whole, of the bytes of `raw` if these are given, and was made with these settings.
+
+    Args:
+      free: settings that may differ.
+    """
+    try:
+        log = EventLog.load(path)
+        log[len(log) - 1]
+    except UserError:
+        return None  # a damaged log is prepared again
+    rest = lambda given: {key: value for key, value in given.items() if key not in free}
+    same = rest(log.source.get("settings", {})) == rest(settings)
+    return log if same and (raw is None or raw.sha256() == log.source.get("sha256")) else None
+
+
+def _parts(
+    name: str, raw: fetch.Raw, of_trivago: bool, settings: dict[str, typing.Any]
+) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+    """What `event_log.write` takes, without further matrices and texts; and what the log's `source` says of it."""
+    if of_trivago:
+        parts, counts = trivago.log_parts(raw)
+        return parts, {"counts": counts}
+    of = SEARCH.get(name, name)
+    parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else atomic.interactions(raw))
+    if name not in SEARCH:
+        return parts, {}
+    made = {key: settings[key] for key in ("share", "seed")}
+    queries = {"templates": len(search_queries.TEMPLATES), **made}
+    return search_queries.add(parts, **made), {"generated_queries": True, "queries": queries}
 
 
 def _has_words(raw: fetch.Raw) -> bool:
@@ -169,6 +187,15 @@ def _join(parts: dict[str, typing.Any], files: list[matrices.File]) -> dict[str,
         parts["item_matrices"][file.name] = matrix
         said[file.name] = {"file": str(file.path.resolve()), "width": matrix.shape[1], "items_without": without}
     return said
+
+
+def _encode(parts: dict[str, typing.Any], encoder: str, cache: pathlib.Path) -> None:
+    """Adds the matrices of texts to the parts of a log."""
+    words = parts.get("item_texts", [""])
+    text.check_words(encoder, words, parts["queries"])
+    parts["text_encoder"], found = text.matrices(encoder, words, parts["queries"], cache)
+    for kind, matrix in found.items():
+        parts[f"{kind}_matrices"] = {**parts.get(f"{kind}_matrices", {}), "text": matrix}
 
 
 def _given(name: str, source: str | pathlib.Path) -> fetch.Raw:

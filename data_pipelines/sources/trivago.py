@@ -106,7 +106,7 @@ def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
     Raises:
       UserError: the file is no parquet file, has not the columns, or a row's user, session, action or time is wrong.
     """
-    counts = collections.Counter(dict.fromkeys(LEFT_OUT, 0))
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(LEFT_OUT, 0))
     users = _events(_table(raw, counts), counts)
     events = [event for mine in users.values() for event in mine]
     shown = (item for event in events if event.shown for item in event.shown[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import pathlib
 import shutil
 import typing
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import dataset_builder, splits
 
 SPLIT = "users"
 SHARD = 256 << 20  # bytes
@@ -38,7 +41,7 @@ def features(candidate_features: bool = False) -> tfds.features.FeaturesDict:
     )
 
 
-class Builder(tfds.core.dataset_builder.FileReaderBuilder):
+class Builder(dataset_builder.FileReaderBuilder):
     """Writes the records that it is given, in their order; where `shards` hold them already, it takes these.
 
     Records go straight to their shards. A `GeneratorBasedBuilder` keeps all records in memory before it writes the first,
@@ -67,17 +70,18 @@ class Builder(tfds.core.dataset_builder.FileReaderBuilder):
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         del dl_manager, download_config  # nothing is downloaded here
         folder, form = pathlib.Path(self.data_dir), self.info.features
+        assert isinstance(form, tfds.features.FeaturesDict)  # `_info` gave them
         if self._shards:
             lengths, total = _take(folder, self._shards, self._records)
         else:
             lengths, total = write_shards(folder, (form.serialize_example(r) for r in self._records))
         template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix="array_record"
+            data_dir=tfds.core.Path(folder), dataset_name=self.name, split=SPLIT, filetype_suffix="array_record"
         )
         for number in range(len(lengths)):
             (folder / f"part-{number}").rename(template.sharded_filepath(shard_index=number, num_shards=len(lengths)))
         split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=total, filename_template=template)
-        self.info.set_splits(tfds.core.splits.SplitDict([split]))
+        self.info.set_splits(splits.SplitDict([split]))
 
 
 def _take(
@@ -100,22 +104,17 @@ def _take(
 
 def write_shards(folder: pathlib.Path, records: typing.Iterable[bytes]) -> tuple[list[int], int]:
     """Writes part-0, part-1, ... of about SHARD bytes each; the number of records in each, and bytes in all."""
-    lengths, total, written, writer = [], 0, SHARD, None
-    try:
-        for record in records:
-            if written >= SHARD:
-                if writer:
-                    writer.close()
-                writer = open_shard(folder / f"part-{len(lengths)}")
-                lengths.append(0)
-                written = 0
-            writer.write(record)
-            lengths[-1] += 1
-            written += len(record)
-            total += len(record)
-    finally:
-        if writer:
-            writer.close()
+    lengths, total, records = [], 0, iter(records)
+    for first in records:
+        with contextlib.closing(open_shard(folder / f"part-{len(lengths)}")) as shard:
+            count = written = 0
+            for record in itertools.chain([first], records):
+                shard.write(record)
+                count, written = count + 1, written + len(record)
+                if written >= SHARD:
+                    break
+        lengths.append(count)
+        total += written
     return lengths, total
 
 
