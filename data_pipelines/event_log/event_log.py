@@ -18,7 +18,6 @@ import bisect
 import contextlib
 import datetime
 import difflib
-import functools
 import io
 import json
 import pathlib
@@ -29,16 +28,15 @@ import types
 import typing
 
 import numpy as np
-from tqdm import tqdm
 
+from data_pipelines.event_log.log_parts import Parts, PassingRecords
 from data_pipelines.features import text
 from data_pipelines.files import disk
-from data_pipelines.files.records import DTYPES, FEATURES, Fingerprint, validate, validate_tables
+from data_pipelines.files.records import DTYPES, FEATURES
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 
 FORMAT = 1
-NAMED = 5  # items of which nothing is known that a log names
 RECORDS = "event_log_tfds/1.0.0"
 _PARTS = re.compile(
     r"(items|queries|users)\.json|lengths\.npy|(item|query)_matrices/[^/]+\.npy|"
@@ -65,6 +63,7 @@ class EventLog:
     user_ids: list[str]
     candidate_features: tuple[str, ...]  # what the columns of `shown_feature` stand for
     source: dict[str, typing.Any]
+    _about: dict[str, typing.Any]  # log.json: values as different as its keys
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> EventLog:
@@ -158,9 +157,9 @@ class EventLog:
     @property
     def query_note(self) -> str:
         """What must be said beside every result on a log whose queries nobody typed; else ""."""
-        made = self.source.get("queries")
         if not self.source.get("generated_queries"):
             return ""
+        made = self.source["queries"]
         return (
             f"queries are generated from metadata ({made['templates']} templates, {made['share']:.0%} of events, seed "
             f"{made['seed']}), nobody typed them"
@@ -208,15 +207,14 @@ class EventLog:
             with self._lock:
                 if self._records is None:
                     import tensorflow_datasets as tfds
-                    from tensorflow_datasets.proto import tf_example_pb2
 
                     # The bytes of each record, not TFDS's decoded dict: that takes five times as long.
                     raw = tfds.decode.DeserializeMethod.RAW_BYTES
                     builder = tfds.builder_from_directory(self.path / RECORDS)
-                    records = builder.as_data_source("users", deserialize_method=raw)
+                    records = builder.as_data_source("users", deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # its decorator hides the arguments
                     if len(records) != len(self):
                         raise UserError(f"{self.path}: {len(records)} records, not {len(self)}; prepare the log again")
-                    self._example, self._records = tf_example_pb2.Example, records
+                    self._example, self._records = stored_as(), records
         return self._records
 
     def __reduce__(self):
@@ -229,6 +227,13 @@ def _same(path: pathlib.Path, fingerprint: str) -> EventLog:
     if log.fingerprint != fingerprint:
         raise UserError(f"{path}: the log was replaced by another one while it was in use: run the command again")
     return log
+
+
+def stored_as():
+    """The class of the messages that hold a record each, `tf_example_pb2.Example`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it at run time
 
 
 def decode(example: typing.Any, candidate_features: typing.Sequence[str] = ()) -> dict[str, typing.Any]:
@@ -269,94 +274,54 @@ def write(
     """
     path = pathlib.Path(path).expanduser().resolve()
     check_place(path)
-    item_texts = item_titles if item_texts is None else item_texts
-    tables = {
-        "item_ids": item_ids,
-        "item_titles": item_titles,
-        "item_texts": item_texts,
-        "queries": queries,
-        "actions": actions,
-    }
-    tables = {key: list(values) for key, values in tables.items()}
-    item_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in item_matrices.items()}
-    query_matrices = {key: np.asarray(matrix, np.float16) for key, matrix in query_matrices.items()}
-    labels = {key: [int(action) for action in ids] for key, ids in labels.items()}
-    features = tuple(candidate_features)
-    validate_tables(name, tables, labels, item_matrices, query_matrices, item_columns, features)
-    sizes = LogSpec(len(tables["item_ids"]), len(actions), len(queries), tuple(labels), candidate_features=features)
-    fingerprint = Fingerprint(
-        items=tables["item_ids"], queries=tables["queries"], actions=tables["actions"], labels=labels
+    parts = Parts(
+        name=name,
+        item_ids=list(item_ids),
+        item_titles=list(item_titles),
+        item_texts=list(item_titles if item_texts is None else item_texts),
+        queries=list(queries),
+        actions=list(actions),
+        labels={key: [int(action) for action in ids] for key, ids in labels.items()},
+        item_matrices={key: np.asarray(matrix, np.float16) for key, matrix in item_matrices.items()},
+        query_matrices={key: np.asarray(matrix, np.float16) for key, matrix in query_matrices.items()},
+        item_columns={key: list(columns) for key, columns in item_columns.items()},
+        candidate_features=tuple(candidate_features),
+        text_encoder=text_encoder,
     )
-    for kind, matrices in (("item", item_matrices), ("query", query_matrices)):
-        for key, matrix in matrices.items():
-            fingerprint.matrix(f"{kind}/{key}", matrix)
-    if features:
-        fingerprint.candidate_features(features)
-
-    user_ids: list[str] = []
-    lengths: list[int] = []
-    first, last = 2**63, 0
-    seen: set[str] = set()
-    known = functools.reduce(
-        np.logical_or, (matrix.any(axis=1) for matrix in item_matrices.values()), np.zeros(sizes.items, bool)
-    )
-
-    def records():
-        nonlocal first, last
-        for number, record in enumerate(tqdm(users, desc=f"write {name}", unit=" users", disable=None)):
-            validate(record, sizes, f"{name}, record {number}")
-            if record["user_id"] in seen:
-                raise UserError(f"{name}, record {number}: user {record['user_id']!r} comes a second time")
-            shown = {FEATURES: np.asarray(record[FEATURES], "<f4")} if features else {}
-            record = {"user_id": record["user_id"]} | {k: np.asarray(record[k], dtype) for k, dtype in DTYPES.items()}
-            record |= shown
-            seen.add(record["user_id"])
-            user_ids.append(record["user_id"])
-            lengths.append(len(record["item"]))
-            known[record["item"]] = True
-            first, last = min(first, int(record["time"][0])), max(last, int(record["time"][-1]))
-            fingerprint.record(record)
-            yield record | {name: values.ravel() for name, values in shown.items()}
-        if not user_ids:
-            raise UserError(f"{name}: a log without users")
-
+    parts.validate()
+    records = PassingRecords(parts)
     with disk.room(path.parent), _replacing(path) as folder:
-        _write_records(folder, records(), bool(features), shards)
-        columns = {key: list(columns) for key, columns in item_columns.items()}
-        items = {key: tables[f"item_{key}"] for key in ("ids", "titles", "texts")}
-        _dump(folder / "items.json", {**items, "columns": columns})
-        _dump(folder / "queries.json", tables["queries"])
-        _dump(folder / "users.json", user_ids)
-        disk.save(folder / "lengths.npy", np.array(lengths, np.int32))
-        for kind, matrices in (("item_matrices", item_matrices), ("query_matrices", query_matrices)):
-            (folder / kind).mkdir()
-            for key, matrix in matrices.items():
-                disk.save(folder / kind / f"{key}.npy", matrix)
-        if text_encoder:
-            text.save(text_encoder, folder / "text_encoder")
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        unknown = 1 + np.flatnonzero(~known[1:])
-        about = {
-            "format": FORMAT,
-            "name": name,
-            "fingerprint": fingerprint.hexdigest(),
-            "actions": tables["actions"],
-            "labels": labels,
-            "candidate_features": list(features),
-            "item_matrices": list(item_matrices),
-            "query_matrices": list(query_matrices),
-            "first_time": first,
-            "last_time": last,
-            "unknown_items": {"count": len(unknown), "first": [tables["item_ids"][i] for i in unknown[:NAMED]]},
-            "source": source,
-            "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
-        }
-        _dump(folder / "log.json", about)
+        _write_records(folder, records.checked(users), bool(parts.candidate_features), shards)
+        parts.save(folder)
+        records.save(folder)
+        disk.write_json(folder / "log.json", _about(folder, parts, records, source))
         written = EventLog.load(folder)
         for index in (0, len(written) - 1):  # opens every part once before the log counts as whole
-            if written[index]["user_id"] != user_ids[index]:
+            if written[index]["user_id"] != records.user_ids[index]:
                 raise RuntimeError(f"record {index} came back as another user's")
     return EventLog.load(path)
+
+
+def _about(
+    folder: pathlib.Path, parts: Parts, records: PassingRecords, source: dict[str, typing.Any]
+) -> dict[str, typing.Any]:
+    """What log.json says, when all other files are there."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        "format": FORMAT,
+        "name": parts.name,
+        "fingerprint": records.fingerprint(),
+        "actions": parts.actions,
+        "labels": parts.labels,
+        "candidate_features": list(parts.candidate_features),
+        "item_matrices": list(parts.item_matrices),
+        "query_matrices": list(parts.query_matrices),
+        "first_time": records.first_time,
+        "last_time": records.last_time,
+        "unknown_items": records.unknown_items(),
+        "source": source,
+        "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+    }
 
 
 def check_place(path: pathlib.Path) -> None:
@@ -366,10 +331,6 @@ def check_place(path: pathlib.Path) -> None:
     files = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
     if not path.is_dir() or not all(map(_PARTS.fullmatch, files)):
         raise UserError(f"{path}: exists and is not an event log: move it away, or give another name or folder")
-
-
-def _dump(path: pathlib.Path, value: typing.Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 @contextlib.contextmanager

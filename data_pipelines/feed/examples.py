@@ -192,9 +192,9 @@ def example(
         return whole
 
     feature = windows.features(record, put(row, -1)) if log.spec.candidate_features else None
-    at = [put(x[ranked]) for x in (query, events.time, visible)]
+    asks, time, sees = (put(x[ranked]) for x in (query, events.time, visible))
     event = put(ranked.astype(np.int32))
-    ranking = Candidates(put(item), put(label, -1), *at, feature, event=event, per_event=per_event)
+    ranking = Candidates(put(item), put(label, -1), asks, time, sees, feature, event=event, per_event=per_event)
     return {
         "events": events,
         "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -39,6 +40,11 @@ def save(path: pathlib.Path, array: np.ndarray) -> None:
     """`numpy.save`, but an `OSError` if there is no room for all of it."""
     with path.open("wb") as file:
         np.save(_Writer(file), array)
+
+
+def write_json(path: pathlib.Path, value: typing.Any) -> None:  # Any: whatever JSON can hold
+    """Writes a value as JSON."""
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def is_full(error: BaseException) -> bool:

@@ -313,11 +313,11 @@ def _counts(prefix: str) -> dict[str, dict[str, tuple[int, int]]]:
 def _stored(shards: typing.Iterable[pathlib.Path]) -> typing.Iterator[dict[str, typing.Any]]:
     """The records of ArrayRecord files, one file after the other."""
     from array_record.python.array_record_module import ArrayRecordReader
-    from tensorflow_datasets.proto import tf_example_pb2
 
+    example = event_log.stored_as()
     for shard in shards:
         reader = ArrayRecordReader(str(shard))
         for start in range(0, total := reader.num_records(), 1000):
             for raw in reader.read(start, min(start + 1000, total)):
-                yield event_log.decode(tf_example_pb2.Example.FromString(raw))
+                yield event_log.decode(example.FromString(raw))
         reader.close()

@@ -17,6 +17,7 @@ from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import text
 from data_pipelines.files import disk
+from data_pipelines.files.records import validate
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError
 
@@ -128,9 +129,9 @@ def test_find_user_names_near_ids(tmp_path):
     ],
 )
 def test_validate_names_user_row_and_reason(changes, reason):
-    event_log.validate(record(), SIZES, "log")
+    validate(record(), SIZES, "log")
     with pytest.raises(UserError, match=rf"log \(user 'u'\).*{reason}"):
-        event_log.validate(record(**changes), SIZES, "log")
+        validate(record(**changes), SIZES, "log")
 
 
 @pytest.mark.parametrize(
