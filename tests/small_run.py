@@ -17,7 +17,7 @@ from synergen_jax import config as configs
 from synergen_jax.evaluation import protocol
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
-from synergen_jax.training import train
+from synergen_jax.training import loop, train_step
 
 ITEMS = 12
 TREE = {
@@ -38,7 +38,7 @@ def cycle_log(users=32):
 
 
 class Run:
-    """Everything that `train.train` takes."""
+    """Everything that `loop.train` takes."""
 
     def __init__(self, config=None, **changes):
         tree = {s: values | changes.get(s, {}) for s, values in TREE.items()}
@@ -47,7 +47,7 @@ class Run:
         self.split = splits.split(self.log, self.config.data)
         self.catalogue = examples.catalogue(self.log, self.split)
         self.feed = feed.train_feed(self.log, self.split, self.config)
-        self.model = train.make_model(self.config, self.log.spec)
+        self.model = train_step.make_model(self.config, self.log.spec)
         self.said = []
 
     def targets(self, part):
@@ -57,7 +57,7 @@ class Run:
         workdir.mkdir(parents=True, exist_ok=True)
         catalogue = place_catalogue(self.catalogue, device_mesh.make_mesh(self.config.mesh))
         validate = validate or protocol.validator(self.model, catalogue, self.targets("validation"))
-        return train.train(
+        return loop.train(
             self.config,
             self.log.spec,
             catalogue,

@@ -119,9 +119,9 @@ def test_imports_go_down():
         ("synergen_jax/model/rope.py", "from synergen_jax.training import losses"),
         ("synergen_jax/sharding/table.py", "from synergen_jax.model.synergen import SynerGen"),
         ("synergen_jax/serving/recommender.py", "from synergen_jax.evaluation import metrics"),
-        ("synergen_jax/training/train.py", "from data_pipelines.feed import feed"),
+        ("synergen_jax/training/loop.py", "from data_pipelines.feed import feed"),
         ("data_pipelines/files/rows.py", "from data_pipelines.event_log import event_log"),
-        ("data_pipelines/feed/feed.py", "from synergen_jax.training import train"),
+        ("data_pipelines/feed/feed.py", "from synergen_jax.training import loop"),
         ("data_pipelines/feed/splits.py", "from data_pipelines.sources import movielens"),
     ],
 )

@@ -88,7 +88,7 @@ def run(arguments, settings) -> None:
     from synergen_jax import config as configs
     from synergen_jax.evaluation import report
     from synergen_jax.runs import family as families
-    from synergen_jax.training import train
+    from synergen_jax.training import train_step
 
     family = families.load(arguments.family, settings)
     base = configs.load(family.base, settings)
@@ -109,7 +109,7 @@ def run(arguments, settings) -> None:
                 f"file, or --data.log {log.name}"
             )
         with naming(f"{family.base}, variant {name}"):  # before hours of training
-            train.make_model(config, log.spec)
+            train_step.make_model(config, log.spec)
     import jax
 
     device = jax.devices()[0]

@@ -28,7 +28,7 @@ from synergen_jax.model import synergen
 from synergen_jax.runs import workdir
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
-from synergen_jax.training import train
+from synergen_jax.training import loop, train_step
 
 RUNS, PLAN = "runs.jsonl", "ladder.json"
 IN_FLIGHT = 4  # steps that are on their way before the loss of the first is looked at
@@ -115,19 +115,19 @@ class Trainer:
     def __init__(self, config: Config, spec: LogSpec):
         self.mesh = device_mesh.make_mesh(config.mesh, jax.devices()[:1])
         device_mesh.micro_batches(config, self.mesh)  # refuses a batch that does not divide
-        self.config, self.model = config, train.make_model(config, spec)
-        self._shardings = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, self.model, self.mesh))
+        self.config, self.model = config, train_step.make_model(config, spec)
+        self._shardings = jax.tree.map(lambda x: x.sharding, train_step.abstract_state(config, self.model, self.mesh))
         out = self._shardings, device_mesh.whole(self.mesh)
         self.step = jax.jit(self._step, out_shardings=out, donate_argnums=0)
 
     def _step(self, state, batch, catalogue, seed):
-        """`train.make_step` with the seed as an argument: a constant would have the step compiled for every seed."""
+        """`train_step.make_step` with the seed as an argument: a constant would have the step compiled for every seed."""
         config = dataclasses.replace(self.config, run=dataclasses.replace(self.config.run, seed=seed))
-        return train.make_step(config, self.model, self.mesh, self._shardings)(state, batch, catalogue)
+        return train_step.make_step(config, self.model, self.mesh, self._shardings)(state, batch, catalogue)
 
     def start(self, config: Config):
         """The state before the first step of a run."""
-        return train.init_state(config, self.model, self.mesh)[0]
+        return train_step.init_state(config, self.model, self.mesh)[0]
 
 
 class Session(typing.NamedTuple):
@@ -141,7 +141,7 @@ class Trained(typing.NamedTuple):
     """What training found."""
 
     params: synergen.Params | None  # the best ones; None where the loss was not finite before the first validation
-    progress: train.Progress
+    progress: loop.Progress
     steps: int
     stopped: str  # "steps", "patience", or "not finite"
     curve: list[dict[str, float]]  # a validation each
@@ -178,7 +178,7 @@ class _Best:
     def __init__(self, select: str):
         self._select = select
         self.params: synergen.Params | None = None
-        self.progress = train.Progress()
+        self.progress = loop.Progress()
         self.curve: list[dict[str, float]] = []
 
     def add(self, step: int, values: dict[str, float], losses: list[jax.Array], params: synergen.Params) -> None:
@@ -200,7 +200,7 @@ def trained(
     config: Config,
     catalogue: StoredCatalogue,
     feed: collections.abc.Iterator[TrainBatch],
-    validate: train.Validate,
+    validate: loop.Validate,
     session: Session,
 ) -> Trained:
     """Trains to `run.steps` or until `run.patience` ends, and keeps the best parameters in memory.

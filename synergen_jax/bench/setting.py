@@ -15,7 +15,7 @@ from synergen_jax.bench.timing import Spread, Times
 from synergen_jax.config import Config
 from synergen_jax.planning.synthetic import SyntheticLog
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 ML_1M = {  # the width, depth, length, batch and negatives of the comparison with other libraries
     "data": {"max_history": 200, "batch": 128, "negatives": 256, "rank_events": 4, "rank_candidates": 8},
@@ -100,9 +100,9 @@ class Trainer:
     def __init__(self, config: Config, spec: LogSpec, catalogue: Catalogue):
         self.config, self.mesh = config, device_mesh.make_mesh(config.mesh)
         device_mesh.micro_batches(config, self.mesh)  # refuses a batch that does not divide
-        self.model = train.make_model(config, spec)
-        self.state, shardings = train.init_state(config, self.model, self.mesh)
-        self._traced = train.make_step(config, self.model, self.mesh, shardings)
+        self.model = train_step.make_model(config, spec)
+        self.state, shardings = train_step.init_state(config, self.model, self.mesh)
+        self._traced = train_step.make_step(config, self.model, self.mesh, shardings)
         self._step: jax.stages.Wrapped | jax.stages.Compiled = self._traced
         self.catalogue = table.place_catalogue(catalogue, self.mesh)
 

@@ -36,7 +36,7 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     from synergen_jax.runs.evaluate import evaluate
     from synergen_jax.runs.run import Run
     from synergen_jax.runs.train import train
-    from synergen_jax.training.train import make_model
+    from synergen_jax.training.train_step import make_model
 
     def fit(config, folder):
         return train(Run(config, logs[config.data.log]), folder)

@@ -1,6 +1,6 @@
 """What training and validation will need of each device, told by compiling them for that many virtual ones.
 
-The step is the one that `train.train` runs, and validation that of `protocol.validator`, lowered and compiled with the
+The step is the one that `loop.train` runs, and validation that of `protocol.validator`, lowered and compiled with the
 shapes and shardings of its state, batch and catalogue alone: nothing is allocated, so that a hundred million items on 256 devices can be planned on a laptop.
 What XLA makes of it for a CPU is what it makes elsewhere as far as partitioning goes: the same collectives, the same
 shards. Temporaries may differ: attention is the plain one, whose logits a fused kernel never keeps, and bfloat16
@@ -26,7 +26,7 @@ from synergen_jax.planning import flops, hlo
 from synergen_jax.retrieval import full_ranking
 from synergen_jax.sharding import device_mesh, table
 from synergen_jax.sharding.table import StoredCatalogue
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 MIB = 2**20
 
@@ -67,9 +67,9 @@ def plan(config: Config, spec: LogSpec, batch: TrainBatch, targets: EvalBatch, c
     """
     mesh = device_mesh.make_mesh(config.mesh)
     device_mesh.micro_batches(config, mesh)  # refuses a batch that does not divide
-    model = train.make_model(config, spec)
-    state = train.abstract_state(config, model, mesh)
-    step = train.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))
+    model = train_step.make_model(config, spec)
+    state = train_step.abstract_state(config, model, mesh)
+    step = train_step.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, state))
     batch = placed(batch, device_mesh.batch_shardings(mesh))
     stored = table.abstract_catalogue(catalogue, mesh)
     start = time.perf_counter()

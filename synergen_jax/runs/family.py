@@ -23,7 +23,7 @@ from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.evaluation import findings, report
 from synergen_jax.runs import workdir
-from synergen_jax.training.train import NotFiniteError
+from synergen_jax.training.loop import NotFiniteError
 
 # Columns of the table: heading -> where the number lies in an evaluation's JSON, "SYSTEM" standing for the system.
 COLUMNS = {

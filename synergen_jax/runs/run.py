@@ -21,7 +21,7 @@ from synergen_jax.model import rope, synergen
 from synergen_jax.processes import cluster
 from synergen_jax.runs import workdir
 from synergen_jax.sharding import device_mesh
-from synergen_jax.training import identity, train
+from synergen_jax.training import identity, train_step
 from synergen_jax.training.checkpoint import Checkpoints
 
 
@@ -52,7 +52,7 @@ class Run:
 
     @functools.cached_property
     def model(self) -> synergen.SynerGen:
-        return train.make_model(self.config, self.log.spec, self.phase)
+        return train_step.make_model(self.config, self.log.spec, self.phase)
 
     def resolved(self, pack: bool | None = None) -> Run:
         """The run with `data.pack` decided where it is "auto": as given, or by the lengths of the log's histories.
@@ -137,9 +137,9 @@ def open_run(folder: pathlib.Path, settings, data_dir, spread: bool = False, pha
     cluster.same("config", repr(changed))
     with Checkpoints(folder / "checkpoints", keep=config.run.keep, say=cluster.say, read_only=True) as checkpoints:
         mine = identity.of(config, run.log.spec, run.log.fingerprint, phase)
-        of = lambda saved: {} if saved["fingerprint"] else {"fingerprint": ""}  # who calls `train.train` may give none
+        of = lambda saved: {} if saved["fingerprint"] else {"fingerprint": ""}  # who calls `loop.train` may give none
         fits = lambda saved: identity.refuse_others(folder, saved, mine | of(saved))
-        found = checkpoints.restore(train.abstract_state(config, run.model, mesh), best=True, fits=fits)
+        found = checkpoints.restore(train_step.abstract_state(config, run.model, mesh), best=True, fits=fits)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: let `synergen train` write one")
     return Opened(run, folder, found[0].served, int(found[0].step), mesh)

@@ -16,8 +16,7 @@ from synergen_jax.runs import workdir
 from synergen_jax.runs.run import Run
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
-from synergen_jax.training import identity
-from synergen_jax.training import train as loop
+from synergen_jax.training import identity, loop, train_step
 from synergen_jax.training.metric_log import FILE as METRICS
 
 
@@ -36,7 +35,7 @@ def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
         run = run.resolved({"True": True, "False": False}.get(stored))
         mesh = device_mesh.make_mesh(run.config.mesh)
         device_mesh.micro_batches(run.config, mesh)  # refuses a batch that does not divide
-        loop.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
+        train_step.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
         batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *device_mesh.block(mesh))
         targets = run.targets("validation")
         if cluster.first():  # once nothing is left to be refused

@@ -16,7 +16,7 @@ from synergen_jax.runs import ask
 from synergen_jax.runs import family as families
 from synergen_jax.runs.run import load
 from synergen_jax.serving import recommender
-from synergen_jax.training.train import NotFiniteError
+from synergen_jax.training.loop import NotFiniteError
 
 CONFIG = """
 [data]

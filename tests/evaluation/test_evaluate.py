@@ -17,7 +17,7 @@ from synergen_jax.model import synergen
 from synergen_jax.planning import plan
 from synergen_jax.retrieval import index
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 CONFIG = Config(
     data=DataConfig(max_history=8),
@@ -257,7 +257,7 @@ def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
     )
     model = synergen.SynerGen(config.model, log.spec)
     mesh = device_mesh.make_mesh(MeshConfig(2, 1), jax.devices()[:2])
-    params = train.abstract_state(config, model, mesh).served
+    params = train_step.abstract_state(config, model, mesh).served
     targets = next(iter(feed.evaluation_feed(log, split, "test", config).shared(2, 0, 1)))
     targets = plan.placed(targets, device_mesh.batch_shardings(mesh).events)
     placed = table.abstract_catalogue(catalogue, mesh)

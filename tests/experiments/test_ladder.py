@@ -29,7 +29,7 @@ from synergen_jax.errors import UserError
 from synergen_jax.runs import family as families
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LADDER = ROOT / "experiments" / "ladder"
@@ -271,8 +271,8 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
     array_log.write(cycle_log(), tmp_path / "cycle.npz")
     log = array_log.ArrayLog(tmp_path / "cycle.npz")
     config = tiny(data={"rank_events": 0}, run={"steps": 12, "eval_every": 4}, evaluate={"rerank": 0})
-    made, make_step = [], train.make_step
-    monkeypatch.setattr(train, "make_step", lambda *words: made.append(words) or make_step(*words))
+    made, make_step = [], train_step.make_step
+    monkeypatch.setattr(train_step, "make_step", lambda *words: made.append(words) or make_step(*words))
     trainer = runs.Trainer(config, log.spec)
     monkeypatch.setattr(runs, "Trainer", lambda *_: trainer)  # compiled once for all that follows
     with batches.Batches(log, 0, 2**30) as feeds:
@@ -347,8 +347,8 @@ def test_the_step_with_the_seed_as_an_argument_is_that_of_training():
     source = batches.Source(cycle_log(), batches.relevant(seeded))
     trainer, batch = runs.Trainer(config, source.log.spec), source.train(0)
     stored = place_catalogue(source.catalogue, trainer.mesh)
-    plain = train.make_step(
-        seeded, trainer.model, trainer.mesh, train.init_state(seeded, trainer.model, trainer.mesh)[1]
+    plain = train_step.make_step(
+        seeded, trainer.model, trainer.mesh, train_step.init_state(seeded, trainer.model, trainer.mesh)[1]
     )
     loss = lambda step, *words: float(step(trainer.start(seeded), batch, stored, *words)[1]["loss"])
     losses = [loss(plain), loss(trainer.step, np.uint32(1)), loss(trainer.step, np.uint32(0))]
@@ -463,7 +463,7 @@ def test_the_ladder_of_movielens_1m_asks_for_what_its_log_has():
     """As `synergen data prepare ml-1m` makes it: without a matrix of texts."""
     spec = LogSpec(3707, 6, 1, ("engage", "like"), (("genres", 18),))
     for config in families.load(pathlib.Path("ladder_1m")).variants.values():
-        train.make_model(config, spec)
+        train_step.make_model(config, spec)
 
 
 def spare(folder):

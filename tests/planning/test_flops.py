@@ -15,7 +15,7 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.model import synergen
 from synergen_jax.planning import flops
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import objective, train
+from synergen_jax.training import objective, train_step
 
 SPEC = LogSpec(1000, 4, 1, ("engage", "like"))
 
@@ -120,7 +120,7 @@ def test_xla_counts_as_many(full_softmax):
     log, catalogue, batch = batch_of(cfg, [30] * 8)
     mesh = device_mesh.make_mesh(cfg.mesh, jax.devices()[:1])
     catalogue, batch = table.place_catalogue(catalogue, mesh), jax.device_put(batch)
-    model = train.make_model(cfg, log.spec)
+    model = train_step.make_model(cfg, log.spec)
     params = jax.eval_shape(lambda key: nn.unbox(synergen.init(model, key)), jax.random.key(0))
 
     def step(params):

@@ -16,7 +16,7 @@ from synergen_jax.runs import inputs
 from synergen_jax.runs import plan as elsewhere_plan
 from synergen_jax.runs.inputs import Sizes
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 CONFIG = configs.from_dict(
     {
@@ -63,7 +63,7 @@ def test_memory_is_what_training_takes(found):
     mesh = device_mesh.make_mesh(CONFIG.mesh)
     log = SIZES.log(10)
     feed = inputs.of_log(CONFIG, log)[1]
-    state, _ = train.init_state(CONFIG, train.make_model(CONFIG, log.spec), mesh)
+    state, _ = train_step.init_state(CONFIG, train_step.make_model(CONFIG, log.spec), mesh)
     assert found.parameters == on_first(state.params) < sum(x.nbytes for x in jax.tree.leaves(state.params))
     assert found.optimiser == on_first(state.opt_state)
     assert found.data == on_first(device_mesh.place(next(feed(0)), device_mesh.batch_shardings(mesh)))
@@ -81,8 +81,8 @@ def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
 
     def held(items):
         spec, _, targets, catalogue = inputs.abstract(config, SIZES._replace(items=items))
-        model = train.make_model(config, spec)
-        params = train.abstract_state(config, model, mesh).served
+        model = train_step.make_model(config, spec)
+        params = train_step.abstract_state(config, model, mesh).served
         return plan.validation(mesh, model, params, table.abstract_catalogue(catalogue, mesh), targets)
 
     lines = 200
@@ -94,7 +94,7 @@ def test_validation_splits_the_catalogue_over_the_devices(monkeypatch, found):
 def test_gradients_are_sent(found):
     """All devices along `data` add up the gradients of the parameters that they keep whole."""
     mesh = device_mesh.make_mesh(CONFIG.mesh)
-    state = train.abstract_state(CONFIG, train.make_model(CONFIG, SIZES.log(1).spec), mesh)
+    state = train_step.abstract_state(CONFIG, train_step.make_model(CONFIG, SIZES.log(1).spec), mesh)
     kept = plan.device_bytes(state.params["model"])
     assert found.collectives["all-reduce"] >= kept
     assert found.mesh == {"data": 4, "model": 2} and found.devices == 8

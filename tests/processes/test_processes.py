@@ -26,7 +26,7 @@ from synergen_jax.evaluation import asking, protocol
 from synergen_jax.processes import cluster, crash_report
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 HERE = pathlib.Path(__file__).parents[1]
 SLURM = {
@@ -150,7 +150,7 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     catalogue = examples.catalogue(log, split)
     targets = feed.evaluation_feed(log, split, "test", config)
     mesh = device_mesh.make_mesh(MeshConfig(2, 2), jax.devices()[:4])
-    layout = jax.tree.map(lambda x: x.sharding, train.abstract_state(config, model, mesh)).params
+    layout = jax.tree.map(lambda x: x.sharding, train_step.abstract_state(config, model, mesh)).params
     placed, stored = jax.device_put(params, layout), place_catalogue(catalogue, mesh)
     one = small_model.stored(catalogue)
 

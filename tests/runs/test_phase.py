@@ -17,7 +17,7 @@ from synergen_jax.config import Config, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.model import rope
 from synergen_jax.runs import workdir
-from synergen_jax.training import identity, train
+from synergen_jax.training import identity, train_step
 
 CONFIG = ModelConfig(width=16, heads=2)  # four planes
 
@@ -58,7 +58,7 @@ def test_a_phase_is_told_by_its_angles():
 def test_a_phase_must_give_a_finite_angle_a_plane(phase, words):
     spec = Run().log.spec
     with pytest.raises(UserError, match=words):
-        train.make_model(Config(model=CONFIG), spec, phase)
+        train_step.make_model(Config(model=CONFIG), spec, phase)
 
 
 def test_it_is_refused_before_the_first_checkpoint_too(tmp_path):

@@ -19,7 +19,7 @@ from synergen_jax.config import MeshConfig
 from synergen_jax.errors import UserError
 from synergen_jax.planning import hlo
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 WORDS = {
     "model": {"width": 16, "heads": 4, "depth": 1, "dropout": 0.2},
@@ -37,9 +37,9 @@ def start(mesh=(1, 1), **changes):
     log = random_log(users=30)
     split = splits.split(log, config.data)
     devices = device_mesh.make_mesh(MeshConfig(*mesh), jax.devices()[: mesh[0] * mesh[1]])
-    model = train.make_model(config, log.spec)
-    state, shardings = train.init_state(config, model, devices)
-    step = train.make_step(config, model, devices, shardings)
+    model = train_step.make_model(config, log.spec)
+    state, shardings = train_step.init_state(config, model, devices)
+    step = train_step.make_step(config, model, devices, shardings)
     catalogue = table.place_catalogue(examples.catalogue(log, split), devices)
     layout = device_mesh.batch_shardings(devices)
     with contextlib.closing(feed.train_feed(log, split, config)(0)) as stream:
@@ -144,9 +144,9 @@ def test_the_old_state_is_donated():
     log = random_log(users=30)
     split = splits.split(log, config.data)
     mesh = device_mesh.one_device()
-    model = train.make_model(config, log.spec)
-    state, shardings = train.init_state(config, model, mesh)
-    step = train.make_step(config, model, mesh, shardings)
+    model = train_step.make_model(config, log.spec)
+    state, shardings = train_step.init_state(config, model, mesh)
+    step = train_step.make_step(config, model, mesh, shardings)
     batch = device_mesh.place(next(feed.train_feed(log, split, config)(0)), device_mesh.batch_shardings(mesh))
     step(state, batch, table.place_catalogue(examples.catalogue(log, split), mesh))
     assert state.params["tables"]["item"].is_deleted()
@@ -237,5 +237,5 @@ def test_tables_fit_meshes_of_other_sizes():
         spec = dataclasses.replace(random_log(users=3).spec, items=items)
         for shape in ((6, 1), (1, 4)):
             mesh = device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
-            state = train.abstract_state(config, train.make_model(config, spec), mesh)
+            state = train_step.abstract_state(config, train_step.make_model(config, spec), mesh)
             assert state.params["tables"]["item"].shape == (1 + (items > 768), 768, 16)

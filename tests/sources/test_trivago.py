@@ -29,7 +29,7 @@ from synergen_jax.evaluation import baselines, protocol
 from synergen_jax.serving.recommender import Recommender
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 CLICK, IMAGE, INFO = "clickout item", "interaction item image", "interaction item info"
 COLUMNS = ("user_id", "session_id", "timestamp", "step", "action_type", "reference", "city")
@@ -338,9 +338,9 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh(tmp_path):
     )
     split = splits.split(log, config.data)
     mesh = device_mesh.make_mesh(config.mesh)
-    model = train.make_model(config, log.spec)
-    state, shardings = train.init_state(config, model, mesh)
-    step = train.make_step(config, model, mesh, shardings)
+    model = train_step.make_model(config, log.spec)
+    state, shardings = train_step.init_state(config, model, mesh)
+    step = train_step.make_step(config, model, mesh, shardings)
     catalogue = place_catalogue(examples.catalogue(log, split), mesh)
     batches = feed.train_feed(log, split, config)(0)
     for _ in range(60):

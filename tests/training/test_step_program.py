@@ -14,7 +14,7 @@ from synergen_jax.config import MeshConfig
 from synergen_jax.planning import hlo
 from synergen_jax.planning.plan import placed
 from synergen_jax.sharding import device_mesh, table
-from synergen_jax.training import train
+from synergen_jax.training import train_step
 
 ITEMS, WIDTH = 50_000, 16
 WORDS = {
@@ -39,8 +39,10 @@ def program(shape, kind, batch=16, **loss):
     spec = log.spec.__class__(ITEMS, log.spec.actions, log.spec.queries, log.spec.labels)
     catalogue = Catalogue({}, {}, np.zeros(ITEMS, np.int32), catalogue.query_counts)
     mesh = device_mesh.make_mesh(MeshConfig(*shape), jax.devices()[: shape[0] * shape[1]])
-    state = train.abstract_state(config, train.make_model(config, spec), mesh)
-    step = train.make_step(config, train.make_model(config, spec), mesh, jax.tree.map(lambda x: x.sharding, state))
+    state = train_step.abstract_state(config, train_step.make_model(config, spec), mesh)
+    step = train_step.make_step(
+        config, train_step.make_model(config, spec), mesh, jax.tree.map(lambda x: x.sharding, state)
+    )
     arguments = state, placed(one, device_mesh.batch_shardings(mesh)), table.abstract_catalogue(catalogue, mesh)
     # As outside of the tests, which compile in a shorter time: what a scatter becomes is what is looked at.
     return step.lower(*arguments).compile({"xla_cpu_use_fusion_emitters": True}).as_text()

@@ -17,7 +17,7 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, LossConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import protocol
-from synergen_jax.training import train
+from synergen_jax.training import loop, train_step
 
 
 def lines(workdir):
@@ -185,7 +185,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_bit(whole, tmp_pat
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(train.PreemptedError, match="asked to stop at step 8, whose checkpoint is written") as error:
+    with pytest.raises(loop.PreemptedError, match="asked to stop at step 8, whose checkpoint is written") as error:
         stopped.train(tmp_path, fixed(0.5), feed=signalled)
     assert error.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
     assert kept(tmp_path) == [5, 8]
@@ -217,7 +217,7 @@ def test_a_finished_run_has_nothing_to_do(whole, monkeypatch):
     """Nor is there a fresh state beside the one that is read."""
     _, result, workdir = whole
     again = Run()
-    monkeypatch.setattr(train, "init_state", None)
+    monkeypatch.setattr(train_step, "init_state", None)
     found = again.train(workdir, fixed(0.5))
     assert "nothing to do" in again.said[-1] and found.step == 20
     assert_equal(found.state, result.state)
@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
                 batch.events.item[0, 0] = bad
             yield batch
 
-    with pytest.raises(train.NotFiniteError, match=r"^step 5: the loss or its gradient is not finite .*loss nan"):
+    with pytest.raises(loop.NotFiniteError, match=r"^step 5: the loss or its gradient is not finite .*loss nan"):
         run.train(tmp_path, fixed(0.5), feed=feed)
     assert kept(tmp_path) == [2, 4]
 
@@ -289,15 +289,15 @@ def test_hard_candidates_lack_the_features_of_shown_ones():
     """One column would tell them from the items of the list: nothing about items would be learned from them."""
     spec = LogSpec(items=9, actions=3, queries=1, labels=("engage",), candidate_features=("price",))
     with pytest.raises(UserError, match=r"loss.hard_candidates: .* \(price\), by which the head .* set it to 0"):
-        train.make_model(Config(loss=LossConfig(hard_candidates=2)), spec)
-    train.make_model(Config(), spec)
+        train_step.make_model(Config(loss=LossConfig(hard_candidates=2)), spec)
+    train_step.make_model(Config(), spec)
 
 
 def test_the_rate_counts_what_steps_are_waited_for(monkeypatch):
     """Steps of 100 events: dispatched at once, waited for ten seconds each; a validation of an hour is a pause."""
     now = [0.0]
-    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
-    meter = train._Meter()
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    meter = loop._Meter()
     for _ in range(3):
         meter.add(100)
         now[0] += 10
