@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.feed import examples, feed_workers
 from data_pipelines.feed.splits import Split
-from synergen_jax.batch import EvalBatch, Feed, TrainBatch
+from synergen_jax.batch import AnyArray, EvalBatch, Feed, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 
@@ -24,7 +24,7 @@ EPOCHS = 2**24  # more than any run sees: the length of Grain's own endless stre
 
 
 def train_feed(
-    log, split: Split, config: Config, counts: np.ndarray | None = None, process: int = 0, processes: int = 1
+    log, split: Split, config: Config, counts: AnyArray | None = None, process: int = 0, processes: int = 1
 ) -> Feed:
     """`feed(step)` yields the batches of steps `step, step + 1, ...`, endlessly; batches run across epochs.
 
@@ -46,7 +46,7 @@ def train_feed(
     data = config.data
     if data.batch % processes:
         raise UserError(f"data.batch {data.batch} is not divisible by {processes} processes")
-    found = examples.training(log, split, config, counts)
+    found = examples.training(log, split, config, None if counts is None else np.asarray(counts))
     stream = grain.MapDataset.source(_Rows(found.rows)).shuffle(seed=data.seed).repeat(EPOCHS)
     blocks = stream.map_with_index(found.make).batch(data.batch // processes, batch_fn=examples.collate)
     with_negatives = functools.partial(examples.with_negatives, found.items, data.negatives, data.seed)

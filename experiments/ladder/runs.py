@@ -23,7 +23,7 @@ from synergen_jax import config as configs
 from synergen_jax.batch import EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import asking, baselines, metrics, protocol, slices
+from synergen_jax.evaluation import baselines, metrics, model_answers, protocol, slices
 from synergen_jax.model import synergen
 from synergen_jax.runs import workdir
 from synergen_jax.sharding import device_mesh
@@ -258,10 +258,12 @@ class Targets(typing.NamedTuple):
         return cls(host, jax.device_put(host, device))
 
 
-def measured(asked: asking.PlacedModel, config: Config, source: Source, targets: Targets) -> dict[str, typing.Any]:
+def measured(
+    asked: model_answers.PlacedModel, config: Config, source: Source, targets: Targets
+) -> dict[str, typing.Any]:
     """The metrics of all targets of one part: "retrieval", "reranked", "ranking" (by label), "slices" and "baselines"."""
     spec, rerank = asked.model.spec, config.evaluate.rerank
-    said = asking.answers(asked, targets.placed, rerank=rerank)
+    said = model_answers.answers(asked, targets.placed, rerank=rerank)
     mean = lambda ranks: {name: float(np.mean(x)) for name, x in metrics.retrieval_metrics(ranks).items()}
 
     def by_label(logits: np.ndarray) -> dict[str, float]:
@@ -399,7 +401,7 @@ def _run(run: Run, trainer: Trainer, feeds: Batches, keep: bool, session: Sessio
     mark = time.monotonic()
     results = {}
     if found.params is not None:
-        asked = asking.PlacedModel.of(trainer.model, found.params, catalogue)
+        asked = model_answers.PlacedModel.of(trainer.model, found.params, catalogue)
         results["validation"] = measured(asked, config, source, targets)
         results["test"] = measured(asked, config, source, Targets.of(feeds, config, "test", device))
         kept = results["test"]["retrieval"]

@@ -90,7 +90,7 @@ def _stepping(trainer: Trainer, batch, count: int) -> float:
 
 
 def together(feed: Feed, trainer: Trainer, count: int) -> float:
-    """Seconds a step of training from the feed, as `train.train` does it; the first step does not count."""
+    """Seconds a step of training from the feed, as `loop.train` does it; the first step does not count."""
     with contextlib.closing(feed(0)) as batches:
         jax.block_until_ready(trainer(trainer.place(next(batches))))
         start = time.perf_counter()

@@ -23,7 +23,7 @@ from synergen_jax.bench.timing import Spread
 from synergen_jax.config import Config
 from synergen_jax.model import oracle, synergen
 from synergen_jax.planning.synthetic import SyntheticLog
-from synergen_jax.training import losses, objective
+from synergen_jax.training import batch_loss, losses, objective
 from synergen_jax.training.optimiser import make_optimiser
 
 LENGTHS = {200: 8, 1000: 1}  # events: batch; the logits of 6,000 masked tokens are as many as a CPU likes to hold
@@ -153,7 +153,7 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
             target,
             item(batch.negatives),
             batch.negatives,
-            (target > 0).astype(jnp.float32),
+            jnp.asarray(target > 0, jnp.float32),
             None if log_q is None else (log_q[target], log_q[batch.negatives]),
             config.loss.temperature,
         )
@@ -161,7 +161,7 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
     score = jnp.einsum("bed,bekd->bek", wanted, item(lists.item))
     logits = apply(hidden[:, asked.item.shape[1] :], score.reshape(tokens.item.shape), method="rank")
     logits = logits.reshape(lists.label.shape)
-    weight = objective.list_weight(lists, config.loss)
+    weight = batch_loss.list_weight(lists, config.loss)
     parts["pointwise"] = losses.pointwise(logits, lists.label, weight)
     parts["pairwise"] = losses.pairwise(logits, lists.label, weight)
     weigh = {name: getattr(config.loss, f"{name}_weight") for name in parts}

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from synergen_jax.batch import Catalogue, LogSpec
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import asking, baselines, metrics, slices
+from synergen_jax.evaluation import baselines, metrics, model_answers, slices
 from synergen_jax.model import synergen
 from synergen_jax.processes import cluster
 from synergen_jax.retrieval import full_ranking, index
@@ -32,11 +32,11 @@ from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
 CELLS = 2**26  # scores of a baseline that exist at one time
 
 
-def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: asking.Batches):
+def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: model_answers.Batches):
     """`validate(params)`: metrics that a training run logs, the same on all processes; NDCG@10 selects its checkpoint."""
 
     def validate(params) -> dict[str, float]:
-        said = asking.answers(asking.PlacedModel.of(model, params, catalogue), batches)
+        said = model_answers.answers(model_answers.PlacedModel.of(model, params, catalogue), batches)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
         for column, label in enumerate(model.spec.labels):
@@ -76,7 +76,7 @@ def evaluate(
     model: synergen.SynerGen,
     params: synergen.Params,
     catalogue: Catalogue,
-    batches: asking.Batches,
+    batches: model_answers.Batches,
     config: EvaluateConfig,
     say: collections.abc.Callable[[str], None] = print,
     seed: int = 0,
@@ -110,9 +110,9 @@ def evaluate(
     """
     if len(catalogue.counts) != model.spec.items:
         raise ValueError(f"a catalogue of {len(catalogue.counts)} items, and a model of {model.spec.items}")
-    asked = asking.PlacedModel.of(model, params, place_catalogue(catalogue, mesh or device_mesh.one_device()))
-    said = asking.answers(asked, batches, "evaluate", config.rerank)
-    less = asking.with_less(asked, batches)
+    asked = model_answers.PlacedModel.of(model, params, place_catalogue(catalogue, mesh or device_mesh.one_device()))
+    said = model_answers.answers(asked, batches, "evaluate", config.rerank)
+    less = model_answers.with_less(asked, batches)
     keys, why = _keys_for_scann(asked) if config.scann else (None, "")
     if not cluster.first():
         return None
@@ -139,8 +139,8 @@ class _Targets(typing.NamedTuple):
 
     spec: LogSpec
     catalogue: Catalogue
-    batches: asking.Batches
-    said: asking.Answers
+    batches: model_answers.Batches
+    said: model_answers.Answers
     config: EvaluateConfig
     seed: int
 
@@ -238,7 +238,7 @@ def _leads(values: dict[str, np.ndarray], users: np.ndarray, config: EvaluateCon
     return metrics.summary(others, users, config.bootstrap, seed)
 
 
-def baseline_ranks(scorer: baselines.Scorer, batches: asking.Batches, items: int) -> np.ndarray:
+def baseline_ranks(scorer: baselines.Scorer, batches: model_answers.Batches, items: int) -> np.ndarray:
     """`metrics.ranks` of each target by a baseline's scores of all `items`, (n, 2); 0 where it has nothing to say."""
     found, rows = [], max(CELLS // items, 1)
     cut = lambda whole, start: jax.tree.map(lambda x: x[start : start + rows], whole)
@@ -256,7 +256,7 @@ def baseline_ranks(scorer: baselines.Scorer, batches: asking.Batches, items: int
     return np.concatenate(found)
 
 
-def _keys_for_scann(asked: asking.PlacedModel) -> tuple[np.ndarray | None, str]:
+def _keys_for_scann(asked: model_answers.PlacedModel) -> tuple[np.ndarray | None, str]:
     """Keys (V, D) of all items on process 0, and ""; or None, and why ScaNN cannot search them. All processes call this."""
     if why := _without_scann():
         return None, why
@@ -294,7 +294,7 @@ def _popularity(targets: _Targets) -> System:
 
 
 def within_shown(
-    said: asking.Answers, catalogue: Catalogue, batches: asking.Batches, config: EvaluateConfig, seed: int
+    said: model_answers.Answers, catalogue: Catalogue, batches: model_answers.Batches, config: EvaluateConfig, seed: int
 ):
     """Ranking within the lists that were shown, by the first label: whether an item was chosen.
 
@@ -318,7 +318,7 @@ def within_shown(
     return shown, lists, ahead
 
 
-def approximate(keys: np.ndarray, batches: asking.Batches, vectors: np.ndarray, k: int = 10):
+def approximate(keys: np.ndarray, batches: model_answers.Batches, vectors: np.ndarray, k: int = 10):
     """ScaNN beside the exact search over `keys` (V, D), on the retrieval vectors (n, D) of all targets.
 
     Returns:
@@ -351,7 +351,7 @@ def approximate(keys: np.ndarray, batches: asking.Batches, vectors: np.ndarray, 
 
 
 def by_label(
-    names: typing.Sequence[str], said: asking.Answers, logits: np.ndarray, bootstrap: int = 0, seed: int = 0
+    names: typing.Sequence[str], said: model_answers.Answers, logits: np.ndarray, bootstrap: int = 0, seed: int = 0
 ) -> System:
     """`metrics.ranking_metrics` of each ranked label, keyed "auc/like" and so on.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from synergen_jax.batch import LogSpec
+from synergen_jax.batch import AnyArray, LogSpec
 from synergen_jax.config import ModelConfig
 from synergen_jax.model.blocks import boxed, dense
 
@@ -57,7 +57,7 @@ class RankingHead(nn.Module):
             self.feature_wide = self.param("feature_wide", wide, (len(self.spec.candidate_features) + 1, labels))
 
     def __call__(
-        self, hidden: Float[Array, "... d"], score: Float[Array, "..."], feature: Float[Array, "... f"] | None
+        self, hidden: Float[Array, "... d"], score: Float[Array, "..."], feature: Float[AnyArray, "... f"] | None
     ) -> Float[Array, "... a"]:
         """As `SynerGen.rank`."""
         logits = self.ranking_out(nn.silu(self.ranking_hidden(hidden))).astype(jnp.float32)

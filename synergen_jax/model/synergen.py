@@ -179,7 +179,7 @@ class SynerGen(nn.Module):
         return self.retrieval.keys(items)
 
     def rank(
-        self, hidden: Array, score: Float[Array, "..."], feature: Float[Array, "... f"] | None = None
+        self, hidden: Array, score: Float[Array, "..."], feature: Float[AnyArray, "... f"] | None = None
     ) -> Float[Array, "... a"]:
         """One logit a ranked label, float32, (..., A).
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec, TrainBatch
 from synergen_jax.config import Config
-from synergen_jax.evaluation import asking
+from synergen_jax.evaluation import model_answers
 from synergen_jax.model import synergen
 from synergen_jax.planning import flops, hlo
 from synergen_jax.retrieval import full_ranking
@@ -102,8 +102,8 @@ def validation(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCa
     made = hlo.memory(full_ranking.item_keys.lower(mesh, model, params, catalogue).compile())
     shape = (*catalogue.item_counts.shape, model.config.width)
     keys = placed(jax.ShapeDtypeStruct(shape, jnp.float32), NamedSharding(mesh, table.SPLIT))
-    asked = asking.PlacedModel(mesh, model, params, catalogue, keys)
-    said = hlo.memory(asking.answer.lower(asked, targets, 0).compile())
+    asked = model_answers.PlacedModel(mesh, model, params, catalogue, keys)
+    said = hlo.memory(model_answers.answer.lower(asked, targets, 0).compile())
     answering = device_bytes(targets) + said.temp_size_in_bytes + said.output_size_in_bytes
     return device_bytes(keys) + max(made.temp_size_in_bytes, answering)
 

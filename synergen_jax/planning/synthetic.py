@@ -6,7 +6,6 @@ user), made when it is asked for, so that a log takes no memory whatever its siz
 
 from __future__ import annotations
 
-import functools
 import typing
 
 import numpy as np
@@ -64,6 +63,7 @@ class SyntheticLog:
             raise UserError(f"no distribution of lengths {lengths!r}{nearest(lengths, LENGTHS)}: {', '.join(LENGTHS)}")
         self.name = f"synthetic ({items:,} items, {users:,} users)"
         self.seed = seed
+        self._made: dict[tuple, dict[str, np.ndarray]] = {}  # (rows, widths) -> matrices, made when they are asked for
         self.actions, self.labels = ["", "view", "like"], {"engage": (1, 2), "like": (2,)}
         spread = (matrices, matrices if queries else ())
         self.spec = LogSpec(items + 1, len(self.actions), queries + 1, tuple(self.labels), *spread)
@@ -75,21 +75,25 @@ class SyntheticLog:
             drawn = np.exp(rng.normal(np.log(of.median), of.sigma, users))
             self.lengths, self._span = np.clip(drawn, of.least, of.most).astype(np.int32), of.seconds
 
-    @functools.cached_property
+    @property
     def item_matrices(self) -> dict[str, np.ndarray]:
         """Random semantic vectors of items, (V, width) float16 each."""
         return self._matrices(self.spec.items, self.spec.item_matrices)
 
-    @functools.cached_property
+    @property
     def query_matrices(self) -> dict[str, np.ndarray]:
         """Likewise of queries."""
         return self._matrices(self.spec.queries, self.spec.query_matrices)
 
     def _matrices(self, rows: int, widths) -> dict[str, np.ndarray]:
+        key = rows, tuple(widths)
+        if key in self._made:
+            return self._made[key]
         rng = np.random.default_rng((self.seed, 1, rows))
         made = {name: rng.standard_normal((rows, width), np.float32).astype(np.float16) for name, width in widths}
         for matrix in made.values():
             matrix[0] = 0
+        self._made[key] = made
         return made
 
     def __len__(self) -> int:

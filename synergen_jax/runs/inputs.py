@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines.feed import examples, feed, splits
 from synergen_jax import config as configs
-from synergen_jax.batch import Catalogue, EvalBatch, Feed, LogSpec, TrainBatch
+from synergen_jax.batch import Catalogue, EvalBatch, Feed, Floats, LogSpec, TrainBatch
 from synergen_jax.config import Config
 from synergen_jax.planning.synthetic import SyntheticLog
 
@@ -60,7 +60,10 @@ def abstract(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBat
     wide = lambda x, rows: np.broadcast_to(
         np.zeros(1, x.dtype), (rows, *x.shape[1:])
     )  # of any size, and takes no memory
-    rows = lambda matrices, count: {name: wide(matrix, count) for name, matrix in matrices.items()}
+
+    def rows(matrices: dict[str, Floats], count: int) -> dict[str, Floats]:
+        return {name: wide(matrix, count) for name, matrix in matrices.items()}
+
     whole = Catalogue(
         rows(catalogue.item_matrices, spec.items),
         rows(catalogue.query_matrices, spec.queries),

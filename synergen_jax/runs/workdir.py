@@ -26,6 +26,7 @@ import zlib
 import numpy as np
 
 from synergen_jax import config as configs
+from synergen_jax.batch import AnyArray
 from synergen_jax.config import Config
 from synergen_jax.errors import NotWritten, UserError, first_line, writing
 from synergen_jax.processes import run_lock
@@ -176,7 +177,7 @@ def read_phase(workdir: pathlib.Path) -> identity.Phase | None:
 # --- training counts ------------------------------------------------------------------------------------------
 
 
-def write_counts(workdir: pathlib.Path, items: np.ndarray, queries: np.ndarray, fingerprint: str = "") -> None:
+def write_counts(workdir: pathlib.Path, items: AnyArray, queries: AnyArray, fingerprint: str = "") -> None:
     """Keeps how often training meets each item, (V,), and each query, (queries,), of the log of that fingerprint."""
     with _replacing(workdir / "counts.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, items=items, queries=queries, log=np.array(fingerprint))

@@ -86,7 +86,8 @@ def apply(
     optimiser = make_optimiser(config.optimiser, config.run.steps)
     old = _dense(params, state["rows"])
     updates, dense_state = optimiser.update(dense, state["dense"], old)
-    new = optax.apply_updates(old, updates)
+    # To optax parameters are any tree of arrays; what it gives has the form of what it is given.
+    new = typing.cast(synergen.Params, optax.apply_updates(old, updates))
     moved, tables, rows = optax.tree.norm(updates, squared=True), dict(new["tables"]), {}
     of = kinds(config, params)
     for name, remembered in state["rows"].items():

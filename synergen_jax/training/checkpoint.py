@@ -26,6 +26,7 @@ import warnings
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from synergen_jax.errors import Stopped, UserError, first_line
 from synergen_jax.processes import cluster
@@ -116,9 +117,9 @@ class Checkpoints:
         """
         self.wait()  # for the preceding one, whose error would else be taken for one of this step
         self._kept.best, self._step = best, step
-        info = ocp.args.JsonSave(info | {"best": best})
+        told = ocp.args.JsonSave(info | {"best": best})
         with self._writing():
-            args = ocp.args.Composite(state=ocp.args.StandardSave(state), info=info)
+            args = ocp.args.Composite(state=ocp.args.StandardSave(state), info=told)
             saved = self._manager.save(step, args=args)
         if not saved:
             raise UserError(f"{self.folder}: has a checkpoint of step {step} or later already: give another --workdir")
@@ -215,7 +216,9 @@ class Checkpoints:
     def _other_arrays(self, step: int, like: typing.Any) -> str:
         """Which arrays of a checkpoint have other shapes than those of `like`, or are missing in one of both; "" for none."""
         try:
-            saved = _shapes(ocp.StandardCheckpointHandler().metadata(self.folder / str(step) / "state").tree)
+            saved = _shapes(
+                ocp.StandardCheckpointHandler().metadata(epath.Path(self.folder / str(step) / "state")).tree
+            )
         except Exception:  # damaged: the read will tell
             return ""
         wanted = _shapes(like)

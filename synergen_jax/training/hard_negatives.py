@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from synergen_jax.batch import Candidates
+from synergen_jax.batch import AnyArray, Candidates
 from synergen_jax.retrieval import full_ranking
 from synergen_jax.sharding import table
 from synergen_jax.training import losses
@@ -47,8 +47,8 @@ def best(
     query: Float[Array, "b e d"],
     pool: Pool,
     candidates: Candidates,
-    had: Int[Array, "b l"] | None,
-    first: Int[Array, "b l"] | None,
+    had: Int[AnyArray, "b l"] | None,
+    first: Int[AnyArray, "b l"] | None,
     most: int,
 ) -> Best:
     """The `most` items of the pool with the highest scores, at each ranked event; of equal ones the one that stands first.

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from synergen_jax.batch import AnyArray
+
 Scalar = Float[Array, ""]
 
 
@@ -21,9 +23,9 @@ TILE = (2048, 512)  # queries, and items, whose scores exist at one time
 def info_nce(
     query: Float[Array, "p d"],
     positive: Float[Array, "p d"],
-    positive_id: Int[Array, "p"],
+    positive_id: Int[AnyArray, "p"],
     negative: Float[Array, "n d"],
-    negative_id: Int[Array, "n"],
+    negative_id: Int[AnyArray, "n"],
     weight: Float[Array, "p"],
     log_q: tuple[Float[Array, "p"], Float[Array, "n"]] | None,
     temperature: float,
@@ -95,8 +97,8 @@ def log_sum_exp(
     query: Float[Array, "p d"],
     key: Float[Array, "n d"],
     bias: Float[Array, "n"],
-    query_id: Int[Array, "p"],
-    key_id: Int[Array, "n"],
+    query_id: Int[AnyArray, "p"],
+    key_id: Int[AnyArray, "n"],
 ) -> Float[Array, "p"]:
     """log Σ_n exp(<query_p, key_n> + bias_n) over keys whose id is neither 0 nor the query's own; -inf if there is none.
 
@@ -118,7 +120,7 @@ def _forward(query, key, bias, query_id, key_id):
         return new, total
 
     def over_keys(carry, k):
-        return jax.lax.map(lambda x: one(*x[:2], x[2], k), (*carry, queries)), None
+        return jax.lax.map(lambda x: one(x[0], x[1], x[2], k), (*carry, queries)), None
 
     none = queries[1] * 0.0  # zeros that vary over a mesh as the queries do
     (top, total), _ = jax.lax.scan(over_keys, (none - jnp.inf, none), keys)
@@ -169,7 +171,7 @@ def tiles(most: int, *arrays: typing.Any) -> tuple:
 
 
 def log_expected_count(
-    counts: Int[Array, "*i"],
+    counts: Int[AnyArray, "*i"],
     events: int | Int[Array, ""] | Float[Array, ""],
     items: int | Int[Array, ""] | Float[Array, ""],
     in_batch: int | float | Scalar,
@@ -188,7 +190,7 @@ def log_expected_count(
     return jnp.log(in_batch * share + uniform / jnp.maximum(items, 1))
 
 
-def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+def pointwise(logits: Float[Array, "*b k a"], label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum of the binary cross-entropies of the known labels (1 or 0; -1 is unknown and left out).
 
     Args:
@@ -198,7 +200,7 @@ def pointwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weigh
     return jnp.sum(jnp.where(label >= 0, loss, 0.0) * weight[..., None, :])
 
 
-def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+def pairwise(logits: Float[Array, "*b k a"], label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted sum over the pairs (positive i, negative j) of one list and label of  -log sigmoid(s_i - s_j).
 
     BPR (Rendle et al. 2009) within each list of K candidates.
@@ -207,12 +209,12 @@ def pairwise(logits: Float[Array, "*b k a"], label: Int[Array, "*b k a"], weight
     return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, :])
 
 
-def known(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+def known(label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of labels that `pointwise` adds up."""
     return jnp.sum((label >= 0) * weight[..., None, :])
 
 
-def pairs(label: Int[Array, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+def pairs(label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
     """Weighted number of pairs that `pairwise` adds up."""
     return jnp.sum(_pairs(label) * weight[..., None, None, :])
 

@@ -86,13 +86,14 @@ class _Board:
         from tensorboardX.proto import event_pb2, summary_pb2
 
         self._crc, self._scalar = record_writer.masked_crc32c, summary.scalar
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes them at run time
         with writing(folder):
             folder.mkdir(exist_ok=True)
         self._file = _Appended(folder / f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}")
         self._put(file_version="brain.Event:2")
         if step:  # what TensorBoard has of later steps is computed again
-            self._put(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+            session = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes them at run time
+            self._put(step=step + 1, session_log=session(status=session.START))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         values = [value for name, number in metrics.items() for value in self._scalar(name, number).value]

@@ -67,12 +67,12 @@ def row_optimiser(config: OptimiserConfig, kind: str, steps: int) -> RowOptimise
         b1, b2, t = config.b1, config.b2, step.astype(jnp.float32) + 1
         mu = b1 * state["mu"] + (1 - b1) * gradient
         nu = b2 * state["nu"] + (1 - b2) * gradient * gradient
-        updates = -rate(step) * (mu / (1 - b1**t)) / (jnp.sqrt(nu / (1 - b2**t)) + 1e-8)
+        updates = -jnp.asarray(rate(step)) * (mu / (1 - b1**t)) / (jnp.sqrt(nu / (1 - b2**t)) + 1e-8)
         return updates, {"mu": mu, "nu": nu}
 
     def adagrad(gradient, state, step):
         total = state["sum"] + jnp.mean(gradient * gradient, axis=-1)
-        return -rate(step) * gradient / (jnp.sqrt(total)[:, None] + 1e-8), {"sum": total}
+        return -jnp.asarray(rate(step)) * gradient / (jnp.sqrt(total)[:, None] + 1e-8), {"sum": total}
 
     return {"adam": RowOptimiser({"mu": 1, "nu": 1}, adam), "adagrad": RowOptimiser({"sum": 0}, adagrad)}[kind]
 

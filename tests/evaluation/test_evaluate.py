@@ -12,7 +12,7 @@ from small_log import random_log
 from data_pipelines.feed import examples, feed, splits, windows
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import asking, baselines, metrics, protocol
+from synergen_jax.evaluation import baselines, metrics, model_answers, protocol
 from synergen_jax.model import synergen
 from synergen_jax.planning import plan
 from synergen_jax.retrieval import index
@@ -262,8 +262,8 @@ def test_kernels_are_split_by_hand_over_the_devices_of_a_tpu(setting):
     targets = plan.placed(targets, device_mesh.batch_shardings(mesh).events)
     placed = table.abstract_catalogue(catalogue, mesh)
     keys = jax.ShapeDtypeStruct((1, 768, 256), np.float32, sharding=placed.item_counts.sharding)
-    asked = asking.PlacedModel(mesh, model, params, placed, keys)
-    traced = asking.answer.trace(asked, targets, 0)
+    asked = model_answers.PlacedModel(mesh, model, params, placed, keys)
+    traced = model_answers.answer.trace(asked, targets, 0)
     assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
@@ -272,8 +272,8 @@ def test_reranking_orders_the_first_items_by_the_ranking_head(setting, report):
     log, split, model, params, catalogue = setting
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     keys = synergen.item_keys(model, params, catalogue)
-    asked = asking.PlacedModel.of(model, params, small_model.stored(catalogue))
-    said, plain = asking.answers(asked, batches, rerank=10), asking.answers(asked, batches)
+    asked = model_answers.PlacedModel.of(model, params, small_model.stored(catalogue))
+    said, plain = model_answers.answers(asked, batches, rerank=10), model_answers.answers(asked, batches)
     np.testing.assert_array_equal(said.ranks, plain.ranks)
     outside = said.ranks[:, 0] > 10
     np.testing.assert_array_equal(said.reranked[outside], said.ranks[outside])
@@ -311,8 +311,8 @@ def test_intervals_of_all_systems_are_those_of_users(setting):
     found = protocol.evaluate(model, params, catalogue, batches, config.evaluate, lambda _: None)
     users = np.concatenate([batch.user[batch.user >= 0] for batch in batches])
     assert len(set(users.tolist())) < len(users) == found.targets
-    asked = asking.PlacedModel.of(model, params, small_model.stored(catalogue))
-    said = asking.answers(asked, batches, rerank=config.evaluate.rerank)
+    asked = model_answers.PlacedModel.of(model, params, small_model.stored(catalogue))
+    said = model_answers.answers(asked, batches, rerank=config.evaluate.rerank)
     np.testing.assert_array_equal(said.user, users)
     ranks = {"model": said.ranks, "model_reranked": said.reranked}
     ranks["most_popular"] = protocol.baseline_ranks(baselines.fixed(catalogue.counts), batches, log.spec.items)
@@ -350,7 +350,7 @@ def test_places_after_the_ranking_head():
     there = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
     # The second ties with the last of the three and came behind them; the fourth was seen: it counts where it stood.
     ranks = np.array([[2, 2], [2, 6], [1, 1], [2, 2], [1, 2]])
-    found = asking._reranked(chosen, there, target, ranks)
+    found = model_answers._reranked(chosen, there, target, ranks)
     assert found.tolist() == [[2, 3], [4, 6], [-1, -1], [2, 2], [1, 2]]
 
 

@@ -22,7 +22,7 @@ from data_pipelines.feed import examples, feed, splits
 from synergen_jax.cli.main import main
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import asking, protocol
+from synergen_jax.evaluation import model_answers, protocol
 from synergen_jax.processes import cluster, crash_report
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
@@ -155,7 +155,7 @@ def test_evaluation_on_a_mesh_gives_the_same_answers():
     one = small_model.stored(catalogue)
 
     def ask(params, catalogue):
-        return asking.answers(asking.PlacedModel.of(model, params, catalogue), targets, rerank=20)
+        return model_answers.answers(model_answers.PlacedModel.of(model, params, catalogue), targets, rerank=20)
 
     plain, spread = ask(params, one), ask(placed, stored)
     assert (plain.reranked != plain.ranks).any()

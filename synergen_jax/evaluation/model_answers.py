@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from synergen_jax.batch import AnyArray, EvalBatch, Readers
 from synergen_jax.model import lookup, synergen
+from synergen_jax.model.synergen import SynerGen
 from synergen_jax.processes import cluster
 from synergen_jax.retrieval import full_ranking
 from synergen_jax.sharding import device_mesh
@@ -92,12 +93,15 @@ def _encoded(asked: PlacedModel, batch: EvalBatch, *readers: Readers):
     made = lookup.vectors(mesh, model, params, asked.catalogue, ids)
     items, queries = made["item"], made["query"]
 
-    def apply(*args, method):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # along which attention kernels are split
-            return model.apply(params["model"], *args, method=method)
+    pure = functools.partial(synergen.pure, model, params["model"])
+    split = lambda: jax.sharding.use_abstract_mesh(mesh.abstract_mesh)  # along which attention kernels are split
+    with split():
+        cache = pure(SynerGen.encode)(batch.events, items[0], queries[0])
 
-    cache = apply(batch.events, items[0], queries[0], method="encode")
-    read = functools.partial(apply, cache, method="read")
+    def read(readers: Readers, items: Array, queries: Array) -> Array:
+        with split():
+            return pure(SynerGen.read)(cache, readers, items, queries)
+
     return read, items[1:], queries[1:]
 
 
@@ -109,15 +113,15 @@ def answer(asked: PlacedModel, batch: EvalBatch, rerank: int) -> tuple[Answers[A
       rerank: as in `answers`.
     """
     mesh, model, keys = asked.mesh, asked.model, asked.keys
-    apply = functools.partial(model.apply, asked.params["model"])
+    pure = functools.partial(synergen.pure, model, asked.params["model"])
     reader, listed, items = batch.reader, batch.ranking.readers(), model.spec.items
     read, (nothing, list_items), (wanted, list_queries) = _encoded(asked, batch, reader, listed)
-    query = apply(read(reader, nothing, wanted), method="retrieve")[:, 0]
+    query = pure(SynerGen.retrieve)(read(reader, nothing, wanted))[:, 0]
     ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, items)
     # Exact, as serving is: an accelerator's own choice of fewer bits changes the ranks of a quarter of the targets.
-    list_keys = apply(list_items, method="keys")
+    list_keys = pure(SynerGen.keys)(list_items)
     score = jnp.einsum("bd,bkd->bk", query, list_keys, precision=jax.lax.Precision.HIGHEST)
-    logits = apply(read(listed, list_items, list_queries), score, listed.feature, method="rank")
+    logits = pure(SynerGen.rank)(read(listed, list_items, list_queries), score, listed.feature)
     label, unknown = batch.ranking.label[:, 0], full_ranking.known_bias(list_keys) < 0
     logits = logits.reshape(label.shape)
     # Sampled candidates are what retrieval could bring, which never brings what nothing is known of. Finite, as a logit is.
@@ -131,7 +135,7 @@ def answer(asked: PlacedModel, batch: EvalBatch, rerank: int) -> tuple[Answers[A
         wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
         readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
         vectors = lookup.vectors(mesh, model, asked.params, asked.catalogue, {"item": [first]})["item"][0]
-        chosen = apply(read(readers, vectors, wide(wanted)), score, method="rank")[..., 0]
+        chosen = pure(SynerGen.rank)(read(readers, vectors, wide(wanted)), score)[..., 0]
         said = said._replace(reranked=_reranked(chosen, score > -jnp.inf, first == batch.target[:, None], ranks))
     return jax.lax.with_sharding_constraint((said, batch.user >= 0), device_mesh.whole(mesh))
 
@@ -161,7 +165,8 @@ def _reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array
 def _ranks(asked: PlacedModel, batch: EvalBatch) -> Array:
     model = asked.model
     read, (nothing,), (wanted,) = _encoded(asked, batch, batch.reader)
-    query = model.apply(asked.params["model"], read(batch.reader, nothing, wanted), method="retrieve")[:, 0]
+    retrieve = synergen.pure(model, asked.params["model"], SynerGen.retrieve)
+    query = retrieve(read(batch.reader, nothing, wanted))[:, 0]
     ranks = full_ranking.ranks(asked.mesh, query, asked.keys, batch.target, batch.seen, model.spec.items)
     return jax.lax.with_sharding_constraint(ranks, device_mesh.whole(asked.mesh))
 
