@@ -121,7 +121,7 @@ class OptimiserConfig:
     average: float = (
         0.0  # decay of the moving average of parameters that is validated and served; 0: the newest ones are
     )
-    accumulate: int = 0  # micro-batches a step; 0: as many as suit the platform (`sharding.micro_batches`)
+    accumulate: int = 0  # micro-batches a step; 0: as many as suit the platform (`device_mesh.micro_batches`)
     table: str = "auto"  # item and query rows: "dense", the whole table; "adam" (lazy) or "adagrad", the batch's rows
 
 

@@ -20,7 +20,7 @@ from synergen_jax.model.attention_xla import BUCKETS, Form
 from synergen_jax.model.dropout import Dropout
 
 Axes = tuple[str | None, ...]
-"""The logical axes of an array, see `sharding.device_mesh`."""
+"""The logical axes of an array, see `device_mesh.RULES`."""
 
 
 def boxed(init: nn.initializers.Initializer, axes: Axes) -> nn.initializers.Initializer:

@@ -4,7 +4,7 @@
 `read` answers any number of readers over them: retrieval tokens (what comes next?) and ranking tokens (how will this
 candidate be received?). Each reader sees the first `visible` events and itself. `append` adds one event to a cache; it
 is a `read` by a context token whose keys and values are kept. The same weights serve all three, and the result
-equals the interleaved Transformer under its task-specific mask (`dense.py`) to rounding.
+equals the interleaved Transformer under its task-specific mask (`oracle.py`) to rounding.
 
 The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids on one device,
 `lookup` is that on a mesh.

@@ -33,7 +33,7 @@ def item_keys(
 ) -> Float[Array, "a c d"]:
     """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0.
 
-    `model.item_keys` are the same on one device, (V, D), for serving.
+    `synergen.item_keys` are the same on one device, (V, D), for serving.
     """
     stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
     lines = catalogue.item_counts.shape[0]

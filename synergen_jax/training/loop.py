@@ -69,7 +69,7 @@ def train(
     """Trains to `config.run.steps`, or until validation stops getting better; goes on where `workdir` left off.
 
     Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters. Of several processes
-    all call it; `feed` gives each its `sharding.block` of every batch, and process 0 writes.
+    all call it; `feed` gives each its `device_mesh.block` of every batch, and process 0 writes.
 
     Args:
       catalogue: on the mesh of `config.mesh`.

@@ -41,7 +41,7 @@ def causal_oracle(q, k, v, first, time=None, form=SOFTMAX):
 
 
 def prefix_oracle(q, k, v, keys, values, visible, first, time=None, key_time=None, form=SOFTMAX):
-    """Context keys and own keys in one sequence under the mask of `dense.mask`."""
+    """Context keys and own keys in one sequence under the mask of `oracle.mask`."""
     place = jnp.arange(keys.shape[2])[None, None]
     seen = place < visible[:, :, None]
     if first is not None:

@@ -115,7 +115,7 @@ def test_vectors_and_their_gradients_are_those_of_plain_rows(shape):
 
 @functools.partial(jax.jit, static_argnums=4)
 def best(scores, pool, candidates, had, most):
-    """`hard.best` of one user for scores that are given: vectors have one number."""
+    """`hard_negatives.best` of one user for scores that are given: vectors have one number."""
     query = jnp.ones((*candidates.item.shape[:2], 1))
     return hard_negatives.best(
         ONE, query, hard_negatives.Pool(scores[:, None], pool, False), candidates, had, None, most

@@ -75,7 +75,7 @@ def test_a_step_touches_the_rows_of_its_batch_alone(shape, kind):
     assert "all-to-all" in {one.kind for one in hlo.collectives(text)}
 
 
-@SLOW  # test_sharding.py reads a smaller one in the ordinary suite
+@SLOW  # test_device_mesh.py reads a smaller one in the ordinary suite
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_the_full_softmax_and_hard_candidates_leave_the_rows_where_they_are(shape):
     """Every row has a gradient; still nothing of a table's size is sent, forth or back."""
