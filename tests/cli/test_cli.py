@@ -18,6 +18,7 @@ from synergen_jax.cli import data, evaluate
 from synergen_jax.cli.main import main
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import protocol, report
+from synergen_jax.runs import train as training
 from synergen_jax.runs import workdir
 
 
@@ -144,7 +145,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(place, refused,
 
     monkeypatch.setattr(workdir.tempfile, "TemporaryFile", read_only)
     refused(arguments, f"{place.workdir} cannot be written (Read-only file system)", "--out FOLDER")
-    monkeypatch.setattr(commands, "_fit", work)
+    monkeypatch.setattr(training, "_train", work)
     (tmp_path / "family.toml").write_text(f'base = "{place.config}"\n[variants.one]\n')
     family = ["sweep", tmp_path / "family.toml", "--workdir", place.data.parent, "--data-dir", place.data]
     refused(family, f"{place.data.parent} cannot be written (Read-only file system)", "another --workdir")
