@@ -58,7 +58,7 @@ def read(
       columns: role -> name of its column; roles are ROLES.
       tags: columns whose values, set apart by `|`, become multi-hot matrices.
       vectors: name of a matrix -> .npy file with a row for each row of the file.
-      drop: kinds of bad rows that are left out; see `problems`.
+      drop: kinds of bad rows that are left out; see `bad_rows`.
       options: whether messages may advise an import's options.
 
     Raises:

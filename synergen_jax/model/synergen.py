@@ -234,6 +234,9 @@ def pure(
       method: of `SynerGen`, or a function whose first argument is one.
       rngs: {"dropout": key} where dropout is applied.
     """
+    name = getattr(method, "__name__", "")
+    if getattr(SynerGen, name, None) is method:
+        method = getattr(type(model), name)  # a subclass may have its own
     # To Flax an answer may be a pair, whose second part are changed variables; without `mutable` it is what the method gives.
     apply = typing.cast(collections.abc.Callable[..., _R], model.apply)
     return functools.partial(apply, variables, method=method, rngs=rngs)

@@ -409,3 +409,15 @@ def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
     np.testing.assert_allclose(rank(score) - rank(none), [[10.0, 3.0], [-2.0, -0.6]], atol=1e-5)
     known = jnp.array([[[3.0, 1.0], [0.0, 0.0]]])
     np.testing.assert_allclose(rank(none, known) - rank(none), [[6.5, 1.0], [0.0, 0.0]], atol=1e-5)
+
+
+def test_a_subclass_has_its_own_methods():
+    class Doubled(synergen.SynerGen):
+        def keys(self, items):
+            return 2 * super().keys(items)
+
+    model, params, _ = small_model.make()
+    items = jnp.ones((2, small_model.CONFIG.width))
+    plain = synergen.pure(model, params["model"], synergen.SynerGen.keys)(items)
+    own = synergen.pure(Doubled(model.config, model.spec), params["model"], synergen.SynerGen.keys)(items)
+    np.testing.assert_array_equal(own, 2 * plain)
