@@ -20,7 +20,7 @@ from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import text
 from data_pipelines.files import disk
 from data_pipelines.files.records import MATRIX_NAME
-from data_pipelines.importing import event_files, event_rows, item_file, sorted_events, timestamps
+from data_pipelines.importing import event_files, event_rows, item_table, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import KINDS, Problems
 from data_pipelines.importing.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.sources.fetch import SOURCES
@@ -34,7 +34,7 @@ class Options:
     """How a table is read; columns are given as role -> name, and each role's own name is the default."""
 
     columns: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)  # of ROLES
-    item_columns: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)  # of item_file.ROLES
+    item_columns: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)  # of item_table.ROLES
     time_unit: str = "auto"  # one of timestamps.KINDS
     drop: typing.Collection[str] = ()  # kinds of bad rows, out of problems.KINDS, or "all"
     labels: typing.Mapping[str, typing.Sequence[str]] = dataclasses.field(default_factory=dict)  # name -> actions
@@ -109,14 +109,16 @@ def checked(name: str, items, options: Options) -> Options:
     return dataclasses.replace(options, drop=drop)
 
 
-def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict[str, str], item_file.Items | None]:
+def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict[str, str], item_table.Items | None]:
     """The column of each role, and the table of items if one is given."""
     roles = event_files.roles(files, options.columns, ROLES, required=("user", "time"), flag="--columns")
     if not {"item", "query"} & set(roles):
         event_files.roles(files, options.columns, ROLES, required=("item",), flag="--columns")
     if items is None:
         return roles, None
-    return roles, item_file.read(pathlib.Path(items), options.item_columns, options.tags, options.vectors, options.drop)
+    return roles, item_table.read(
+        pathlib.Path(items), options.item_columns, options.tags, options.vectors, options.drop
+    )
 
 
 def make(folder: pathlib.Path) -> None:
@@ -220,7 +222,7 @@ class _Gathered:
             bucket.delete()
 
 
-def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.Items | None, items) -> EventLog:
+def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_table.Items | None, items) -> EventLog:
     used = {role: gathered.count(role) for role in ("item", "query", "action")}
     met = [text for text, events in zip(gathered.vocabularies["item"].texts(), used["item"][1:].tolist()) if events]
     used["item"] += gathered.shown()
@@ -239,7 +241,7 @@ def _write(path: pathlib.Path, name: str, gathered: _Gathered, table: item_file.
 
 
 def log_tables(
-    where: str, rows: int, there: typing.Mapping[str, list[str]], table: item_file.Items | None
+    where: str, rows: int, there: typing.Mapping[str, list[str]], table: item_table.Items | None
 ) -> dict[str, list[str]]:
     """The items, queries and actions of a log in the order of their ids, the empty one first.
 
@@ -256,7 +258,7 @@ def log_tables(
     return {role: ["", *ordered(items if role == "item" else there[role])] for role in ("item", "query", "action")}
 
 
-def items_met(met: typing.Sequence[str], items: list[str], table: item_file.Items | None) -> dict[str, int]:
+def items_met(met: typing.Sequence[str], items: list[str], table: item_table.Items | None) -> dict[str, int]:
     """What a log's `source` says of the items that have events, `met`, beside all its `items` and the table's."""
     described = set(table.ids) if table else set()
     return {
@@ -294,7 +296,7 @@ def write(
     name: str,
     users: typing.Iterable[dict[str, typing.Any]],
     tables: dict[str, list[str]],
-    table: item_file.Items | None,
+    table: item_table.Items | None,
     options: Options,
     about: dict[str, typing.Any],
     shards: typing.Sequence[pathlib.Path] = (),
@@ -310,7 +312,7 @@ def write(
     labels = make_labels(
         actions[1:], options.labels, "no event is left of action"
     )  # refuses now rather than at the end
-    described = item_file.describe(item_ids, table)
+    described = item_table.describe(item_ids, table)
     item_matrices, query_matrices = dict(described.matrices), {}
     texts = {"item_texts": described.texts, "text_encoder": None}
     words = described.texts if table and any(table.words) else [""]  # ids are no texts

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from data_pipelines.files import rows
-from data_pipelines.sources import atomic
+from data_pipelines.sources import recbole
 from data_pipelines.sources.fetch import Raw
 from data_pipelines.sources.interactions import Interactions, ordered
 from synergen_jax.errors import UserError
@@ -130,10 +130,10 @@ def _films(table: rows.Rows, titles, genres) -> Films:
 def _atomic(data: bytes, where: str, described: bytes, where_described: str):
     """RecBole's copies. They are UTF-8, hold the year in a column of its own, and write 'unkonwn' where 100K has the
     title 'unknown'; the copy of 1M numbers users as 1m_1 and names films by title. All of that is undone here."""
-    table = atomic.table(data, where, _NAMES)
+    table = recbole.table(data, where, _NAMES)
     users, items, ratings, times = _columns(table)
     users = [user.removeprefix("1m_") for user in users]
-    films = atomic.table(described, where_described, ("item_id", "movie_title", "release_year"))
+    films = recbole.table(described, where_described, ("item_id", "movie_title", "release_year"))
     column = next((name for name in ("class", "genre", "genres") if name in films.columns), None)
     if column is None:
         raise UserError(f"{where_described}: there is no column class, genre or genres")

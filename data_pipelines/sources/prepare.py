@@ -12,7 +12,7 @@ from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import matrices, text
 from data_pipelines.files import disk
-from data_pipelines.sources import atomic, fetch, movielens, search_queries, trivago
+from data_pipelines.sources import fetch, movielens, recbole, search_queries, trivago
 from data_pipelines.sources.interactions import log_parts
 from synergen_jax.errors import UserError
 
@@ -97,7 +97,7 @@ def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pat
         if not source.is_dir():
             names = ", ".join((*KNOWN, trivago.NAME))
             raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
-        name = pathlib.Path(atomic.find(source).interactions[0]).stem
+        name = pathlib.Path(recbole.find(source).interactions[0]).stem
         if name in KNOWN:
             name = f"{name}-atomic"  # the plain name stands for the data set as it was published
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
@@ -131,7 +131,7 @@ def _parts(
         parts, counts = trivago.log_parts(raw)
         return parts, {"counts": counts}
     of = SEARCH.get(name, name)
-    parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else atomic.interactions(raw))
+    parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else recbole.interactions(raw))
     if name not in SEARCH:
         return parts, {}
     made = {key: settings[key] for key in ("share", "seed")}
@@ -141,7 +141,7 @@ def _parts(
 
 def _has_words(raw: fetch.Raw) -> bool:
     """Whether atomic files describe an item in words."""
-    titles, tags = atomic.descriptions(raw)
+    titles, tags = recbole.descriptions(raw)
     return any(titles.values()) or any(any(of.values()) for of in tags.values())
 
 
@@ -204,7 +204,7 @@ def _given(name: str, source: str | pathlib.Path) -> fetch.Raw:
     folder = pathlib.Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of atomic files")
-    return atomic.find(folder)
+    return recbole.find(folder)
 
 
 def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:

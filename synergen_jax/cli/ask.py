@@ -6,7 +6,7 @@ import argparse
 import pathlib
 import typing
 
-from synergen_jax.cli import arguments as shared
+from synergen_jax.cli import shared_arguments as shared
 
 
 def declare(commands: shared.Commands) -> None:

@@ -8,7 +8,7 @@ import pathlib
 import time
 import typing
 
-from synergen_jax.cli import arguments as shared
+from synergen_jax.cli import shared_arguments as shared
 from synergen_jax.errors import UserError
 from synergen_jax.processes.cluster import say
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import typing
 
-from synergen_jax.cli import arguments as shared
+from synergen_jax.cli import shared_arguments as shared
 
 
 def declare(commands: shared.Commands) -> None:

@@ -11,8 +11,8 @@ import sys
 import typing
 
 from synergen_jax import __version__
-from synergen_jax.cli import arguments as shared
 from synergen_jax.cli import ask, bench, compile_cache, data, evaluate, pipes, plan, quickstart, sweep, train
+from synergen_jax.cli import shared_arguments as shared
 from synergen_jax.errors import NotWritten, Stopped, UserError
 from synergen_jax.processes import cluster
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 
-from synergen_jax.cli import arguments as shared
+from synergen_jax.cli import shared_arguments as shared
 from synergen_jax.errors import UserError
 from synergen_jax.processes.cluster import say
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from data_pipelines.feed import examples
-from data_pipelines.importing import history, item_file
+from data_pipelines.importing import history, item_table
 from synergen_jax.errors import UserError
 from synergen_jax.model import synergen
 from synergen_jax.runs.run import Run
@@ -177,7 +177,7 @@ def _unknown_of(run, catalogue, first: int) -> list[int]:
 
 def _with_new_items(log, catalogue, path: pathlib.Path):
     """The rows of a table of items, and the catalogue with them at its end."""
-    new = item_file.read(path, {}, (), {}, (), options=False)
+    new = item_table.read(path, {}, (), {}, (), options=False)
     if not new.ids:
         raise UserError(f"{path}: no items: give a row for each new one, under a header line")
     known = set(log.item_ids)

@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
-from data_pipelines.importing import event_files, item_file, own_log, sorted_events
+from data_pipelines.importing import event_files, item_table, own_log, sorted_events
 from data_pipelines.importing.own_log import Options, import_log
 from data_pipelines.sources import interactions
 from synergen_jax.cli import data as data
@@ -259,8 +259,8 @@ def test_items(tmp_path):
 
 def test_item_texts(tmp_path):
     (tmp_path / "items.csv").write_text('item,title,text\na,Red,"long\ntext"\nb,Blue,\nc,,only\n')
-    table = item_file.read(tmp_path / "items.csv", {}, (), {}, ())
-    described = item_file.describe(["", "a", "b", "c", "d"], table)
+    table = item_table.read(tmp_path / "items.csv", {}, (), {}, ())
+    described = item_table.describe(["", "a", "b", "c", "d"], table)
     assert described.texts == ["", "Red long text", "Blue", "only", ""]
     assert described.titles == ["", "Red", "Blue", "c", "d"] and described.without_row == 1
 
@@ -670,7 +670,7 @@ def test_vectors_that_are_not_finite_are_refused_at_once(tmp_path):
     np.save(tmp_path / "image.npy", np.array([[1.0, 2.0], [np.nan, 0.0], [1e6, 0.0]], np.float32))
     (tmp_path / "t.csv").write_text("item\na\nb\nc\n")
     with pytest.raises(UserError, match=r"image.npy: row 1 \(from 0\) is not finite in float16: 2 rows are so"):
-        item_file.read(tmp_path / "t.csv", {}, (), {"image": tmp_path / "image.npy"}, ())
+        item_table.read(tmp_path / "t.csv", {}, (), {"image": tmp_path / "image.npy"}, ())
 
 
 def test_what_a_killed_import_leaves_is_removed_by_the_next_one(tmp_path):

@@ -13,7 +13,7 @@ from small_movielens import EVENTS, FILMS, atomic_1m, atomic_100k, files_1m, fil
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.files import disk, rows
 from data_pipelines.importing import own_log
-from data_pipelines.sources import atomic, fetch, interactions, movielens, prepare
+from data_pipelines.sources import fetch, interactions, movielens, prepare, recbole
 from synergen_jax.errors import UserError
 
 
@@ -206,7 +206,7 @@ def test_a_log_of_before_is_not_made_anew_for_texts_that_nobody_asked_for(tmp_pa
 )
 def test_ratings_become_actions(ratings, actions, like):
     text = HEAD + "".join(f"u\ti\t{rating}\t{100 + i}\n" for i, rating in enumerate(ratings))
-    parts = interactions.log_parts(atomic.interactions(fetch.Raw(("x.inter", text.encode(), "x.inter"), None, "x")))
+    parts = interactions.log_parts(recbole.interactions(fetch.Raw(("x.inter", text.encode(), "x.inter"), None, "x")))
     assert parts["actions"] == actions and parts["labels"].get("like") == like
 
 
