@@ -83,13 +83,14 @@ _WHERE = {
     "synergen_jax.runs.train": ("train",),
     "synergen_jax.serving.recommender": ("Recommender",),
 }
+_THERE = {"load_config": "load"}  # what has another name in its module
 
 
 def __getattr__(name: str) -> object:
     module = next((module for module, names in _WHERE.items() if name in names), None)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    found = getattr(importlib.import_module(module), name.removesuffix("_config"))
+    found = getattr(importlib.import_module(module), _THERE.get(name, name))
     globals()[name] = found
     return found
 

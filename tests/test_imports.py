@@ -158,6 +158,7 @@ def test_the_front_door():
     told = re.findall(r"    from ([\w.]+) import (\w+) as (\w+)", source)
     where = {name: module for module, names in synergen_jax._WHERE.items() for name in names}
     assert {name: module for module, _, name in told} == where and sorted(where) == sorted(synergen_jax.__all__)
+    assert {name: there for _, there, name in told if there != name} == synergen_jax._THERE
     for name in synergen_jax.__all__:
         assert getattr(synergen_jax, name) is not None and name in dir(synergen_jax)
     assert not set(loaded_by("synergen_jax")["synergen_jax"]) & {"jax", "numpy", "data_pipelines", *HEAVY}

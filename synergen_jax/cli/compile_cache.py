@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -76,10 +75,11 @@ def begin(root: pathlib.Path) -> pathlib.Path | None:
 def name(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
     """Of the folder: versions of jax and jaxlib, the machine with a hash of its CPU, and the user."""
     import jax
+    import jaxlib.version
 
     user = f"-u{os.getuid()}" if hasattr(os, "getuid") else ""
-    jaxlib = importlib.metadata.version("jaxlib")
-    return f"jax-{jax.__version__}-jaxlib-{jaxlib}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
+    versions = f"jax-{jax.__version__}-jaxlib-{jaxlib.version.__version__}"
+    return f"{versions}-{platform.machine()}-{_cpu(cpuinfo)}{user}"
 
 
 def _cpu(cpuinfo: pathlib.Path) -> str:

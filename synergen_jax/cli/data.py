@@ -76,8 +76,16 @@ def _declare_import(actions: shared.Commands) -> None:
     own.add_argument("events", help="a .csv, .tsv or .parquet file, a folder of them, or a pattern in quotes")
     own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
     own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
-    own.add_argument("--columns", help="roles: user, item, time, action, query, request, shown", **shared.PAIRS)
-    own.add_argument("--item-columns", help="roles: item, title, text", **shared.PAIRS)
+    own.add_argument(
+        "--columns",
+        help="roles: user, item, time, action, query, request, shown",
+        metavar="ROLE=COLUMN,...",
+        action="append",
+        default=[],
+    )
+    own.add_argument(
+        "--item-columns", help="roles: item, title, text", metavar="ROLE=COLUMN,...", action="append", default=[]
+    )
     own.add_argument(
         "--time-unit",
         default="auto",

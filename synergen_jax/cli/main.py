@@ -90,7 +90,3 @@ def _do(arguments: argparse.Namespace, settings: list[str]) -> None:
         print(json.dumps(result))
     if sys.stdout:
         sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ import typing
 from synergen_jax.errors import UserError
 
 FORMAT = argparse.RawDescriptionHelpFormatter
-PAIRS: dict[str, typing.Any] = {"metavar": "ROLE=COLUMN,...", "action": "append", "default": []}
 
 
 class Parser(argparse.ArgumentParser):

@@ -57,9 +57,8 @@ def abstract(config: Config, sizes: Sizes) -> tuple[LogSpec, TrainBatch, EvalBat
     targets = next(iter(feed.evaluation_feed(log, split, "validation", every)))
     room = examples.seen_width(config, spec.items, config.data.max_history)
     targets = dataclasses.replace(targets, seen=np.zeros((1, room), np.int32))
-    wide = lambda x, rows: np.broadcast_to(
-        np.zeros(1, x.dtype), (rows, *x.shape[1:])
-    )  # of any size, and takes no memory
+    # Of any size, and without memory.
+    wide = lambda x, rows: np.broadcast_to(np.zeros(1, x.dtype), (rows, *x.shape[1:]))
 
     def rows(matrices: dict[str, Floats], count: int) -> dict[str, Floats]:
         return {name: wide(matrix, count) for name, matrix in matrices.items()}

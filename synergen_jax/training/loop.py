@@ -90,12 +90,12 @@ def train(
     model = train_step.make_model(config, spec, phase)
     wanted = train_step.abstract_state(config, model, mesh)
     step = train_step.make_step(config, model, mesh, jax.tree.map(lambda x: x.sharding, wanted))
-    mine = identity.of(config, spec, fingerprint, phase)
+    mine, laid_out = identity.of(config, spec, fingerprint, phase), _layout(mesh)
     with (
         run_lock.alone(workdir),
         Checkpoints(workdir / "checkpoints", keep=config.run.keep, say=say) as checkpoints,
     ):
-        begun = _resumed(config, workdir, checkpoints, (wanted, mine, _layout(mesh)), say)
+        begun = _resumed(config, workdir, checkpoints, (wanted, mine, laid_out), say)
         if begun is None:
             begun = _Begun(train_step.init_state(config, model, mesh)[0], Progress(), 0)
         start = int(begun.state.step)
@@ -108,9 +108,8 @@ def train(
             contextlib.closing(feed(begun.position)) as batches,
             tqdm.tqdm(total=config.run.steps, initial=start, unit="step", disable=hidden, smoothing=0.05) as bar,
         ):
-            compiled = functools.partial(_placed_step, step, catalogue)
-            loop = _Loop(config, begun, compiled, _Out(workdir, checkpoints, log, bar, say), mine | _layout(mesh))
-            return loop.run(batches, validate, stop)
+            out = _Out(workdir, checkpoints, log, bar, say, mine | laid_out)
+            return _Loop(config, begun, step, catalogue, out).run(batches, validate, stop)
 
 
 class _Begun(typing.NamedTuple):
@@ -159,11 +158,6 @@ def _nothing_to_do(config: Config, workdir: pathlib.Path, begun: _Begun, start: 
     return Result(state, start, progress.best_step, progress.best, progress.stopped or "steps", 0.0)
 
 
-def _placed_step(step, catalogue: StoredCatalogue, state: TrainState, batch: TrainBatch):
-    """A step on a batch of the host."""
-    return step(state, device_mesh.place(batch, device_mesh.batch_shardings(catalogue.mesh)), catalogue)
-
-
 class _Out(typing.NamedTuple):
     """Where a loop writes and speaks."""
 
@@ -172,21 +166,22 @@ class _Out(typing.NamedTuple):
     log: MetricLog
     bar: tqdm.tqdm
     say: Say
+    about: dict[str, typing.Any]  # what every checkpoint's info says beside where the run stands
 
 
 class _Loop:
     """A run between two of its steps.
 
     Args:
-      step: `step(state, batch) -> (state, metrics)`.
-      kept: what every checkpoint's info says beside where the run stands.
+      step: `step(state, batch, catalogue) -> (state, metrics)`, as `train_step.make_step` gives it.
     """
 
-    def __init__(self, config: Config, begun: _Begun, step, out: _Out, kept: dict[str, typing.Any]):
-        self._config, self._step, self._out, self._kept = config, step, out, kept
-        self._state, self._progress, self._position = begun
-        self._ahead = self._position - int(self._state.step)  # of the feed before the step
-        self._blocks = device_mesh.block(device_mesh.make_mesh(config.mesh))[1]
+    def __init__(self, config: Config, begun: _Begun, step, catalogue: StoredCatalogue, out: _Out):
+        self._config, self._step, self._catalogue, self._out = config, step, catalogue, out
+        self._state, self._progress, position = begun
+        self._ahead = position - int(self._state.step)  # of the feed before the step
+        self._layout = device_mesh.batch_shardings(catalogue.mesh)
+        _, self._blocks = device_mesh.block(catalogue.mesh)
         self._pending = None  # metrics of the step before: fetched after the next one is on its way
         self._meter = _Meter()
 
@@ -202,11 +197,11 @@ class _Loop:
             stopping = 0 if last else stop.after(step)
             saves = last or validates or stopping or step % how.checkpoint_every == 0
             if step % how.log_every == 0 or saves:
-                self._write(step)
-            if validates:
-                self._validate(step, validate)
-                if how.patience and self._progress.waited >= how.patience and not last:
-                    self._progress = dataclasses.replace(self._progress, stopped="patience")
+                loss = self._write(step)
+                if validates:  # which saves, too
+                    self._validate(step, loss, validate)
+                    if how.patience and self._progress.waited >= how.patience and not last:
+                        self._progress = dataclasses.replace(self._progress, stopped="patience")
             if saves:
                 self._save(step)
             if stopping and not self._progress.stopped:
@@ -217,27 +212,28 @@ class _Loop:
 
     def _do(self, step: int, batch: TrainBatch) -> None:
         events = int(np.sum(batch.events.mask)) * self._blocks  # other blocks are drawn alike
-        self._state, metrics = self._step(self._state, batch)
+        self._state, metrics = self._step(self._state, device_mesh.place(batch, self._layout), self._catalogue)
         if self._pending is not None:
             _finite(self._pending, step - 1)
         self._pending = metrics
         self._meter.add(events)
         self._out.bar.update()
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int) -> float:
+        """Writes the step's metrics down; its loss."""
         values = _finite(self._pending, step)
         self._meter.waited()
         self._out.log.write(step, values | {"events_per_second": self._meter.rate()})
         self._out.bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        return values["loss"]
 
-    def _validate(self, step: int, validate: Validate) -> None:
+    def _validate(self, step: int, loss: float, validate: Validate) -> None:
         with self._meter.paused():
             validation = validate(self._state.served)
             self._progress = self._progress.after(step, _selected(self._config, validation))
         self._out.log.write(step, {f"validation/{name}": value for name, value in validation.items()})
         shown = sorted(name for name in validation if "/" not in name or name == self._config.run.select)
         found = ", ".join(f"{name} {validation[name]:.4f}" for name in shown)
-        loss = _finite(self._pending, step)["loss"]
         with self._out.bar.external_write_mode():
             self._out.say(f"step {step}: loss {loss:.4f}; validation {found}")
 
@@ -245,7 +241,7 @@ class _Loop:
         where = {"next_batch": self._ahead + step, "progress": dataclasses.asdict(self._progress)}
         with self._meter.paused():
             run_lock.check(self._out.workdir)
-            self._out.checkpoints.save(step, self._state, where | self._kept, self._progress.best_step)
+            self._out.checkpoints.save(step, self._state, where | self._out.about, self._progress.best_step)
 
 
 def _laid_out(how: dict[str, typing.Any]) -> str:

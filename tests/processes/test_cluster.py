@@ -200,16 +200,16 @@ def test_an_interrupt_that_is_ignored_stays_so(interruptible):
     [
         ("os.kill(os.getpid(), 9)", "process 0 of 2 was ended from outside at step 7; the last checkpoint is step 5:"),
         ("os.abort()", "process 0 of 2 was ended from outside at step 7; the last checkpoint is step 5:"),
-        ("last_words.say('process 1 of 2 was lost'); os._exit(1)", "process 1 of 2 was lost at step 7;"),
-        ("last_words.told()", ""),
+        ("crash_report.say('process 1 of 2 was lost'); os._exit(1)", "process 1 of 2 was lost at step 7;"),
+        ("crash_report.told()", ""),
     ],
 )
 def test_however_a_process_ends_it_says_where_the_run_stood(tmp_path, end, said):
     for name in ("5", "6.orbax-checkpoint-tmp-1", "4"):
         (tmp_path / name).mkdir()
     program = (
-        "import os, pathlib, sys; from synergen_jax.processes import crash_report as last_words; last_words.begin(); last_words.joined(0, 2);"
-        f"last_words.at(7, pathlib.Path(sys.argv[1])); {end}"
+        "import os, pathlib, sys; from synergen_jax.processes import crash_report; crash_report.begin(); crash_report.joined(0, 2);"
+        f"crash_report.at(7, pathlib.Path(sys.argv[1])); {end}"
     )
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
