@@ -46,6 +46,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_numbers, default=(0, 1, 2), help="comma-separated (default: 0,1,2)")
     run.add_argument("--variants", type=lambda text: text.split(","), help="comma-separated (default: all, in order)")
     run.add_argument("--out", type=pathlib.Path, required=True, help="folder of the ladder")
+    run.add_argument(
+        "--after",
+        type=pathlib.Path,
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="earlier ladders: what is there is not run again",
+    )
     run.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="end within these")
     cores = min(max((os.cpu_count() or 2) - 2, 1), 16)
     run.add_argument("--workers", type=int, default=cores, help=f"processes of the feed; 0: none (default: {cores})")
@@ -118,11 +126,11 @@ def run(arguments, settings) -> None:
         "device": device.device_kind,
         "platform": device.platform,
         "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-        "commit": arguments.commit or _commit(),
+        "commit": arguments.commit or commit(),
     }
     say(f"{len(family.variants)} variants, {len(arguments.seeds)} seeds, {log.name}, on {device.device_kind}")
     with Batches(log, arguments.workers, int(arguments.cache_gib * 2**30)) as feeds:
-        asked = runs.Asked(family.variants, base, arguments.seeds, command)
+        asked = runs.Asked(family.variants, base, arguments.seeds, command, arguments.after)
         told = runs.climb(asked, arguments.out, feeds, about, runs.Session(start + arguments.budget, say))
     if told.finished:
         print("\n" + report.table(results.rows(results.Ladder.of(told.finished, command["variants"]))))
@@ -130,11 +138,13 @@ def run(arguments, settings) -> None:
         print(f"\n{len(told.left)} runs are left: the same command goes on with them")
 
 
-def _commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it; None outside of one."""
-    here = pathlib.Path(__file__).resolve().parent
-    git = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout
+def commit() -> str | None:
+    """The checkout's commit, with a + where files differ from it, or that which a bundle's file COMMIT tells; else None."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    git = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout
     try:
+        if (root / "COMMIT").is_file():
+            return (root / "COMMIT").read_text(encoding="utf-8").strip()
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -9,15 +9,16 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
-import os
 import pathlib
 import time
 import typing
 
 import jax
 import jax.numpy as jnp
+import json_lines
 import numpy as np
 from batches import Batches, Source, relevant
+from json_lines import Entry
 
 from synergen_jax import config as configs
 from synergen_jax.batch import EvalBatch, LogSpec, TrainBatch
@@ -55,39 +56,21 @@ def planned(variants: collections.abc.Mapping[str, Config], seeds: collections.a
 # --- what is written ------------------------------------------------------------------------------------------
 
 
-def read(folder: pathlib.Path) -> list[dict[str, typing.Any]]:
-    """The finished runs of a ladder. A last line that a kill has cut off is none.
+def read(folder: pathlib.Path) -> list[Entry]:
+    """The finished runs of a ladder.
 
     Raises:
-      UserError: another line is damaged.
+      UserError: a line is damaged.
     """
-    path = folder / RUNS
-    try:
-        whole = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break was cut off
-    except FileNotFoundError:
-        return []
-    found = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            entry = json.loads(line)
-            entry["variant"], entry["seed"], entry["config"], entry["metrics"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: no run of the ladder: take the line out, and it is run again") from None
-        found.append(entry)
-    return found
+    return json_lines.read(folder / RUNS, ("variant", "seed", "config", "metrics"), "run of the ladder")
 
 
-def append(folder: pathlib.Path, entry: dict[str, typing.Any]) -> None:
-    """Adds a finished run, after taking away what a kill has left of another one."""
-    with (folder / RUNS).open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def append(folder: pathlib.Path, entry: Entry) -> None:
+    """Adds a finished run."""
+    json_lines.append(folder / RUNS, entry)
 
 
-def left(runs: list[Run], finished: list[dict[str, typing.Any]], fingerprint: str, folder: pathlib.Path) -> list[Run]:
+def left(runs: list[Run], finished: list[Entry], fingerprint: str, folder: pathlib.Path) -> list[Run]:
     """The runs that are not finished.
 
     Raises:
@@ -326,23 +309,36 @@ class Asked(typing.NamedTuple):
     base: Config  # that all variants start from
     seeds: collections.abc.Sequence[int]
     command: dict[str, typing.Any]  # what `ladder.json` tells of it: family, variants, settings
+    after: collections.abc.Sequence[pathlib.Path] = ()  # folders of earlier ladders, whose runs are not run again
+
+
+def _whole(folder: pathlib.Path) -> list[Entry]:
+    """The runs of an earlier ladder.
+
+    Raises:
+      UserError: there is none.
+    """
+    if not (folder / RUNS).is_file() and not (folder / PLAN).is_file():
+        raise UserError(f"--after {folder}: no ladder: neither {RUNS} nor {PLAN} is there")
+    return read(folder)
 
 
 class Told(typing.NamedTuple):
     """How a ladder's command ended."""
 
-    finished: list[dict[str, typing.Any]]  # of the runs that it was asked for
+    finished: list[Entry]  # of the runs that it was asked for
     left: list[Run]
 
 
 def climb(asked: Asked, folder: pathlib.Path, feeds: Batches, about: dict[str, typing.Any], session: Session) -> Told:
-    """Runs what is not finished in `folder`, until the session's deadline.
+    """Runs what is finished neither in `folder` nor in an earlier one, until the session's deadline.
 
     Args:
       about: what every line tells beside the run itself.
     """
     log, runs = feeds.log, planned(asked.variants, asked.seeds)
-    finished = read(folder)
+    before = [entry for one in asked.after for entry in _whole(one)]
+    finished = before + read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)
     about_log = {"log": log.name, "fingerprint": log.fingerprint, "matrices": dict(log.spec.item_matrices)}
@@ -367,13 +363,13 @@ def climb(asked: Asked, folder: pathlib.Path, feeds: Batches, about: dict[str, t
             feeds.forget(run.config)
         entry = {"variant": run.variant, "seed": run.seed, "changes": _changes(asked.base, run.config)} | entry | about
         append(folder, entry | {"fingerprint": log.fingerprint, "config": configs.to_dict(run.config)})
-        finished = read(folder)
+        finished = before + read(folder)
         todo = todo[1:]
     wanted = {(run.variant, run.seed) for run in runs}
     return Told([entry for entry in finished if (entry["variant"], entry["seed"]) in wanted], todo)
 
 
-def _seconds(run: Run, finished: list[dict[str, typing.Any]]) -> float:
+def _seconds(run: Run, finished: list[Entry]) -> float:
     """What a run will take, by the longest one of its variant, or else of all that are finished; 0 where none is."""
     took = [entry["seconds"]["all"] for entry in finished if entry["variant"] == run.variant]
     return max(took or [entry["seconds"]["all"] for entry in finished], default=0.0)

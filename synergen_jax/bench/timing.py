@@ -19,10 +19,11 @@ def alternate(sides: Sides, rounds: int, trace: pathlib.Path | None = None) -> T
     """Runs the sides in turn, A B A B ..., so that whatever else the machine does falls on all of them alike.
 
     Args:
-      sides: each does its work and returns what is then waited for. A first round, which compiles, does not count.
+      sides: each does its work and returns what is then waited for. Two rounds before the first, which compile, do not
+        count: what a step gives may lie otherwise on the device than what it began with, and so be compiled for anew.
       trace: a folder for a profiler's trace of one more round.
     """
-    for side in sides.values():
+    for side in [*sides.values()] * 2:
         jax.block_until_ready(side())
     times: Times = {name: [] for name in sides}
     for _ in range(rounds):

@@ -20,8 +20,7 @@ def of_log(config: Config, log) -> tuple[Catalogue, Feed]:
     split = splits.split(log, config.data)
     known = examples.catalogue(log, split)
     if isinstance(log, SyntheticLog):
-        met = lambda counts: np.append(0, np.maximum(counts[1:], 1)).astype(np.int32)
-        known = dataclasses.replace(known, counts=met(known.counts), query_counts=met(known.query_counts))
+        known = log.all_met(known)
     return known, feed.train_feed(log, split, config, known.counts)
 
 

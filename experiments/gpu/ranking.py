@@ -1,0 +1,174 @@
+"""What a cache saves where candidates are ranked: 128 events joined to 3,968 cached ones, or all 4,096 encoded over again.
+
+Both sides then rank the same 256 candidates by one read: a retrieval token, whose vector gives the candidates' scores, and
+a ranking token a candidate. Weights, events and catalogue are made up.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from synergen_jax.batch import Catalogue, Events, Readers
+from synergen_jax.bench import timing
+from synergen_jax.bench.timing import Spread
+from synergen_jax.config import ModelConfig
+from synergen_jax.model import synergen
+from synergen_jax.model.synergen import Cache, Params, SynerGen
+from synergen_jax.planning import hlo
+from synergen_jax.planning.synthetic import DAY, SyntheticLog, zipf
+
+
+class Shape(typing.NamedTuple):
+    """The sizes of a case."""
+
+    events: int
+    cached: int
+    candidates: int
+    width: int
+    depth: int
+    heads: int
+
+
+FULL, SMALL = Shape(4096, 3968, 256, 1024, 8, 8), Shape(64, 56, 8, 16, 2, 2)
+ITEMS = 10_000
+# How far answers of the two sides may lie apart, in standard deviations of the logits. Accelerators multiply float32 with
+# the bits of TF32, unless they are told otherwise.
+TOLERANCE = {"float32": 0.02, "bfloat16": 0.2}
+
+CACHED, AGAIN, READ = "cached", "all over again", "read alone"
+
+
+def cached(setting: typing.Any, users: int, dtype: str) -> dict[str, typing.Any]:
+    """Times of one request of each of some users at once: appended and ranked, encoded and ranked, ranked alone.
+
+    Args:
+      setting: `small` for sizes that a test can afford; `rounds` of each side; `say` takes a line of progress.
+      users: B.
+      dtype: of the computation.
+
+    Returns:
+      Values that fit JSON. Memory is that of each side's program, its arguments and answers included.
+
+    Raises:
+      AssertionError: the two sides do not give the same answers.
+    """
+    shape = SMALL if setting.small else FULL
+    config = ModelConfig(width=shape.width, depth=shape.depth, heads=shape.heads, dropout=0.0, dtype=dtype)
+    log = SyntheticLog(ITEMS, users, shape.events)
+    model = SynerGen(config, log.spec)
+    counts = np.ones(ITEMS + 1, np.int32)
+    counts[0] = 0
+    known = made(model), jax.device_put(Catalogue({}, {}, counts, np.zeros(1, np.int32)))
+    events, readers = jax.device_put(request(log, shape))
+    early, late = jax.device_put(parts(events, shape.cached))
+
+    encode = jax.jit(functools.partial(encoded, model))
+    before, after = encode(*known, early), encode(*known, events)
+    # The grown cache is an answer, too: the next request needs it.
+    grow = lambda *x: (lambda cache: (ranked(model, *x[:2], cache, x[-1]), cache))(appended(model, *x[:-1]))
+    anew = lambda *x: ranked(model, *x[:2], encoded(model, *x[:-1]), x[-1])
+    programs = {
+        CACHED: (grow, (*known, before, late, readers)),
+        AGAIN: (anew, (*known, events, readers)),
+        READ: (functools.partial(ranked, model), (*known, after, readers)),
+    }
+    compiled = {name: jax.jit(side).lower(*given).compile() for name, (side, given) in programs.items()}
+    sides = {name: functools.partial(compiled[name], *given) for name, (_, given) in programs.items()}
+    found = compare(sides, dtype)
+    setting.say(f"{users} users, {dtype}: the sides differ by {found['largest_difference']:.2g} at most")
+
+    times = timing.alternate(sides, setting.rounds)
+    over = lambda a, b: {f"{a} over {b}": timing.ratio(times[a], times[b])._asdict()}
+    return found | {
+        "seconds": times,
+        "ratios": over(AGAIN, CACHED) | over(CACHED, READ),
+        "requests_per_second": {name: users / Spread.of(seconds).median for name, seconds in times.items()},
+        "shape": shape._asdict() | {"users": users, "dtype": dtype, "items": ITEMS},
+        "peak_memory_bytes": {name: _bytes(program) for name, program in compiled.items()},
+    }
+
+
+def compare(sides: typing.Mapping[str, typing.Callable[[], typing.Any]], dtype: str) -> dict[str, float]:
+    """The largest difference between the logits of the two sides, and what it may be.
+
+    Raises:
+      AssertionError: it is more.
+    """
+    logits = [np.asarray(x, np.float32) for x in (sides[CACHED]()[0], sides[AGAIN]())]
+    difference = float(np.abs(np.subtract(*logits)).max())
+    most = TOLERANCE[dtype] * float(logits[1].std())
+    assert difference <= most, f"logits of the two sides differ by {difference:.3g}, more than {most:.3g}"
+    return {"largest_difference": difference, "tolerance": most}
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------
+
+
+def made(model: SynerGen) -> Params:
+    """Fresh parameters, with random numbers in place of zeros: blocks that add nothing would agree on anything."""
+
+    @jax.jit
+    def draw(key: Array) -> Params:
+        params = nn.unbox(synergen.init(model, key))
+        leaves, tree = jax.tree.flatten(params)
+        noise = [jax.random.normal(k, x.shape) for k, x in zip(jax.random.split(key, len(leaves)), leaves)]
+        fan_in = [max(float(np.prod(x.shape[:-1])), 1.0) for x in leaves]
+        return tree.unflatten([jnp.where(jnp.any(x != 0), x, z * n**-0.5) for x, z, n in zip(leaves, noise, fan_in)])
+
+    return draw(jax.random.key(0))
+
+
+def request(log: SyntheticLog, shape: Shape) -> tuple[Events, Readers]:
+    """The history of each user, and what is asked a day after it: what comes next, and how candidates would be received."""
+    records = [log[user] for user in range(len(log))]
+    column = lambda name: np.stack([record[name] for record in records]).astype(np.int32)
+    time = np.stack([record["time"] - record["time"][0] for record in records]).astype(np.int32)
+    asked = (len(log), 1 + shape.candidates)
+    item = zipf(np.random.default_rng(0), ITEMS, int(np.prod(asked))).reshape(asked)
+    item[:, 0] = 0
+    full = lambda x: np.broadcast_to(x, asked).astype(np.int32)
+    readers = Readers(item, full(0), full(time[:, -1:] + DAY), full(shape.events))
+    return Events(column("item"), column("action"), column("query"), time), readers
+
+
+def parts(events: Events, count: int) -> tuple[Events, Events]:
+    """The first `count` events, with padding in place of the others, and the others."""
+    cut = lambda x: np.where(np.arange(x.shape[1]) < count, x, 0)
+    return jax.tree.map(cut, events), jax.tree.map(lambda x: x[:, count:], events)
+
+
+# --- what a server runs -----------------------------------------------------------------------------------------
+
+
+def encoded(model: SynerGen, params: Params, catalogue: Catalogue, events: Events) -> Cache:
+    """The cache of histories."""
+    vectors = synergen.token_vectors(model, params, catalogue, events)
+    return synergen.pure(model, params["model"], SynerGen.encode)(events, *vectors)
+
+
+def appended(model: SynerGen, params: Params, catalogue: Catalogue, cache: Cache, events: Events) -> Cache:
+    """The cache with new events."""
+    vectors = synergen.token_vectors(model, params, catalogue, events)
+    return synergen.pure(model, params["model"], SynerGen.append)(cache, events, *vectors)
+
+
+def ranked(model: SynerGen, params: Params, catalogue: Catalogue, cache: Cache, readers: Readers) -> Array:
+    """A logit a label of each candidate, (B, K, A); the first reader is the retrieval token."""
+    pure = functools.partial(synergen.pure, model, params["model"])
+    items, queries = synergen.token_vectors(model, params, catalogue, readers)
+    hidden = pure(SynerGen.read)(cache, readers, items, queries)
+    wanted, keys = pure(SynerGen.retrieve)(hidden[:, :1]), pure(SynerGen.keys)(items[:, 1:])
+    return pure(SynerGen.rank)(hidden[:, 1:], jnp.sum(wanted * keys, axis=-1))
+
+
+def _bytes(program: jax.stages.Compiled) -> int:
+    memory = hlo.memory(program)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held + memory.temp_size_in_bytes

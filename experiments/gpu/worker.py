@@ -1,0 +1,135 @@
+"""The process that measures: some units of one stage, one after the other. Started by visit.py, which tells it what.
+
+It writes a line of JSON an event to what was its standard output: `ready` with the device, `begin` and `end` of each unit.
+All else that is printed goes to standard error. It ends when its standard input does, so that it never outlives the
+visit; and after a unit that failed, since what a lost device or a full memory leaves behind is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import sys
+import threading
+import time
+import traceback
+import typing
+
+HERE = pathlib.Path(__file__).resolve().parent
+FAILED = 3  # the status of a worker whose last unit failed
+WORDS = 1500  # characters kept of an error
+
+
+def main() -> int:
+    """0 where all units are done."""
+    tell = _events()
+    told = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with_the_visit, daemon=True).start()
+    sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
+    more = told["environment"]
+    os.environ |= more | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {more.get('XLA_FLAGS', '')}".strip()}
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(told["setting"]["scratch"], "compiled")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    tell({"event": "ready", "about": about()})
+    setting = _setting(told["setting"])
+    for unit in told["units"]:
+        if time.time() + unit["needs"] > setting.deadline:
+            tell({"event": "short", "unit": unit["name"]})
+            continue
+        tell({"event": "begin", "unit": unit["name"]})
+        found = measure(setting, unit)
+        tell({"event": "end", "unit": unit["name"]} | found)
+        if found["state"] == "failed":
+            return FAILED
+    return 0
+
+
+def measure(setting, unit: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """One unit's state, "done", "skipped" or "failed", with its seconds and what it found, or why not."""
+    from setting import Skip
+
+    start = time.monotonic()
+    module, _, name = unit["call"].partition(".")
+    try:
+        found = {
+            "state": "done",
+            "result": getattr(importlib.import_module(module), name)(setting, **unit["arguments"]),
+        }
+    except Skip as why:
+        found = {"state": "skipped", "why": str(why)}
+    except ModuleNotFoundError as error:
+        if error.name is None or (HERE / f"{error.name}.py").exists() or error.name.startswith("synergen"):
+            raise
+        found = {"state": "skipped", "why": f"{error.name} is not installed"}
+    except Exception as error:  # whatever it is: it is told, and the next units are measured
+        traceback.print_exc()
+        found = {"state": "failed", "why": f"{type(error).__name__}: {error}"[:WORDS]}
+    return found | {"seconds": round(time.monotonic() - start, 3), "memory_peak": _memory("peak_bytes_in_use")}
+
+
+def about() -> dict[str, typing.Any]:
+    """The device, and what runs on it."""
+    import flax
+    import jax
+    import numpy as np
+
+    device = jax.devices()[0]
+    try:
+        driver = str(device.client.platform_version)
+    except Exception:
+        driver = ""
+    versions = {"jax": jax.__version__, "flax": flax.__version__, "numpy": np.__version__}
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "memory": _memory("bytes_limit"),
+        "driver": driver.splitlines()[0] if driver else "",
+        "versions": versions | {"python": sys.version.split()[0]},
+    }
+
+
+def _memory(name: str) -> int | None:
+    import jax
+
+    try:
+        return (jax.devices()[0].memory_stats() or {}).get(name)
+    except Exception:  # a device that is lost has none
+        return None
+
+
+def _setting(told: dict[str, typing.Any]):
+    from setting import Setting
+
+    paths = {name: pathlib.Path(told[name]) for name in ("out", "scratch")}
+    data = told["data"] and pathlib.Path(told["data"])
+    after = tuple(map(pathlib.Path, told["after"]))
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    fields = {field.name for field in dataclasses.fields(Setting)}
+    rest = {name: value for name, value in told.items() if name in fields}
+    return Setting(**rest | paths | {"data": data, "after": after, "say": say})
+
+
+def _events() -> typing.Callable[[dict[str, typing.Any]], None]:
+    """Keeps standard output for events: from now on what is printed goes to standard error."""
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(event: dict[str, typing.Any]) -> None:
+        pipe.write(json.dumps(event, default=float) + "\n")
+        pipe.flush()
+
+    return tell
+
+
+def _end_with_the_visit() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
