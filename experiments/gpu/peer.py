@@ -12,6 +12,7 @@ from made_up import open_log
 from setting import Setting
 
 from synergen_jax import config as configs
+from synergen_jax.batch import TrainBatch
 from synergen_jax.bench import timing
 from synergen_jax.bench.setting import Trainer
 
@@ -32,13 +33,18 @@ def step(setting: Setting, attention: str) -> dict[str, typing.Any]:
     log = mfu.log_of(setting)
     catalogue, feed = open_log(config, log)
     batch = next(itertools.islice(feed(0), 1))
-    trainer = Trainer(config, log.spec, catalogue)
-    params = jax.tree.map(np.asarray, jax.device_get(trainer.state.params))
-    placed = trainer.place(batch)
-    first = float(trainer(placed)["loss"])
-    ours = timing.alternate({"step": lambda: trainer(placed)}, setting.rounds)["step"]
-    del trainer, placed  # their memory is torch's now
+    params, ours, loss = _ours(
+        setting, Trainer(config, log.spec, catalogue), batch
+    )  # whose memory is torch's from here on
     compiled = not setting.small
     theirs = torch_step.measure(config, log.spec, catalogue, batch, params, attention, setting.rounds, compiled)
     ratio = timing.ratio(theirs["seconds"], ours)._asdict()
-    return theirs | {"ours_seconds": ours, "ours_loss": first, "theirs_over_ours": ratio}
+    return theirs | {"ours_seconds": ours, "ours_loss": loss, "theirs_over_ours": ratio}
+
+
+def _ours(setting: Setting, trainer: Trainer, batch: TrainBatch) -> tuple[typing.Any, list[float], float]:
+    """Parameters before the first step, on the host; seconds of our steps; the loss of the first."""
+    params = jax.tree.map(np.asarray, jax.device_get(trainer.state.params))
+    placed = trainer.place(batch)
+    loss = float(trainer(placed)["loss"])
+    return params, timing.alternate({"step": lambda: trainer(placed)}, setting.rounds)["step"], loss

@@ -31,6 +31,7 @@ def main() -> int:
     sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
     more = told["environment"]
     os.environ |= more | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {more.get('XLA_FLAGS', '')}".strip()}
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card, also where there are several
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(told["setting"]["scratch"], "compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     tell({"event": "ready", "about": about()})
