@@ -4,7 +4,9 @@ What the tokens of one call may see is a small pytree, and `attend` is the one f
 
 - `Causal()`: token i sees tokens 0 .. i.                                              (encode)
 - `Prefix(keys, values, visible)`: token r sees the first `visible[r]` cached keys,
-  and itself.                                                                          (read, append)
+  and itself.                                                                          (read)
+- `Grown(keys, values, source, visible)`: token i joins the cached keys and sees the
+  first `visible[i]` of them, and itself.                                              (append)
 - `Masked(mask)`: token i sees token j where `mask[i, j]`.                             (the oracle)
 
 `time` is that of the tokens, in seconds, and `key_time` that of the cached keys; only a bias by elapsed time needs them. In
@@ -59,6 +61,22 @@ class Prefix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Grown:
+    """The tokens of the call join the cached keys; token i then sees the first `visible[:, i]` of them, and the next: its own.
+
+    `source` names the token that lies in each slot, -1 where the cached key stays. The first `visible[:, 0]` stay.
+    """
+
+    keys: Float[Array, "b h l dh"]
+    values: Float[Array, "b h l dh"]
+    source: Int[AnyArray, "b l"]
+    visible: Int[AnyArray, "b n"]
+    time: Int[AnyArray, "b n"] | None = None
+    key_time: Int[AnyArray, "b l"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Masked:
     """Token i sees token j of the same call where `mask[:, i, j]`."""
 
@@ -66,11 +84,14 @@ class Masked:
     time: Int[AnyArray, "b l"] | None = None
 
 
+Over = Causal | Prefix | Grown | Masked
+
+
 def attend(
     q: Float[Array, "b h l dh"],
     k: Float[Array, "b h l dh"],
     v: Float[Array, "b h l dh"],
-    over: Causal | Prefix | Masked,
+    over: Over,
     backend: str = "xla",
     form: Form = SOFTMAX,
 ) -> Float[Array, "b h l dh"]:
@@ -82,6 +103,11 @@ def attend(
     """
     if isinstance(over, Masked):
         return attention_xla.masked(q, k, v, over.mask[:, None], over.time, form)
+    if isinstance(over, Grown):
+        if q.shape[2] > 1:
+            return attention_xla.grown(q, k, v, over, form)
+        # One token has none of the call before it: a reader, which needs no keys moved.
+        over = Prefix(over.keys, over.values, over.visible, time=over.time, key_time=over.key_time)
     if isinstance(over, Prefix):
         if backend == "tokamax":
             return attention_kernels.tokamax_prefix(q, k, v, over.keys, over.values, over.visible, over.first)

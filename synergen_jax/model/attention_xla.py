@@ -84,6 +84,24 @@ def prefix(q: Vectors, k: Vectors, v: Vectors, over, form: Form = SOFTMAX) -> Ve
     return _in_spans(queries, _Keys(over.keys, over.values, over.key_time), bound, form)
 
 
+def grown(q: Vectors, k: Vectors, v: Vectors, over, form: Form = SOFTMAX) -> Vectors:
+    """Token i sees the first `visible[:, i] + 1` of the cached keys, once those of the tokens have joined them.
+
+    Args:
+      over: an `attention.Grown`.
+    """
+    keys, values = join(over.keys, k, over.source), join(over.values, v, over.source)
+    queries = _Queries(q, over.visible + 1, None, over.time)
+    return _in_spans(queries, _Keys(keys, values, over.key_time), lambda _: keys.shape[2], form)
+
+
+def join(old: Array, new: Array, source: Int[Array, "b l"]) -> Array:
+    """Vectors or places of a cache, with the new one of number `source` in its slot where that is not -1."""
+    if old.ndim == 4:
+        source = source[:, None, :, None]
+    return jnp.where(source < 0, old, jnp.take_along_axis(new, source, axis=_axis(old), mode="clip"))
+
+
 def masked(
     q: Vectors,
     k: Vectors,

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from synergen_jax.config import ModelConfig
 from synergen_jax.model import attention, rope
-from synergen_jax.model.attention import Causal, Masked, Prefix
+from synergen_jax.model.attention import Over
 from synergen_jax.model.attention_xla import BUCKETS, Form
 from synergen_jax.model.dropout import Dropout
 
@@ -84,7 +84,7 @@ class _Block(nn.Module):
         c, axes = self.config, ("heads", "head_width", "embed")
         return dense(c.width, axes, jnp.dtype(c.dtype), name, (-2, -1), nn.initializers.zeros)(x.swapaxes(1, 2))
 
-    def attend(self, q: Array, k: Array, v: Array, over: Causal | Prefix | Masked) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, over: Over) -> Array:
         """Attention of the block's kind, with its bias by elapsed time if the config asks for one."""
         c = self.config
         bias = None
@@ -98,7 +98,7 @@ class Transformer(_Block):
     """A pre-norm block: softmax attention, then a gated feed-forward layer (SwiGLU, Shazeer 2020)."""
 
     @nn.compact
-    def __call__(self, h: Array, angle: Array, over: Causal | Prefix | Masked, deterministic: bool):
+    def __call__(self, h: Array, angle: Array, over: Over, deterministic: bool):
         """Maps tokens (B, L, D) to tokens (B, L, D) and their rotated keys and values, (B, H, L, Dh) each."""
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -122,7 +122,7 @@ class HSTU(_Block):
     """
 
     @nn.compact
-    def __call__(self, h: Array, angle: Array, over: Causal | Prefix | Masked, deterministic: bool):
+    def __call__(self, h: Array, angle: Array, over: Over, deterministic: bool):
         """As `Transformer`."""
         c = self.config
         dtype = jnp.dtype(c.dtype)

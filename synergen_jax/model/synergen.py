@@ -2,8 +2,8 @@
 
 `encode` runs the context tokens of a user through causal self-attention and keeps every layer's keys and values.
 `read` answers any number of readers over them: retrieval tokens (what comes next?) and ranking tokens (how will this
-candidate be received?). Each reader sees the first `visible` events and itself. `append` adds one event to a cache; it
-is a `read` by a context token whose keys and values are kept. The same weights serve all three, and the result
+candidate be received?). Each reader sees the first `visible` events and itself. `append` adds new events to a cache: context
+tokens that see it and each other, whose keys and values join it. The same weights serve all three, and the result
 equals the interleaved Transformer under its task-specific mask (`oracle.py`) to rounding.
 
 The module takes vectors, not ids; `Params`, `item_vectors` and `query_vectors` are the bridge from ids on one device,
@@ -26,7 +26,8 @@ from jaxtyping import Array, Float, Int
 from synergen_jax.batch import AnyArray, Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
 from synergen_jax.model import embed, rope
-from synergen_jax.model.attention import Causal, Prefix
+from synergen_jax.model.attention import Causal, Grown, Prefix
+from synergen_jax.model.attention_xla import join
 from synergen_jax.model.blocks import KINDS, RMSNorm, boxed, dense
 from synergen_jax.model.dropout import Dropout
 from synergen_jax.model.heads import RankingHead, RetrievalHead
@@ -153,22 +154,30 @@ class SynerGen(nn.Module):
             work of attention. 0 promises nothing.
         """
         h = self.reader_tokens(readers, items, queries)
-        return self._read(
-            cache, h, self.asked_at(readers, cache.time), readers.visible, readers.first, deterministic, per_event
-        )[0]
+        time, visible, first = self.asked_at(readers, cache.time), readers.visible, readers.first
+        overs = [Prefix(k, v, visible, first, per_event, time, cache.time) for k, v in zip(cache.keys, cache.values)]
+        return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)[0]
 
-    def append(self, cache: Cache, event: Events, items: Array, queries: Array) -> Cache:
-        """Extends a cache by one event a user, (B, 1). A row without room (`length == capacity`) is left as it is.
+    def append(self, cache: Cache, events: Events, items: Array, queries: Array) -> Cache:
+        """Extends a cache by new events, in one pass over them alone. A row without room for all of its own is left as it is.
 
-        The cache is of rows that are not packed.
+        Args:
+          cache: of the same B users, whose rows are not packed.
+          events: the new ones, (B, L), padding last; a row may have none.
+          items, queries: their vectors, (B, L, D) each.
         """
-        h = self.context_tokens(event, items, queries)
-        _, keys, values = self._read(cache, h, event.time, cache.length[:, None], None, True)
-        slot = jax.nn.one_hot(cache.length, cache.capacity, dtype=bool)
-        put = lambda old, new: jnp.where(slot[:, None, :, None], new, old)
-        grown = jnp.minimum(cache.length + 1, cache.capacity)
+        h = self.context_tokens(events, items, queries)
+        gained = jnp.sum(events.mask, axis=1, dtype=jnp.int32)
+        gained = jnp.where(cache.length + gained <= cache.capacity, gained, 0)
+        source = jnp.arange(cache.capacity)[None] - cache.length[:, None]
+        source = jnp.where((source >= 0) & (source < gained[:, None]), source, -1)
+        put = lambda old, new: join(old, new, source)
+        time = put(cache.time, events.time)
+        visible = cache.length[:, None] + jnp.arange(events.time.shape[1])[None]
+        overs = [Grown(k, v, source, visible, events.time, time) for k, v in zip(cache.keys, cache.values)]
+        _, keys, values = self.run(h, self.angles(events.time, visible), overs, True)
         keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
-        return Cache(keys, values, jnp.where(slot, event.time, cache.time), grown)
+        return Cache(keys, values, time, cache.length + gained)
 
     def retrieve(self, hidden: Array) -> Array:
         """Retrieval vectors of readers: their inner product with `keys` scores an item."""
@@ -192,19 +201,6 @@ class SynerGen(nn.Module):
           feature: the readers' candidate features, (..., F + 1), see `batch.Candidates`; None: nothing is known of any.
         """
         return self.ranking(hidden, score, feature)
-
-    def _read(
-        self,
-        cache: Cache,
-        h: Array,
-        time: Int[AnyArray, "b l"],
-        visible: Int[AnyArray, "b l"],
-        first: Int[AnyArray, "b l"] | None,
-        deterministic: bool,
-        per_event: int = 0,
-    ):
-        overs = [Prefix(k, v, visible, first, per_event, time, cache.time) for k, v in zip(cache.keys, cache.values)]
-        return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)
 
     def run(self, h: Array, angle: Array, overs: list, deterministic: bool):
         """All blocks over tokens (B, L, D): final hidden states, and each layer's keys and values."""

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from synergen_jax.config import Config, DataConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.model import attention, attention_kernels, attention_xla
-from synergen_jax.model.attention import Causal, Masked, Prefix, attend
+from synergen_jax.model.attention import Causal, Grown, Masked, Prefix, attend
 from synergen_jax.model.attention_xla import SOFTMAX, Form
 from synergen_jax.sharding import device_mesh
 
@@ -143,6 +143,40 @@ def test_xla_other_forms_equal_the_oracle(packed, pointwise, blocks):
         *(*arrays(4, 3, count), *arrays(5, 2, length), bias),
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("form", [SOFTMAX, Form(True), "biased"], ids=str)
+def test_xla_tokens_that_join_cached_keys_equal_the_oracle(form, blocks):
+    """As the last tokens of a causal call over all; rows of two lengths, a token of padding in one."""
+    count, length = 150, 200
+    before, gained = np.array([[20], [50]]), np.array([[150], [149]])
+    rng = np.random.default_rng(7)
+    time = jnp.asarray(np.sort(rng.integers(0, 10**8, (B, length)), axis=1), jnp.int32)
+    if form == "biased":
+        form = Form(False, jnp.asarray(rng.normal(size=(H, attention_xla.BUCKETS)), jnp.float32))
+    place = before + np.arange(count)  # of the tokens; that of the padding is the last slot of all
+    source = np.arange(length)[None] - before
+    source = jnp.asarray(np.where((source >= 0) & (source < gained), source, -1), jnp.int32)
+    pick = lambda x: jnp.take_along_axis(x, jnp.asarray(place)[:, None, :, None], 2)
+    cached = jnp.asarray(np.arange(length) < before)[:, None, :, None]
+    real = jnp.asarray(np.arange(count) < gained)[:, None, :, None]
+    visible, asked = jnp.asarray(place, jnp.int32), jnp.take_along_axis(time, jnp.asarray(place), 1)
+
+    def ours(q, k, v):
+        keys, values = (jnp.where(cached, x, 7.0) for x in (k, v))  # what lies in free slots is not seen
+        over = Grown(keys, values, source, visible, asked, time)
+        return jnp.where(real, attend(*map(pick, (q, k, v)), over, form=form), 0)
+
+    theirs = lambda *x: jnp.where(real, pick(causal_oracle(*x, None, time, form)), 0)
+    assert_same(ours, theirs, *arrays(13, 3, length))
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "splash", "tokamax"])
+def test_kernels_leave_tokens_that_join_to_xla(backend):
+    q, k, v = arrays(14, 3, 4)
+    source = jnp.asarray([[-1, -1, 0, 1, 2, 3]] * B)
+    over = Grown(*arrays(15, 2, 6), source, jnp.asarray([[2, 3, 4, 5]] * B))
+    np.testing.assert_array_equal(attend(q, k, v, over, backend), attend(q, k, v, over))
 
 
 def test_buckets_of_elapsed_time():

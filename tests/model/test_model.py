@@ -248,6 +248,88 @@ def test_append_n_times_equals_encode_n(kind):
     jax.tree.map(np.testing.assert_array_equal, full, cache)  # no room: left as it is
 
 
+def between(events, low, high, width):
+    """Of each row b of events those from low[b] to high[b], padded with zeros to a width."""
+    place = np.asarray(low)[:, None] + np.arange(width)
+    real = jnp.asarray(place < np.asarray(high)[:, None])
+    return jax.tree.map(
+        lambda x: jnp.where(real, jnp.take_along_axis(x, jnp.asarray(np.minimum(place, L - 1)), axis=1), 0), events
+    )
+
+
+def given_vectors(made, method, *arguments):
+    """A method of the model (model, params, catalogue) that takes tokens, the last argument, with their vectors."""
+    model, params, catalogue = made
+    vectors = small_model.vectors(model, params, catalogue, arguments[-1])
+    return small_model.apply(model, params, *arguments, *vectors, method=method)
+
+
+def assert_caches_hold_the_same(ours, theirs, atol):
+    """What lies in free slots does not matter."""
+    np.testing.assert_array_equal(ours.length, theirs.length)
+    held = np.arange(ours.capacity) < np.asarray(ours.length)[:, None]
+    np.testing.assert_array_equal(ours.time[held], theirs.time[held])
+    for a, b in zip(ours.keys + ours.values, theirs.keys + theirs.values, strict=True):
+        np.testing.assert_allclose(*(np.asarray(x).swapaxes(1, 2)[held] for x in (a, b)), atol=atol)
+
+
+@KINDS
+def test_append_of_many_equals_append_one_by_one_and_encode(kind):
+    """A row gains most of its events, one the last few that there is room for, one none at all."""
+    made = small_model.make(dataclasses.replace(small_model.CONFIG, **kind))
+    rng = np.random.default_rng(13)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    nothing, before, after, most = np.zeros(B, int), np.array([1, 8, 5]), np.array([9, L, 5]), 10
+    start = given_vectors(made, "encode", between(events, nothing, before, L))
+    at_once = given_vectors(made, "append", start, between(events, before, after, most))
+    one_by_one = start
+    for i in range(most):
+        event = between(events, before + i, after, 1)
+        one_by_one = given_vectors(made, "append", one_by_one, event)
+    whole = given_vectors(made, "encode", between(events, nothing, after, L))
+    assert at_once.length.tolist() == after.tolist()
+    readers = dataclasses.replace(readers, visible=jnp.minimum(readers.visible, at_once.length[:, None]))
+    hidden = given_vectors(made, "read", at_once, readers)
+    for other in (one_by_one, whole):
+        assert_caches_hold_the_same(at_once, other, 1e-5)
+        np.testing.assert_allclose(hidden, given_vectors(made, "read", other, readers), atol=1e-5)
+    for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(start), strict=True):
+        np.testing.assert_array_equal(a[2], b[2])  # the row that gained nothing, its free slots too
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_append_leaves_a_row_without_room_for_all_of_its_events_as_it_is(count):
+    made = small_model.make()
+    rng = np.random.default_rng(14)
+    events, more = small_model.events(rng, B, L), small_model.events(rng, B, count)
+    lengths = np.array([L, L - count + 1, L - count])
+    cache = given_vectors(made, "encode", between(events, np.zeros(B, int), lengths, L))
+    found = given_vectors(made, "append", cache, more)
+    assert found.length.tolist() == [L, L - count + 1, L]
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(cache), strict=True):
+        np.testing.assert_array_equal(a[:2], b[:2])
+
+
+def test_append_in_bfloat16_is_close_to_float32():
+    model, params, catalogue = small_model.make()
+    half = synergen.SynerGen(dataclasses.replace(small_model.CONFIG, dtype="bfloat16"), small_model.SPEC)
+    rng = np.random.default_rng(15)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    nothing, before, after = np.zeros(B, int), np.full(B, 4), np.full(B, L)
+
+    def hidden(model):
+        made = model, params, catalogue
+        cache = given_vectors(made, "encode", between(events, nothing, before, L))
+        cache = given_vectors(made, "append", cache, between(events, before, after, L - 4))
+        return cache, given_vectors(made, "read", cache, readers)
+
+    cache, rounded = hidden(half)
+    assert rounded.dtype == jnp.bfloat16 and {x.dtype for x in cache.keys + cache.values} == {jnp.dtype("bfloat16")}
+    _, exact = hidden(model)
+    error = np.abs(np.asarray(rounded, np.float32) - np.asarray(exact))
+    assert error.mean() < 0.03 * np.abs(np.asarray(exact)).mean() + 0.01
+
+
 @pytest.mark.parametrize("kind", [{"rope": "time"}, {"rope": "split"}], ids=str)
 def test_ten_years_shift_nothing_and_one_second_is_seen(kind):
     config = dataclasses.replace(small_model.CONFIG, **kind)
