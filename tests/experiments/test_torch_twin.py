@@ -1,15 +1,12 @@
 """The step in torch that our step is measured against: that it is the same step."""
 
 import dataclasses
+import importlib
 
 import jax
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-
 import small_model
-import torch_step
 from batches import Source
 
 from synergen_jax import config as configs
@@ -18,6 +15,9 @@ from synergen_jax.errors import UserError
 from synergen_jax.planning.synthetic import SyntheticLog
 from synergen_jax.training.optimiser import schedule
 
+torch = pytest.importorskip("torch")
+torch_step = importlib.import_module("torch_step")
+
 CONFIG = configs.from_dict(
     {
         "data": {"max_history": 12, "batch": 4, "negatives": 8, "rank_events": 0},
@@ -25,7 +25,7 @@ CONFIG = configs.from_dict(
         "loss": {"in_batch": 6},
         "optimiser": {"table": "dense", "warmup": 1, "learning_rate": 1e-2},
         "mesh": {"data": 1},
-        "run": {"steps": 3},
+        "run": {"steps": 4},
     }
 )
 LOG = SyntheticLog(90, 8, 10)  # of 90 items most have no training event, and rows are shorter than a window
@@ -41,7 +41,7 @@ def ours(source):
     """(model, parameters that are all at random, batch)."""
     model, params, _ = small_model.make(CONFIG.model, LOG.spec)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+    params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape).astype(np.float32), params)
     return model, params, source.train(0)
 
 
@@ -86,18 +86,18 @@ def test_both_kinds_of_attention_find_the_same(source, ours):
         less = dataclasses.replace(batch.retrieval, visible=np.maximum(batch.retrieval.visible - 1, 0))
         shifted = dataclasses.replace(batch, retrieval=less)
         for name in torch_step.ATTENTION:
-            assert abs(loss(twin, shifted, name).item() - sdpa) > 1e-3 * sdpa
+            assert abs(loss(twin, shifted, name).item() - sdpa) > 0.01 * sdpa
 
 
-@pytest.mark.parametrize("words", [["--model.request_time=false", "--model.rope=time"], ["--model.rope=order"]])
-def test_settings_of_time_and_order(source, ours, words):
+def test_other_settings(source, ours):
     _, params, batch = ours
-    config = configs.override(CONFIG, words)
+    words = ("request_time=false", "rope=time", "context_action=false")
+    config = configs.override(CONFIG, [f"--model.{word}" for word in words])
     model = dataclasses.replace(ours[0], config=config.model)
     (_, parts), _ = small_model.value_and_grad(model, params, source.catalogue, batch, config.loss)
     with torch.no_grad():
         value = loss(make(source, params, config), batch).item()
-        assert abs(value - loss(make(source, params), batch).item()) > 1e-4 * value
+        assert abs(value - loss(make(source, params), batch).item()) > 0.01 * value
     np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-5)
 
 
@@ -110,9 +110,10 @@ def test_steps_are_ours(source, ours):
     trainer.state = dataclasses.replace(trainer.state, params=jax.tree.map(lambda x: x.copy(), params))
     twin = make(source, params, config)
     step, placed = torch_step.make_step(twin, config, False, "sdpa"), torch_step.batch_of(batch, "cpu")
-    found = [(step(placed).item(), float(trainer(trainer.place(batch))["loss/retrieval"])) for _ in range(4)]
-    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[3][0] < 0.95 * found[0][0]
-    np.testing.assert_allclose(*zip(*found), rtol=1e-4)
+    here = trainer.place(batch)
+    theirs, mine = zip(*((step(placed).item(), float(trainer(here)["loss/retrieval"])) for _ in range(4)))
+    assert theirs[3] < 0.95 * theirs[0]
+    np.testing.assert_allclose(theirs, mine, rtol=1e-4)
     for name, array in torch_step.weights(trainer.state.params).items():
         np.testing.assert_allclose(dict(twin.named_parameters())[name].detach(), array, atol=1e-4, err_msg=name)
 
