@@ -24,6 +24,7 @@ Importing this module needs torch, which synergen-jax does not.
 from __future__ import annotations
 
 import collections.abc
+import functools
 import math
 import time
 import typing
@@ -32,7 +33,7 @@ import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from synergen_jax import config as configs
 from synergen_jax.batch import Catalogue, LogSpec, TrainBatch
@@ -327,12 +328,16 @@ def make_attention(name: str, length: int, device: torch.device | str) -> Attent
     def flex(visible: torch.Tensor) -> tuple[Attend, Attend]:
         seen = lambda b, h, q, kv: (kv < visible[b, q]) | (kv - length == q)
         readers = create_block_mask(seen, visible.shape[0], None, length, 2 * length, device=visible.device)
-        return (
-            lambda q, k, v: flex_attention(q, k, v, block_mask=context),
-            lambda q, k, v: flex_attention(q, k, v, block_mask=readers),
-        )
+        return functools.partial(_flex, context), functools.partial(_flex, readers)
 
     return flex
+
+
+def _flex(mask: BlockMask, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    # torch 2.14's compiled flex attention for CPUs takes a view into a larger array to begin where that
+    # array does, and so computes something else.
+    q, k, v = (x if x.is_cuda else x.contiguous() for x in (q, k, v))
+    return flex_attention(q, k, v, block_mask=mask)
 
 
 def _sdpa(visible: torch.Tensor) -> tuple[Attend, Attend]:
