@@ -17,6 +17,7 @@ from synergen_jax.training.optimiser import schedule
 
 torch = pytest.importorskip("torch")
 torch_step = importlib.import_module("torch_step")
+torch.set_num_threads(1)  # for arrays as small as these more take longer
 
 CONFIG = configs.from_dict(
     {
@@ -37,12 +38,17 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def ours(source):
-    """(model, parameters that are all at random, batch)."""
-    model, params, _ = small_model.make(CONFIG.model, LOG.spec)
+def trainer(source):
+    """Without in-batch negatives, which each side draws for itself in a step."""
+    return Trainer(configs.override(CONFIG, ["--loss.in_batch=0"]), LOG.spec, source.catalogue)
+
+
+@pytest.fixture(scope="module")
+def ours(source, trainer):
+    """(model, parameters, batch); all parameters are at random, as blocks would add nothing at first."""
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.5 * rng.normal(size=x.shape).astype(np.float32), params)
-    return model, params, source.train(0)
+    draw = lambda x: np.asarray(x) + 0.5 * rng.normal(size=x.shape).astype(np.float32)
+    return trainer.model, jax.tree.map(draw, trainer.state.params), source.train(0)
 
 
 def place(batch):
@@ -101,17 +107,14 @@ def test_other_settings(source, ours):
     np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-5)
 
 
-def test_steps_are_ours(source, ours):
-    """Warm-up, clipping, decay and moments: after three updates the losses are still alike."""
+def test_steps_are_ours(source, trainer, ours):
+    """Warm-up, clipping, decay and moments: after three updates the losses are still alike, and after four all parameters."""
     _, params, batch = ours
-    config = configs.override(CONFIG, ["--loss.in_batch=0"])  # whose draws would be others
-    trainer = Trainer(config, LOG.spec, source.catalogue)
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, trainer.state.params)
-    trainer.state = dataclasses.replace(trainer.state, params=jax.tree.map(lambda x: x.copy(), params))
-    twin = make(source, params, config)
-    step, placed = torch_step.make_step(twin, config, False, "sdpa"), torch_step.batch_of(batch, "cpu")
-    here = trainer.place(batch)
-    theirs, mine = zip(*((step(placed).item(), float(trainer(here)["loss/retrieval"])) for _ in range(4)))
+    trainer.state = dataclasses.replace(trainer.state, params=params)
+    twin, here = make(source, params, trainer.config), trainer.place(batch)
+    step, there = torch_step.make_step(twin, trainer.config, False, "sdpa"), torch_step.batch_of(batch, "cpu")
+    theirs, mine = zip(*((step(there).item(), float(trainer(here)["loss/retrieval"])) for _ in range(4)))
     assert theirs[3] < 0.95 * theirs[0]
     np.testing.assert_allclose(theirs, mine, rtol=1e-4)
     for name, array in torch_step.weights(trainer.state.params).items():
