@@ -363,8 +363,8 @@ def visit(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="visit-") as scratch,
+        _alone(arguments.out),
         (arguments.out / LOG).open("ab") as log,
-        _alone(log, arguments.out),
     ):
         one = Visit(arguments, earlier, pathlib.Path(scratch), log)
         try:
@@ -378,14 +378,16 @@ def visit(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _alone(log: typing.IO[bytes], folder: pathlib.Path) -> typing.Iterator[None]:
+def _alone(folder: pathlib.Path) -> typing.Iterator[None]:
+    """A block in which this visit is the only one of the folder. The lock's file is its own: workers inherit the log's."""
     import fcntl
 
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another visit writes to {folder}: wait for it, or give another --out") from None
-    yield
+    with (folder / LOG).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another visit writes to {folder}: wait for it, or give another --out") from None
+        yield
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 FAILED = 3  # the status of a worker whose last unit failed
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # a rehearsal's CPU compiles little
 WORDS = 1500  # characters kept of an error
 
 
@@ -30,7 +31,8 @@ def main() -> int:
     threading.Thread(target=_end_with_the_visit, daemon=True).start()
     sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
     more = told["environment"]
-    os.environ |= more | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {more.get('XLA_FLAGS', '')}".strip()}
+    flags = [os.environ.get("XLA_FLAGS", ""), more.get("XLA_FLAGS", ""), QUICK * told["setting"]["small"]]
+    os.environ |= more | {"XLA_FLAGS": " ".join(filter(None, flags))}
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card, also where there are several
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(told["setting"]["scratch"], "compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
