@@ -4,9 +4,8 @@ From the same weights and the same batch it computes the same loss, gradients an
 models of item ids alone that are trained on retrieval alone; `check` refuses every other config. Axis letters are those
 of `synergen_jax/batch.py`.
 
-Parameters are float32. Computation is in `model.dtype`, by casting weights where they are used: compiled, a cast melts
-into its neighbours and one weight is cast once a step, which autocast does no better, and everything is rounded where
-the JAX step rounds it. Keys, values and queries are one matrix, gate and up another; all items of a step are one
+Parameters are float32. Computation is in `model.dtype`, by casting weights where they are used, not by autocast: the
+compiler sees each cast as one more operation to fuse or share, and the residual stream is as narrow as that of JAX. Keys, values and queries are one matrix, gate and up another; all items of a step are one
 lookup; of the last layer's context, keys and values alone are computed.
 
 What differs from the JAX step:
@@ -114,7 +113,8 @@ def weights(params: typing.Any) -> dict[str, np.ndarray]:
     }
     depth = sum(name.startswith("block_") for name in model)
     for index in range(depth):
-        block, kernel = model[f"block_{index}"], lambda name, block=model[f"block_{index}"]: block[name]["kernel"]
+        block = model[f"block_{index}"]
+        kernel = lambda name, block=block: block[name]["kernel"]
         found |= {
             f"blocks.{index}.attention_norm": block["attention_norm"]["scale"],
             f"blocks.{index}.mlp_norm": block["mlp_norm"]["scale"],
@@ -447,7 +447,8 @@ def measure(
 
     Returns:
       {"seconds": of each round, "compile_seconds": of the `WARM` steps before them, "loss": of the first step, "torch":
-      version, "attention", "compiled", "device": its name, "peak_memory_bytes": in the rounds, None without CUDA}.
+      version, "attention", "compiled", "device": its name, "peak_memory_bytes": in the rounds, None without CUDA}. The loss
+      is that of the JAX step but for rounding, and but for the in-batch negatives that each draws: none with `loss.in_batch` 0.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
