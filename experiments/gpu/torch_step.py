@@ -5,15 +5,15 @@ models of item ids alone that are trained on retrieval alone; `check` refuses ev
 of `synergen_jax/batch.py`.
 
 Parameters are float32. Computation is in `model.dtype`, by casting weights where they are used, not by autocast: the
-compiler sees each cast as one more operation to fuse or share, and the residual stream is as narrow as that of JAX. Keys, values and queries are one matrix, gate and up another; all items of a step are one
-lookup; of the last layer's context, keys and values alone are computed.
+compiler sees each cast as one more operation to fuse or share, and the residual stream is as narrow as that of JAX.
+Keys, values and queries are one matrix, gate and up another; all items of a step are one lookup; of the last layer's context, keys and values alone are computed.
 
 What differs from the JAX step:
 
 - Scores of the loss, (B x L, N), exist as a whole, not tile by tile.
 - In-batch negatives are drawn by torch's generator.
-- Of AdamW, schedule, weight decay and clipping are the same, but for 1e-6 that torch adds to the norm it clips by. Tables
-  are updated as a whole: those whose rows `optimiser.table` would move alone are refused.
+- Of AdamW, schedule, weight decay and clipping are the same, but for 1e-6 that torch adds to the norm it clips by.
+  Tables are updated as a whole: those whose rows `optimiser.table` would move alone are refused.
 - There is no ranking head. In JAX its parameters are there, without a gradient.
 - On a GPU, float32 is multiplied in TF32 (`measure` sets it), as XLA does unasked.
 
@@ -100,9 +100,7 @@ def weights(params: typing.Any) -> dict[str, np.ndarray]:
     It is linear: what it makes of gradients are the gradients of what it makes of parameters.
     """
     model = params["model"]["params"]
-    flat = lambda kernel, inner: (
-        np.asarray(kernel).reshape(inner, -1).T
-    )  # (in, out), heads not yet joined, to (out, in)
+    flat = lambda kernel, inner: np.asarray(kernel).reshape(inner, -1).T  # heads are joined
     width = np.shape(model["kind"])[1]
     found = {
         "table": np.asarray(params["tables"]["item"]).reshape(-1, width),
@@ -227,7 +225,7 @@ class Model(torch.nn.Module):
         return info_nce(asked, (unit(among), negative), log_q, self.loss.temperature)
 
     def negatives(self, batch: Batch, place: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `synergen_jax.training.objective.negatives`: ids (N + in_batch,), and how many of the latter are expected."""
+        """As `synergen_jax.training.objective.negatives`: ids (N + in_batch,), and the latter's expected count."""
         target, count = batch["target"], self.loss.in_batch
         if place is None:
             place = torch.randint(target.numel(), (count,), device=target.device)
@@ -246,7 +244,7 @@ class Model(torch.nn.Module):
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     def encode(self, batch: Batch, items: torch.Tensor, causal: Attend) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of the context at each layer, (B, H, L, Dh) each, from the vectors of its items, (B, L, D)."""
+        """Keys and values of the context at each layer, (B, H, L, Dh) each, from its items' vectors, (B, L, D)."""
         h = items + self.kind[CONTEXT].to(self.dtype)
         if self.config.context_action:
             h = h + F.embedding(batch["action"], self.action).to(self.dtype)
@@ -276,7 +274,7 @@ def _learned(*shape: int) -> torch.nn.Parameter:
 
 
 def _phases(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Wavelengths of the planes of time in seconds, int32, and angles a place of those of order: as `rope.make_phase`."""
+    """Wavelengths of the planes of time in seconds, int32, and angles a place of those of order, as `rope.make_phase`."""
     planes = 0 if config.rope == "none" else config.width // config.heads // 2
     timed = {"time": planes, "split": planes // 2}.get(config.rope, 0)
     ordered = planes - timed
@@ -316,8 +314,8 @@ def make_attention(name: str, length: int, device: torch.device | str) -> Attent
            2      1 1 0   0 0 1
 
     Args:
-      name: "flex": its block mask of the context is made once, that of readers anew for each batch, as `visible` is another
-        one. "sdpa": readers have a boolean mask, (B, 1, L, 2 L).
+      name: "flex": its block mask of the context is made once, that of readers anew for each batch, whose
+        `visible` is another one. "sdpa": readers have a boolean mask, (B, 1, L, 2 L).
     """
     if name not in ATTENTION:
         raise UserError(f"attention {name!r}: there are {' and '.join(ATTENTION)}")
@@ -447,8 +445,8 @@ def measure(
 
     Returns:
       {"seconds": of each round, "compile_seconds": of the `WARM` steps before them, "loss": of the first step, "torch":
-      version, "attention", "compiled", "device": its name, "peak_memory_bytes": in the rounds, None without CUDA}. The loss
-      is that of the JAX step but for rounding, and but for the in-batch negatives that each draws: none with `loss.in_batch` 0.
+      version, "attention", "compiled", "device": its name, "peak_memory_bytes": in the rounds, None without CUDA}. The
+      loss is that of the JAX step but for rounding, and for in-batch negatives, which each draws for itself.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

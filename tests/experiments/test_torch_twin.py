@@ -108,7 +108,7 @@ def test_other_settings(source, ours):
 
 
 def test_steps_are_ours(source, trainer, ours):
-    """Warm-up, clipping, decay and moments: after three updates the losses are still alike, and after four all parameters."""
+    """Warm-up, clipping, decay and moments: after three updates losses are still alike, and after four parameters."""
     _, params, batch = ours
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, trainer.state.params)
     trainer.state = dataclasses.replace(trainer.state, params=params)
