@@ -6,7 +6,8 @@ of `synergen_jax/batch.py`.
 
 Parameters are float32. Computation is in `model.dtype`, by casting weights where they are used, not by autocast: the
 compiler sees each cast as one more operation to fuse or share, and the residual stream is as narrow as that of JAX.
-Keys, values and queries are one matrix, gate and up another; all items of a step are one lookup; of the last layer's context, keys and values alone are computed.
+Keys, values and queries are one matrix, gate and up another; all items of a step are one lookup; of the last layer's
+context, keys and values alone are computed.
 
 What differs from the JAX step:
 
@@ -274,7 +275,7 @@ def _learned(*shape: int) -> torch.nn.Parameter:
 
 
 def _phases(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Wavelengths of the planes of time in seconds, int32, and angles a place of those of order, as `rope.make_phase`."""
+    """Wavelengths of the planes of time in seconds, int32, and angles a place of those of order; see `rope`."""
     planes = 0 if config.rope == "none" else config.width // config.heads // 2
     timed = {"time": planes, "split": planes // 2}.get(config.rope, 0)
     ordered = planes - timed
