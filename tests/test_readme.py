@@ -10,6 +10,7 @@ import jax
 import ladder
 import numpy as np
 import pytest
+import visit
 
 from data_pipelines.event_log import event_log
 from data_pipelines.sources.interactions import Interactions, log_parts
@@ -38,6 +39,7 @@ SYNERGEN = [
     command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest", "python")
 ]
 LADDER = [command[2:] for command in COMMANDS if command[:2] == ["python", "experiments/ladder/ladder.py"]]
+VISIT = [command[2:] for command in COMMANDS if command[:2] == ["python", "experiments/gpu/visit.py"]]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,11 @@ def test_the_ladder_commands_parse():
     assert [ladder.parser().parse_known_args(command)[1] for command in LADDER] == [[]] * len(LADDER)
     family = ladder.parser().parse_known_args(LADDER[-1])[0].family
     assert len(families.load(family).variants) > 20
+
+
+def test_the_visit_command_parses():
+    found = [visit.parser().parse_args(command) for command in VISIT]
+    assert [one.budget for one in found] == [540] and found[0].data.name == pathlib.Path(LADDER[0][-1]).name
 
 
 def test_every_kind_of_command_is_shown():

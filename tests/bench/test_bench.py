@@ -133,7 +133,7 @@ def test_readers():
 def test_sides_take_turns():
     turns = []
     times = timing.alternate({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 3)
-    assert turns == ["a", "b"] * 4, "one round of warming up, then three that count"
+    assert turns == ["a", "b"] * 5, "two rounds of warming up, then three that count"
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 

@@ -256,9 +256,9 @@ def test_a_ladder_has_one_family_and_the_same_settings_for_all_its_runs(tmp_path
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
-def climb(folder, feeds, variants, seeds, deadline=float("inf")):
+def climb(folder, feeds, variants, seeds, deadline=float("inf"), after=()):
     command = {"family": "f", "variants": list(variants), "settings": []}
-    asked = runs.Asked(variants, next(iter(variants.values())), seeds, command)
+    asked = runs.Asked(variants, next(iter(variants.values())), seeds, command, after)
     return runs.climb(asked, folder, feeds, {"device": "cpu"}, runs.Session(deadline, lambda _: None))
 
 
@@ -282,6 +282,11 @@ def test_runs_share_a_compiled_step_learn_and_end_with_the_budget(tmp_path, monk
         seconds = max(found["seconds"]["all"] for found in told.finished)
         late = climb(tmp_path / "l", feeds, {"recipe": config}, (0, 1, 2), time.monotonic() + seconds / 2)
         assert [run.seed for run in late.left] == [2] and len(runs.read(tmp_path / "l")) == 2
+        # On another machine: what an earlier ladder has is not run again.
+        other = climb(tmp_path / "n", feeds, {"recipe": config}, (0, 1), after=[tmp_path / "l"])
+        assert other.finished == told.finished and not other.left and runs.read(tmp_path / "n") == []
+        with pytest.raises(UserError, match="no ladder: neither runs.jsonl"):
+            climb(tmp_path / "n", feeds, {"recipe": config}, (0,), after=[tmp_path])
         cut = climb(tmp_path / "m", feeds, {"recipe": config}, (0,), time.monotonic() + 0.01)
         assert len(cut.left) == 1 and runs.read(tmp_path / "m") == []
         asked = json.loads((tmp_path / "l" / runs.PLAN).read_text())["asked"]
