@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import os
+import time
 import typing
 
 import jax
@@ -88,25 +91,27 @@ def log_of(setting: Setting, jagged: str = "") -> SyntheticLog:
 
 
 def fitting(setting: Setting, case: Case) -> int:
-    """How many rows a batch may have: by what the compiler says that one and two rows take, 2^n of them.
+    """How many rows a batch may have, 2^n of them: by what the compiler says that one row takes.
 
-    Compiled without autotuning, which takes most of the time and changes little of the memory.
+    Compiled without autotuning, which takes most of the time and changes little of the memory. What was found for a case holds
+    for the whole visit.
     """
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if setting.small or limit is None:
         return 2
-    taken = []
-    for users in (1, 2):
-        trainer, host, _ = _made(setting, case, users)
+    path = setting.scratch / "fitting.json"
+    known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    if (key := json.dumps(case._replace(backend=attention.choose(config_of(setting, case).model)))) not in known:
+        trainer, host, _ = _made(setting, case, 1)
         memory = hlo.memory(trainer.compiled(trainer.place(host[0]), {"xla_gpu_autotune_level": 0}))
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        taken.append(held + memory.temp_size_in_bytes)
-        del trainer, host
-    row = max(taken[1] - taken[0], 1)
-    most = min(int((ROOM * limit - taken[0]) / row) + 1, MOST)
-    if most < 1:
-        raise MemoryError(f"one row takes {taken[0] / 2**30:.1f} GiB, the device has {limit / 2**30:.1f}")
-    return 1 << (most.bit_length() - 1)
+        state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        rows = int((ROOM * limit - state) / max(memory.temp_size_in_bytes, 1))
+        if rows < 1:
+            taken = (state + memory.temp_size_in_bytes) / 2**30
+            raise MemoryError(f"one row takes {taken:.1f} GiB, the device has {limit / 2**30:.1f}")
+        known[key] = 1 << (min(rows, MOST).bit_length() - 1)
+        path.write_text(json.dumps(known))
+    return known[key]
 
 
 # --- the step ---------------------------------------------------------------------------------------------------
@@ -159,9 +164,6 @@ def _rates(config: Config, log: SyntheticLog, host: list[TrainBatch], seconds: t
 
 def _fed(setting: Setting, trainer: Trainer, log: SyntheticLog, alone: float) -> dict[str, typing.Any]:
     """Seconds a step when batches come from worker processes, over those of the step alone."""
-    import os
-    import time
-
     workers = setting.by_size(min(max((os.cpu_count() or 2) - 2, 1), 16), 0)
     count = setting.by_size(12, 2)
     with Batches(log, workers, 0) as batches:

@@ -105,10 +105,10 @@ def step_rows(found: Found) -> list[Row]:
     rows = []
     for one in found.done("mfu", "step", "blocks", "HSTU"):
         result = one["result"]
-        batch, length = result["batch"], result.get("length")
+        sizes = result["batch"] if isinstance(result["batch"], list) else [result["batch"], result.get("length", "")]
         row = _row(one, what=one["unit"], backend=result.get("backend", "xla"))
         row |= {
-            "rows": f"{batch} x {length}" if length else str(batch),
+            "rows": " x ".join(str(size) for size in sizes if size != ""),
             "ms": 1e3 * statistics.median(result["seconds"]),
         }
         row |= {"TFLOP/s": result["tflops"], "MFU": _share(result["mfu"]), "padding": _share(result.get("padding"))}

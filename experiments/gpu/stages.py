@@ -65,11 +65,11 @@ def _correctness() -> Stage:
         Unit("resume, deterministic", "correctness.resume", environment=DETERMINISTIC),
         Unit("tiny run", "correctness.tiny_run"),
     ]
-    return Stage("correctness", "Does the card compute what the CPU does?", 200, tuple(units))
+    return Stage("correctness", "Does the card compute what it should?", 260, tuple(units))
 
 
 def _mfu() -> Stage:
-    step = lambda name, environment=NOTHING, **more: Unit(name, "mfu.step", more, 45, environment)
+    step = lambda name, environment=NOTHING, **more: Unit(name, "mfu.step", more, 60, environment)
     units = [step(f"step, {backend}", backend=backend) for backend in ("cudnn", "xla", "tokamax")]
     units += [
         Unit("profile", "mfu.profile", {"backend": "auto"}, 45),
@@ -111,9 +111,9 @@ def _ranking() -> Stage:
 
 
 def _torch() -> Stage:
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # or else jax takes three quarters of the memory from torch
-    units = tuple(Unit(f"step, {kind}", "peer.step", {"attention": kind}, 90, shared) for kind in ("flex", "sdpa"))
-    return Stage("torch", "The same model in PyTorch", 240, units)
+    shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}  # the rest is torch's
+    units = tuple(Unit(f"step, {kind}", "peer.step", {"attention": kind}, 120, shared) for kind in ("flex", "sdpa"))
+    return Stage("torch", "The same model in PyTorch", 300, units)
 
 
 def _variants() -> Stage:

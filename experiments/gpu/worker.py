@@ -20,7 +20,9 @@ import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 FAILED = 3  # the status of a worker whose last unit failed
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # a rehearsal's CPU compiles little
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # a rehearsal's CPU compiles little
+)
 WORDS = 1500  # characters kept of an error
 
 
@@ -34,6 +36,7 @@ def main() -> int:
     flags = [os.environ.get("XLA_FLAGS", ""), more.get("XLA_FLAGS", ""), QUICK * told["setting"]["small"]]
     os.environ |= more | {"XLA_FLAGS": " ".join(filter(None, flags))}
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card, also where there are several
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(told["setting"]["scratch"], "compiled")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     tell({"event": "ready", "about": about()})
