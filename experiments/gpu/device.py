@@ -58,8 +58,7 @@ def _product(shape: Shape, dtype: str) -> typing.Callable[[], jax.Array]:
 
 
 def _copy(setting: Setting) -> float:
-    size = setting.by_size(2**30, 2**16)  # float32 numbers
-    x = jnp.zeros(size // 4, jnp.float32)
+    x = jnp.zeros(setting.by_size(2**28, 2**14), jnp.float32)
     add = jax.jit(lambda x: x + 1)
     times = timing.alternate({"copy": lambda: add(x)}, setting.rounds)["copy"]
     return 2 * x.nbytes / timing.Spread.of(times).median / 1e9

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import time
 import typing
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import kernels
 import numpy as np
-from batches import Batches
+from batches import AHEAD, CHUNK, Batches
 from made_up import open_log, perturbed
 from setting import Setting, Skip
 
@@ -31,7 +30,7 @@ from synergen_jax.config import Config
 from synergen_jax.errors import UserError
 from synergen_jax.model import attention, synergen
 from synergen_jax.model.synergen import SynerGen
-from synergen_jax.planning import flops, hlo
+from synergen_jax.planning import flops
 from synergen_jax.planning.synthetic import SyntheticLog
 
 BIG = {
@@ -48,6 +47,9 @@ SMALL = {
 }
 MOST = 64  # rows of a batch
 ROOM = 0.85  # of the memory that a step may take
+STATE, LAYER_ROW = 4 * 2**30, 0.7 * 2**30  # bytes of parameters, optimiser and gradients; of each row a layer
+FULL = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY")
+Found = dict[str, typing.Any]
 
 
 class ZipfLog(SyntheticLog):
@@ -90,28 +92,39 @@ def log_of(setting: Setting, jagged: str = "") -> SyntheticLog:
     return ZipfLog(items, 4 * MOST * 16, length) if jagged else SyntheticLog(items, 4 * MOST, length + 2)
 
 
-def fitting(setting: Setting, case: Case) -> int:
-    """How many rows a batch may have, 2^n of them: by what the compiler says that one row takes.
+def fitting(setting: Setting, case: Case, use: typing.Callable[[int], Found]) -> Found:
+    """What `use` finds with as many rows a batch as fit, 2^n of them: an estimate, halved for as long as the memory is full.
 
-    Compiled without autotuning, which takes most of the time and changes little of the memory. What was found for a case holds
-    for the whole visit.
+    What was found to fit holds for the whole visit: most cases differ little, and to ask the compiler would cost minutes.
     """
+    path = setting.scratch / "rows.json"
+    known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    key = json.dumps(
+        [jax.devices()[0].device_kind, *case._replace(backend=attention.choose(config_of(setting, case).model))]
+    )
+    rows = known.get(key) or _estimate(setting)
+    while True:
+        try:
+            found = use(rows)
+        except Exception as error:
+            if rows == 1 or not any(word in str(error) for word in FULL):
+                raise
+            setting.say(f"{rows} rows do not fit: {type(error).__name__}")
+        else:
+            break
+        rows //= 2
+        path.write_text(json.dumps(known | {key: rows}))
+    path.write_text(json.dumps(known | {key: rows}))
+    return found
+
+
+def _estimate(setting: Setting) -> int:
+    """Rows by the memory of the device, from what a traced step keeps for its backward pass."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if setting.small or limit is None:
         return 2
-    path = setting.scratch / "fitting.json"
-    known: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    if (key := json.dumps(case._replace(backend=attention.choose(config_of(setting, case).model)))) not in known:
-        trainer, host, _ = _made(setting, case, 1)
-        memory = hlo.memory(trainer.compiled(trainer.place(host[0]), {"xla_gpu_autotune_level": 0}))
-        state = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        rows = int((ROOM * limit - state) / max(memory.temp_size_in_bytes, 1))
-        if rows < 1:
-            taken = (state + memory.temp_size_in_bytes) / 2**30
-            raise MemoryError(f"one row takes {taken:.1f} GiB, the device has {limit / 2**30:.1f}")
-        known[key] = 1 << (min(rows, MOST).bit_length() - 1)
-        path.write_text(json.dumps(known))
-    return known[key]
+    fit = int((ROOM * limit - STATE) / (BIG["model"]["depth"] * LAYER_ROW))
+    return 1 << (min(max(fit, 1), MOST).bit_length() - 1)
 
 
 # --- the step ---------------------------------------------------------------------------------------------------
@@ -124,7 +137,7 @@ def _made(setting: Setting, case: Case, users: int) -> tuple[Trainer, list[Train
     return Trainer(config, log.spec, catalogue), list(itertools.islice(feed(0), 4)), log
 
 
-def step(setting: Setting, feed: bool = False, **case: typing.Any) -> dict[str, typing.Any]:
+def step(setting: Setting, feed: bool = False, **case: typing.Any) -> Found:
     """Seconds, TFLOP/s and MFU of the whole step.
 
     Args:
@@ -132,16 +145,22 @@ def step(setting: Setting, feed: bool = False, **case: typing.Any) -> dict[str, 
       case: a `Case`.
     """
     which = Case(**case)
-    trainer, host, log = _made(setting, which, fitting(setting, which))
-    placed = [trainer.place(batch) for batch in host]
-    compile_seconds = trainer.compile(placed[0])
-    turn = itertools.cycle(placed)
-    times = timing.alternate({"step": lambda: trainer(next(turn))}, setting.rounds)["step"]
-    found = _rates(trainer.config, log, host, timing.Spread.of(times))
-    found |= {"backend": attention.choose(trainer.config.model), "seconds": times, "compile_seconds": compile_seconds}
-    if feed:
-        found |= _fed(setting, trainer, log, timing.Spread.of(times).median)
-    return found
+
+    def timed(rows: int) -> Found:
+        trainer, host, log = _made(setting, which, rows)
+        placed = [trainer.place(batch) for batch in host]
+        compile_seconds = trainer.compile(placed[0])
+        turn = itertools.cycle(placed)
+        times = timing.alternate({"step": lambda: trainer(next(turn))}, setting.rounds)["step"]
+        found = _rates(trainer.config, log, host, timing.Spread.of(times))
+        found |= {
+            "backend": attention.choose(trainer.config.model),
+            "seconds": times,
+            "compile_seconds": compile_seconds,
+        }
+        return found | (_fed(setting, trainer, log, timing.Spread.of(times).median) if feed else {})
+
+    return fitting(setting, which, timed)
 
 
 def _rates(config: Config, log: SyntheticLog, host: list[TrainBatch], seconds: timing.Spread) -> dict[str, typing.Any]:
@@ -150,6 +169,7 @@ def _rates(config: Config, log: SyntheticLog, host: list[TrainBatch], seconds: t
     count = float(np.mean([flops.train_step(config, log.spec, one) for one in work]))
     events = float(np.mean([one.events for one in work]))
     parts = flops.parts(config, log.spec, work[0])
+    whole = sum(cost.step for cost in parts.values())
     return {
         "batch": config.data.batch,
         "length": config.data.max_history,
@@ -158,17 +178,18 @@ def _rates(config: Config, log: SyntheticLog, host: list[TrainBatch], seconds: t
         "tflop": count / 1e12,
         "tflops": count / 1e12 / seconds.median,
         "mfu": flops.mfu(count, seconds.median, jax.devices()[0].device_kind, config.model.dtype),
-        "share": {name: cost.step / count for name, cost in parts.items()},
+        "share": {name: cost.step / whole for name, cost in parts.items()},
     }
 
 
 def _fed(setting: Setting, trainer: Trainer, log: SyntheticLog, alone: float) -> dict[str, typing.Any]:
-    """Seconds a step when batches come from worker processes, over those of the step alone."""
-    workers = setting.by_size(min(max((os.cpu_count() or 2) - 2, 1), 16), 0)
-    count = setting.by_size(12, 2)
+    """Seconds a step when batches come from worker processes, over those of the step alone, once what was made ahead is used."""
+    workers = setting.by_size(2, 0)  # of them one makes batches faster than a card takes steps of this size
+    count = setting.by_size(AHEAD * CHUNK * 2 + 8, 2)
     with Batches(log, workers, 0) as batches:
         feed = batches.train(trainer.config, keep=False)
-        trainer(trainer.place(next(feed)))
+        for _ in range(setting.by_size(2 * CHUNK, 1)):  # what the workers made before anybody waited is soon used up
+            jax.block_until_ready(trainer(trainer.place(next(feed))))
         start = time.perf_counter()
         jax.block_until_ready([trainer(trainer.place(next(feed))) for _ in range(count)])
         seconds = (time.perf_counter() - start) / count
@@ -178,13 +199,16 @@ def _fed(setting: Setting, trainer: Trainer, log: SyntheticLog, alone: float) ->
 
 def profile(setting: Setting, backend: str) -> dict[str, typing.Any]:
     """The kernels that take most of a step's time."""
-    case = Case(backend)
-    trainer, host, _ = _made(setting, case, fitting(setting, case))
-    batch = trainer.place(host[0])
-    trainer.compile(batch)
-    folder = setting.scratch / "profile"
-    timing.alternate({"step": lambda: trainer(batch)}, 1, folder)
-    return {"backend": attention.choose(trainer.config.model), "batch": trainer.config.data.batch} | kernels.top(folder)
+    case, folder = Case(backend), setting.scratch / "profile"
+
+    def traced(rows: int) -> Found:
+        trainer, host, _ = _made(setting, case, rows)
+        batch = trainer.place(host[0])
+        trainer.compile(batch)
+        timing.alternate({"step": lambda: trainer(batch)}, 1, folder)
+        return {"backend": attention.choose(trainer.config.model), "batch": rows} | kernels.top(folder)
+
+    return fitting(setting, case, traced)
 
 
 # --- parts of it ------------------------------------------------------------------------------------------------

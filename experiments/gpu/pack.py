@@ -29,10 +29,11 @@ import ladder
 from synergen_jax.errors import UserError, first_line, writing
 
 LIMIT = 40.0  # MB that may travel
-# Beside jax, flax, optax, orbax, numpy and what these bring. Tokamax and what it needs are for its backend alone.
+# Beside jax, flax, optax, orbax, numpy and what these bring. Tokamax and what it needs are for its backend alone; of xprof,
+# 32 MB that it imports and does not use here, worker.py has a stand-in. 0.0.17 is lowered for a card under jax 0.11 and 0.12.
 WHEELS = (
     *("jaxtyping", "wadler-lindig", "tqdm"),
-    *("tokamax>=0.0.12,<0.1", "einshape", "qwix", "immutabledict", "typeguard==2.13.3", "tensorboardx", "packaging"),
+    *("tokamax==0.0.17", "einshape", "qwix", "immutabledict", "typeguard==2.13.3", "tensorboardx", "packaging"),
     *("pydantic", "annotated-types", "typing-inspection"),
 )
 

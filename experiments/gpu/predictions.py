@@ -58,7 +58,7 @@ def _rate(unit: str) -> typing.Callable[[Results], float]:
     return _of("mfu", unit, "events_per_second")
 
 
-# At head widths 32, 64 and 128 the same FLOPs a token are asked of each: what a head's width costs is a ratio of rates.
+# At width 1,024 heads of 64 and of 128 features are asked for the same FLOPs: what a head's width costs is a ratio of times.
 _PER_FLOP = lambda tokens, backend, narrow: _over(
     _seconds(tokens, backend, narrow), _seconds(tokens, backend, "attention")
 )

@@ -10,7 +10,7 @@ import array_log
 import ladder
 import runs
 from made_up import CycleLog
-from setting import Setting, Skip
+from setting import Setting, Short, Skip
 
 FAMILY = pathlib.Path(__file__).resolve().parent.parent / "families" / "ladder_1m.toml"
 SMALL = (
@@ -44,7 +44,7 @@ def run(setting: Setting, variant: str, seed: int) -> dict[str, typing.Any]:
         _write_made_up(data)
     earlier = [str(folder / "ladder") for folder in setting.after if (folder / "ladder" / runs.RUNS).exists()]
     words = ["run", str(data), "--family", str(FAMILY), "--variants", variant, "--seeds", str(seed), "--out", str(out)]
-    words += ["--budget", str(setting.deadline - time.time()), *(["--after", *earlier] if earlier else []), *more]
+    words += ["--budget", str(setting.deadline - time.monotonic()), *(["--after", *earlier] if earlier else []), *more]
     if setting.small:
         words += ["--workers", "0"]
     if ladder.main(words):
@@ -52,7 +52,7 @@ def run(setting: Setting, variant: str, seed: int) -> dict[str, typing.Any]:
     entries = [one for folder in (out, *map(pathlib.Path, earlier)) for one in runs.read(folder)]
     found = next((one for one in entries if (one["variant"], one["seed"]) == (variant, seed)), None)
     if found is None:
-        raise TimeoutError("the run did not end in time")
+        raise Short("the ladder had no time for it")
     kept = ("steps", "best_step", "stopped", "seconds", "events_per_second", "changes")
     brief = {part: found["metrics"].get(part, {}).get("retrieval") for part in ("validation", "test")}
     return {name: found[name] for name in kept} | {"variant": variant, "seed": seed, "metrics": brief}

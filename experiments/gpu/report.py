@@ -15,6 +15,7 @@ import typing
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
 
+import numpy as np
 import stages
 import visit
 from predictions import PREDICTIONS
@@ -89,7 +90,10 @@ def correctness_rows(found: Found) -> list[Row]:
         result = one["result"]
         row = _row(one, check=one["unit"], holds="yes" if result["holds"] else "**NO**")
         if "errors" in result:
-            row |= {"largest error": f"{max(result['errors'].values()):.1e}", "allowed": f"{result['tolerance']:.0e}"}
+            row |= {
+                "largest error": f"{np.max(list(result['errors'].values())):.1e}",
+                "allowed": f"{result['tolerance']:.0e}",
+            }
         for name in ("repeated", "resumed"):
             if name in result:
                 same = result[name]["same to the bit"]
@@ -149,9 +153,10 @@ def ratio_rows(found: Found) -> list[Row]:
 def ranking_rows(found: Found) -> list[Row]:
     """Requests a second."""
     return [
-        _row(one, case=one["unit"]) | {f"{side}, requests/s": value for side, value in rates.items()}
+        _row(one, case=one["unit"])
+        | {f"{side}, requests/s": value for side, value in one["result"]["requests_per_second"].items()}
+        | {"same answers": "yes" if one["result"]["holds"] else "**NO**"}
         for one in found.done("ranking")
-        for rates in [one["result"]["requests_per_second"]]
     ]
 
 
@@ -162,6 +167,7 @@ def torch_rows(found: Found) -> list[Row]:
         | {"ours, ms": 1e3 * statistics.median(one["result"]["ours_seconds"])}
         | {"theirs, ms": 1e3 * statistics.median(one["result"]["seconds"])}
         | {"theirs / ours": one["result"]["theirs_over_ours"]["median"]}
+        | {"loss of the first step, ours": one["result"]["ours_loss"], "theirs": one["result"]["loss"]}
         for one in found.done("torch")
     ]
 
@@ -197,7 +203,7 @@ def prediction_rows(found: Found) -> list[Row]:
 def missing_rows(found: Found) -> list[Row]:
     """What was not measured, and why not."""
     rows = [
-        _row(one, stage=one["stage"], measurement=one["unit"], why=one.get("why", "").splitlines()[0][:120])
+        _row(one, stage=one["stage"], measurement=one["unit"], why=visit.brief(one.get("why", ""), 120))
         for one in found.records
         if one["state"] != "done"
     ]

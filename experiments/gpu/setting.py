@@ -11,6 +11,10 @@ class Skip(Exception):
     """This measurement cannot be made on this machine; the message says why."""
 
 
+class Short(Exception):
+    """Too little time is left for this measurement, which is no fault of its own."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """How a unit is run."""
@@ -19,8 +23,8 @@ class Setting:
     out: pathlib.Path  # what comes back
     scratch: pathlib.Path  # what does not
     data: pathlib.Path | None  # a log in one file, see `ladder.py prepare`
-    after: tuple[pathlib.Path, ...]  # what earlier visits brought back
-    deadline: float  # of `time.time`
+    after: tuple[pathlib.Path, ...]  # what earlier visits to such a device brought back
+    deadline: float  # of `time.monotonic`, which all processes of a machine share
     say: typing.Callable[[str], None]
 
     @property

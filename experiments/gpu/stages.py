@@ -69,7 +69,7 @@ def _correctness() -> Stage:
 
 
 def _mfu() -> Stage:
-    step = lambda name, environment=NOTHING, **more: Unit(name, "mfu.step", more, 60, environment)
+    step = lambda name, environment=NOTHING, **more: Unit(name, "mfu.step", more, 90, environment)
     units = [step(f"step, {backend}", backend=backend) for backend in ("cudnn", "xla", "tokamax")]
     units += [
         Unit("profile", "mfu.profile", {"backend": "auto"}, 45),
@@ -112,7 +112,7 @@ def _ranking() -> Stage:
 
 def _torch() -> Stage:
     shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}  # the rest is torch's
-    units = tuple(Unit(f"step, {kind}", "peer.step", {"attention": kind}, 120, shared) for kind in ("flex", "sdpa"))
+    units = tuple(Unit(f"step, {kind}", "peer.step", {"attention": kind}, 110, shared) for kind in ("flex", "sdpa"))
     return Stage("torch", "The same model in PyTorch", 300, units)
 
 

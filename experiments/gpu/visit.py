@@ -14,15 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import pathlib
-import queue
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import typing
 
@@ -33,21 +29,20 @@ import json_lines
 import ladder
 import stages
 from stages import Stage, Unit
+from worker_process import LostDevice, Worker, died
 
 from synergen_jax.errors import UserError, writing
 
-RECORDS, LOG = "records.jsonl", "visit.log"
+RECORDS, LOG, WORKER_LOG = "records.jsonl", "visit.log", "worker.log"
 FIELDS = ("stage", "unit", "state", "seconds", "device", "small", "visit", "at")
 TRIES = 2  # a unit that failed so often is given up
 MARGIN = 5.0  # seconds before the end of the budget by which the last process is ended
 START = 240.0  # seconds within which a process must have found the device
+FIND = 15.0  # seconds that it takes: none is started where that and a unit do not fit
+TIMES, LEAST = 2.5, 120.0  # what a unit may take: so many times what it needs, and so many seconds at least
 LOST = 3  # the exit status where there is no device, or no longer
 
 Record = dict[str, typing.Any]
-
-
-class LostDevice(Exception):
-    """There is no device, or it answers no more."""
 
 
 # --- what is there, and what is left ----------------------------------------------------------------------------
@@ -86,91 +81,38 @@ def left(
     return sorted((one for one in todo if tried(one) < TRIES), key=lambda one: tried(one) > 0)
 
 
-# --- a process that measures ------------------------------------------------------------------------------------
-
-
-class Worker:
-    """A process that runs units of one stage. A context manager: leaving it ends the process and all that it started."""
-
-    def __init__(self, told: dict[str, typing.Any], log: typing.IO[bytes]):
-        command = [sys.executable, str(HERE / "worker.py"), json.dumps(told)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-        )
-        self._events: queue.Queue[dict[str, typing.Any] | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):  # cut off by a kill
-                self._events.put(json.loads(line))
-        self._events.put(None)
-
-    def next(self, seconds: float) -> dict[str, typing.Any] | None:
-        """The next event; None where the process has ended.
-
-        Raises:
-          TimeoutError: none came within so many seconds.
-        """
-        try:
-            return self._events.get(timeout=max(seconds, 0.01))
-        except queue.Empty:
-            raise TimeoutError from None
-
-    def end(self) -> int:
-        """Its exit status, after it was ended if it was still there."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # also what it has started
-        return self._process.wait()
-
-    def status(self) -> int:
-        """The exit status of a process that has closed its output."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
-        return self.end()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.end()
-
-
-def died(status: int) -> str:
-    """What an exit status tells."""
-    if status >= 0:
-        return f"the process ended with status {status}"
-    name = signal.Signals(-status).name
-    return f"the process was killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
-
-
 # --- a visit ----------------------------------------------------------------------------------------------------
 
 
 class Visit:
-    """One command: measures what is left until its time is over.
+    """One command: measures what is left until its time is over. Moments are those of `time.monotonic`.
 
     Args:
       arguments: of the command line.
-      earlier: what visits before it have brought back.
+      earlier: what visits before it have brought back, by folder.
     """
 
     def __init__(
-        self, arguments: argparse.Namespace, earlier: list[Record], scratch: pathlib.Path, log: typing.IO[bytes]
+        self,
+        arguments: argparse.Namespace,
+        earlier: dict[pathlib.Path, list[Record]],
+        scratch: pathlib.Path,
+        log: typing.IO[bytes],
     ):
-        self._arguments, self._scratch, self._log = arguments, scratch, log
-        self._start, self._begun = time.monotonic(), time.time()
-        self._end = self._begun + arguments.budget - MARGIN
-        self._records = earlier + read(arguments.out)
+        self._arguments, self._earlier, self._scratch, self._log = arguments, earlier, scratch, log
+        self._start, self._begun = time.monotonic(), round(time.time())
+        self._end = self._start + arguments.budget - MARGIN
+        self._records = [record for records in earlier.values() for record in records] + read(arguments.out)
         self._commit = arguments.commit or ladder.commit()
-        self._unit_start = self._start
+        self._now: Unit | None = None  # what is being measured, and since when
+        self._since = self._start
         self.about: dict[str, typing.Any] = {}
 
     def say(self, text: str) -> None:
         """Tells how far the visit has come, and writes it down."""
         line = f"{time.monotonic() - self._start:7.1f} s  {text}"
-        print(line, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # whoever listened has gone; the visit goes on
+            print(line, flush=True)
         self._log.write(f"{line}\n".encode())
         self._log.flush()
 
@@ -179,18 +121,19 @@ class Visit:
 
         Raises:
           LostDevice: there is none, or it answers no more.
+          UserError: the folder holds what was measured on another kind of device, or at another size.
         """
         self.about = self._find_device()
+        self._refuse_others()
         todo = self._left(asked)
         self.say(
             f"{len(todo)} measurements are to be made on {self.about['device']}, jax {self.about['versions']['jax']}"
         )
         spent = dict.fromkeys((stage.name for stage in asked), 0.0)
-        while todo and time.time() < self._end:
+        while todo and self._end - time.monotonic() > (0 if self._arguments.small else FIND + todo[0][1].needs):
             stage, units = _together(todo)
             start = time.monotonic()
-            limit = min(self._end, time.time() + stage.limit - spent[stage.name])
-            over = self._measure(stage, units, limit)
+            over = self._measure(stage, units, min(self._end, start + stage.limit - spent[stage.name]))
             spent[stage.name] += time.monotonic() - start
             todo = [(one, unit) for one, unit in todo if one is not stage or unit.name not in over]
             if spent[stage.name] >= stage.limit:
@@ -199,100 +142,149 @@ class Visit:
         return self._left(asked)
 
     def _left(self, asked: list[Stage]) -> list[tuple[Stage, Unit]]:
-        return left(asked, self._records, self.about["device"], self._arguments.small, round(self._begun))
+        return left(asked, self._records, self.about["device"], self._arguments.small, self._begun)
 
     def _find_device(self) -> dict[str, typing.Any]:
         """What the first process says of the device."""
-        with Worker(self._told({}, [], self._end), self._log) as worker:
+        with self._worker({}, [], self._end) as worker:
             about = self._ready(worker)
         if about["platform"] == "cpu" and not self._arguments.small:
             raise LostDevice("jax finds no GPU or TPU here, only a CPU; --small rehearses on it")
         return about
 
+    def _refuse_others(self) -> None:
+        mine = self.about["device"], self._arguments.small
+        for record in read(self._arguments.out):
+            if (found := (record["device"], record["small"])) != mine:
+                told = lambda one: one[0] + " (a rehearsal)" * one[1]
+                raise UserError(
+                    f"{self._arguments.out} has what was measured on {told(found)}, and this is {told(mine)}: give another --out"
+                )
+
     def _ready(self, worker: Worker) -> dict[str, typing.Any]:
+        """What a process says of the device once it has found it."""
+        patience = min(START, self._end - time.monotonic())
         try:
-            event = worker.next(START)
+            event = worker.next(patience)
         except TimeoutError:
-            raise LostDevice(f"no device was found within {START:.0f} s (see {LOG})") from None
+            raise LostDevice(f"no device was found within {patience:.0f} s (see {LOG})") from None
         if event is None:
             raise LostDevice(f"no device can be used: {died(worker.status())} (see {LOG})")
         if self.about and event["about"]["device"] != self.about["device"]:
             raise LostDevice(f"the device is {event['about']['device']} now, and was {self.about['device']}")
         return event["about"]
 
-    def _told(self, environment: typing.Mapping[str, str], units: list[Unit], limit: float) -> dict[str, typing.Any]:
-        """What a worker is told."""
+    def _worker(self, environment: typing.Mapping[str, str], units: list[Unit], limit: float) -> Worker:
+        """A process for some units."""
         asked = self._arguments
+        same = lambda record: (record["device"], record["small"]) == (self.about.get("device"), asked.small)
         setting = {
             "small": asked.small,
             "out": str(asked.out.absolute()),
-            "scratch": str(self._scratch),
+            "scratch": str(self._scratch.absolute()),
             "data": asked.data and str(asked.data.absolute()),
-            "after": [str(folder.absolute()) for folder in asked.after],
+            "after": [str(folder.absolute()) for folder, records in self._earlier.items() if any(map(same, records))],
             "deadline": limit,
         }
-        needs = lambda unit: 0.0 if asked.small else unit.needs
-        plain = lambda unit: {
-            "name": unit.name,
-            "call": unit.call,
-            "arguments": dict(unit.arguments),
-            "needs": needs(unit),
-        }
-        return {"environment": dict(environment), "units": [plain(unit) for unit in units], "setting": setting}
+        plain = lambda unit: unit._asdict() | {"arguments": dict(unit.arguments), "environment": dict(unit.environment)}
+        needs = {"needs": 0.0} if asked.small else {}
+        told = {"environment": dict(environment), "units": [plain(unit) | needs for unit in units], "setting": setting}
+        return Worker(told, self._log, asked.out / WORKER_LOG)
 
     def _measure(self, stage: Stage, units: list[Unit], limit: float) -> set[str]:
-        """Runs units of a stage in one process until the limit, a moment of `time.time`.
+        """Runs units of a stage in one process until the limit.
 
         Returns:
           names of those that are over for this visit, measured or not.
         """
         over: set[str] = set()
-        now: Unit | None = None
-        with Worker(self._told(units[0].environment, units, limit), self._log) as worker:
-            self._ready(worker)
+        self._now = None
+        with self._worker(units[0].environment, units, limit) as worker:
+            try:
+                self._ready(worker)
+            except LostDevice as why:
+                if not units[0].environment or time.monotonic() >= self._end:
+                    raise
+                return self._not_started(
+                    stage, units, str(why)
+                )  # its variables may be to blame, such as a flag of XLA's
             while True:
                 try:
-                    event = worker.next(limit - time.time())
+                    event = worker.next(self._until(limit) - time.monotonic())
                 except TimeoutError:
-                    if now is not None:  # if the visit's own time is over, too, the unit is not to blame
-                        state = "failed" if limit < self._end else "cut"
-                        self._write(stage, now, {"state": state, "why": "its time was over"})
-                    return {unit.name for unit in units}
+                    return over | self._timed_out(stage, units)
                 if event is None:
-                    status = died(worker.status())
-                    if now is not None:
-                        self._write(stage, now, {"state": "failed", "why": status})
-                    elif not over:
-                        raise LostDevice(f"the process that measures does not live: {status} (see {LOG})")
-                    return over | ({now.name} if now is not None else set())
-                name, kind = event.pop("unit"), event.pop("event")
-                unit = next(one for one in units if one.name == name)
-                if kind == "begin":
-                    now, self._unit_start = unit, time.monotonic()
-                    self.say(f"[{stage.name}] {unit.name}")
-                    continue
-                if kind == "end":
-                    self._write(stage, unit, event)
-                    now = None
-                else:
-                    self.say(f"[{stage.name}] {unit.name}: no time is left for its {unit.needs:.0f} s")
-                over.add(unit.name)
+                    return over | self._died(stage, died(worker.status()), over)
+                self._heard(stage, next(one for one in units if one.name == event["unit"]), event)
+                if event["event"] != "begin":
+                    over.add(event["unit"])
+
+    def _heard(self, stage: Stage, unit: Unit, event: dict[str, typing.Any]) -> None:
+        """What a process tells of a unit."""
+        match event["event"]:
+            case "begin":
+                self._now, self._since = unit, time.monotonic()
+                self.say(f"[{stage.name}] {unit.name}")
+            case "end":
+                self._write(
+                    stage, unit, {name: value for name, value in event.items() if name not in ("event", "unit")}
+                )
+                self._now = None
+            case _:
+                self.say(f"[{stage.name}] {unit.name}: no time is left for its {unit.needs:.0f} s")
+
+    def _until(self, limit: float) -> float:
+        """When whoever measures must have told the next."""
+        return limit if self._now is None else min(limit, self._since + patience(self._now))
+
+    def _timed_out(self, stage: Stage, units: list[Unit]) -> set[str]:
+        """Nothing was told for too long; what is over now."""
+        if self._now is not None and time.monotonic() >= self._since + patience(self._now):
+            self._write(
+                stage, self._now, {"state": "failed", "why": f"it did not end within {patience(self._now):.0f} s"}
+            )
+            return {self._now.name}
+        if self._now is not None:  # the time of the stage or the visit is over, which is no fault of the unit's
+            self._write(stage, self._now, {"state": "cut", "why": "no time was left"})
+        return {unit.name for unit in units}
+
+    def _died(self, stage: Stage, how: str, over: set[str]) -> set[str]:
+        """The process has ended; what is over now."""
+        if self._now is not None:
+            self._write(stage, self._now, {"state": "failed", "why": how})
+            return {self._now.name}
+        if not over:
+            raise LostDevice(f"the process that measures does not live: {how} (see {LOG})")
+        return set()
+
+    def _not_started(self, stage: Stage, units: list[Unit], why: str) -> set[str]:
+        self._since = time.monotonic()
+        for unit in units:
+            self._write(stage, unit, {"state": "failed", "why": f"its process did not start: {why}"})
+        return {unit.name for unit in units}
 
     def _write(self, stage: Stage, unit: Unit, found: Record) -> None:
         """Writes a record down, and says it."""
-        seconds = round(time.monotonic() - self._unit_start, 3)
+        seconds = round(time.monotonic() - self._since, 3)
         record = {"stage": stage.name, "unit": unit.name, "seconds": seconds} | found
-        record |= {
-            "arguments": dict(unit.arguments),
-            "environment": dict(unit.environment),
-            "small": self._arguments.small,
-        }
-        record |= self.about | {"commit": self._commit, "visit": round(self._begun), "at": round(time.time(), 1)}
+        record |= {"arguments": dict(unit.arguments), "environment": dict(unit.environment)}
+        record |= {"small": self._arguments.small, "commit": self._commit, "visit": self._begun}
+        record |= self.about | {"at": round(time.time(), 1)}
         with writing(self._arguments.out / RECORDS):
             json_lines.append(self._arguments.out / RECORDS, record)
         self._records.append(record)
-        what = found["state"] if found["state"] == "done" else f"{found['state']}: {found['why'].splitlines()[0][:200]}"
+        what = found["state"] if found["state"] == "done" else f"{found['state']}: {brief(found['why'])}"
         self.say(f"[{stage.name}] {unit.name}: {what}, {seconds:.1f} s")
+
+
+def patience(unit: Unit) -> float:
+    """Seconds after which a unit is taken to hang."""
+    return max(TIMES * unit.needs, LEAST)
+
+
+def brief(why: str, most: int = 200) -> str:
+    """The first line of a reason."""
+    return (why.splitlines() or [""])[0][:most]
 
 
 def _together(todo: list[tuple[Stage, Unit]]) -> tuple[Stage, list[Unit]]:
@@ -328,12 +320,19 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--stages", type=lambda text: text.split(","), help=f"comma-separated (default: {names})")
     top.add_argument("--small", action="store_true", help="tiny sizes on whatever device is there: the rehearsal")
+    scratch = pathlib.Path(tempfile.gettempdir()) / f"visit-{os.getuid()}"
+    top.add_argument(
+        "--scratch",
+        type=pathlib.Path,
+        default=scratch,
+        help=f"what need not come back, such as compiled programs ({scratch})",
+    )
     top.add_argument("--commit", help="what is noted as the code's commit (default: that of the checkout)")
     return top
 
 
-def checked(arguments: argparse.Namespace) -> tuple[list[Stage], list[Record]]:
-    """The stages that are asked for, and what earlier visits have found.
+def checked(arguments: argparse.Namespace) -> tuple[list[Stage], dict[pathlib.Path, list[Record]]]:
+    """The stages that are asked for, and what earlier visits have found, by folder.
 
     Raises:
       UserError: an argument is wrong.
@@ -345,13 +344,13 @@ def checked(arguments: argparse.Namespace) -> tuple[list[Stage], list[Record]]:
         raise UserError(f"--stages {unknown[0]}: stages are {', '.join(names)}")
     if arguments.data is not None and not arguments.data.is_file():
         raise UserError(f"--data {arguments.data}: no such file; make it by `ladder.py prepare ml-1m --out FILE`")
-    earlier: list[Record] = []
+    earlier: dict[pathlib.Path, list[Record]] = {}
     for folder in arguments.after:
         if not (folder / RECORDS).is_file():
             raise UserError(f"--after {folder}: no visit: {RECORDS} is not there")
         if folder.resolve() == arguments.out.resolve():
             raise UserError(f"--after {folder} is --out itself, which goes on anyway")
-        earlier += read(folder)
+        earlier[folder] = read(folder)
     every = stages.rehearsed() if arguments.small else stages.STAGES
     return [stage for stage in every if stage.name in (arguments.stages or names)], earlier
 
@@ -361,18 +360,17 @@ def visit(arguments: argparse.Namespace) -> int:
     asked, earlier = checked(arguments)
     with writing(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="visit-") as scratch,
-        _alone(arguments.out),
-        (arguments.out / LOG).open("ab") as log,
-    ):
-        one = Visit(arguments, earlier, pathlib.Path(scratch), log)
+    with writing(arguments.scratch):
+        arguments.scratch.mkdir(parents=True, exist_ok=True)
+    with _alone(arguments.out), (arguments.out / LOG).open("ab") as log:
+        one = Visit(arguments, earlier, arguments.scratch, log)
         try:
             todo = one.run(asked)
         except LostDevice as why:
             one.say(f"{why}; what was measured is in {arguments.out}, and the same command goes on")
             return LOST
-        again = f"{len(todo)} measurements are left; the same command goes on, or on another machine --after {arguments.out}"
+        folders = " ".join(map(str, [*arguments.after, arguments.out]))
+        again = f"{len(todo)} measurements are left; the same command goes on, or on another machine --after {folders}"
         one.say(again if todo else "all is measured")
     return 0
 

@@ -331,13 +331,13 @@ class Told(typing.NamedTuple):
 
 
 def climb(asked: Asked, folder: pathlib.Path, feeds: Batches, about: dict[str, typing.Any], session: Session) -> Told:
-    """Runs what is finished neither in `folder` nor in an earlier one, until the session's deadline.
+    """Runs what is finished neither in `folder` nor, on such a device, in an earlier one, until the session's deadline.
 
     Args:
       about: what every line tells beside the run itself.
     """
     log, runs = feeds.log, planned(asked.variants, asked.seeds)
-    before = [entry for one in asked.after for entry in _whole(one)]
+    before = [entry for one in asked.after for entry in _whole(one) if entry["device"] == about["device"]]
     finished = before + read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -110,16 +110,10 @@ class Trainer:
         """A host batch on the mesh."""
         return device_mesh.place(batch, device_mesh.batch_shardings(self.mesh))
 
-    def compiled(
-        self, batch: TrainBatch, options: typing.Mapping[str, typing.Any] | None = None
-    ) -> jax.stages.Compiled:
-        """The step for batches of this shape, compiled with options of XLA's."""
-        return self._traced.lower(self.state, batch, self.catalogue).compile(options and dict(options))
-
     def compile(self, batch: TrainBatch) -> float:
         """Compiles the step for batches of this shape; how many seconds that took."""
         start = time.perf_counter()
-        self._step = self.compiled(batch)
+        self._step = self._traced.lower(self.state, batch, self.catalogue).compile()
         return time.perf_counter() - start
 
     def __call__(self, batch: TrainBatch) -> dict[str, jax.Array]:

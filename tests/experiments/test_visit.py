@@ -47,6 +47,17 @@ def absent(setting):
 def dies(setting):
     os.kill(os.getpid(), signal.SIGKILL)
 
+def strange(setting):
+    return {("a", 1): object()}
+
+def leaves(setting):
+    raise SystemExit(4)
+
+def floods(setting):
+    for number in range(100_000):
+        print("line", number)
+    return {}
+
 def hangs(setting):
     (setting.out / "hung").write_text(str(os.getpid()))
     time.sleep(100)
@@ -84,7 +95,7 @@ def states(folder):
 def test_what_fails_costs_itself_alone_and_is_tried_once_more(tmp_path, fake, capsys):
     one = {"a": "fine", "b": "wrong", "c": "lacking", "d": "absent", "e": "dies", "f": "fine"}
     fake(("one", 60, one), ("two", 60, {"g": "fine"}))
-    assert go(tmp_path / "out") == 0
+    assert go(tmp_path / "out", "--scratch", tmp_path / "scratch") == 0
     first = [("a", "done"), ("b", "failed"), ("c", "skipped"), ("d", "skipped"), ("e", "failed"), ("f", "done")]
     assert states(tmp_path / "out") == [*first, ("g", "done")]
     found = {record["unit"]: record for record in visit.read(tmp_path / "out")}
@@ -102,12 +113,72 @@ def test_what_fails_costs_itself_alone_and_is_tried_once_more(tmp_path, fake, ca
     assert go(tmp_path / "out", "--stages", "two") == 0 and len(states(tmp_path / "out")) == 11
 
 
-def test_a_stage_ends_with_its_time(tmp_path, fake):
+def test_a_stage_ends_with_its_time_which_is_no_fault_of_what_it_cut_off(tmp_path, fake):
     fake(("one", 4, {"a": "hangs", "b": "fine"}), ("two", 60, {"c": "fine"}))
     assert go(tmp_path / "out") == 0
-    assert states(tmp_path / "out") == [("a", "failed"), ("c", "done")], "b's stage is over"
+    assert states(tmp_path / "out") == [("a", "cut"), ("c", "done")], "b's stage is over"
     pid = int((tmp_path / "out" / "hung").read_text())
     assert not pathlib.Path(f"/proc/{pid}").exists(), "the process was ended"
+    assert visit.left(stages.STAGES, visit.read(tmp_path / "out"), "cpu", True, 0)[0][1].name == "a", "it is no failure"
+
+
+def test_what_hangs_costs_itself_alone(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(visit, "LEAST", 3.0)
+    fake(("one", 60, {"a": "hangs", "b": "fine"}))
+    assert go(tmp_path / "out") == 0
+    assert states(tmp_path / "out") == [("a", "failed"), ("b", "done")]
+    assert visit.read(tmp_path / "out")[0]["why"] == "it did not end within 3 s"
+    for stage in stages.STAGES:
+        assert all(visit.patience(unit) < stage.limit for unit in stage.units), stage.name
+
+
+def test_a_flag_that_nobody_knows_costs_its_own_measurements_alone(tmp_path, fake, monkeypatch):
+    fake(("one", 60, {"a": "fine"}), ("two", 60, {"b": "fine"}))
+    flag = {"XLA_FLAGS": "--xla_a_flag_that_nobody_knows=true"}
+    made = tuple(
+        stage._replace(
+            units=tuple(unit._replace(environment=flag if stage.name == "one" else {}) for unit in stage.units)
+        )
+        for stage in stages.STAGES
+    )
+    monkeypatch.setattr(stages, "rehearsed", lambda: made)
+    assert go(tmp_path / "out") == 0
+    assert states(tmp_path / "out") == [("a", "failed"), ("b", "done")]
+    assert "its process did not start" in visit.read(tmp_path / "out")[0]["why"]
+    assert "xla_a_flag_that_nobody_knows" in (tmp_path / "out" / visit.LOG).read_text()
+
+
+def test_the_budget_holds_where_no_device_answers(tmp_path, fake, monkeypatch, capsys):
+    (tmp_path / "jax.py").write_text("import time; time.sleep(60)")  # found before the real one
+    fake(("one", 60, {"a": "fine"}))
+    start = time.monotonic()
+    assert go(tmp_path / "out", "--budget", "7") == visit.LOST
+    assert time.monotonic() - start < 20 and "no device was found within 2 s" in capsys.readouterr().out
+
+
+def test_a_folder_is_of_one_kind_of_device(tmp_path, fake, capsys):
+    fake(("one", 60, {"a": "fine"}))
+    assert go(tmp_path / "out") == 0
+    path = tmp_path / "out" / visit.RECORDS
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "another card"'))
+    assert go(tmp_path / "out") == 2
+    assert "has what was measured on another card (a rehearsal), and this is cpu" in capsys.readouterr().err
+
+
+def test_what_floods_the_log_is_told_in_part(tmp_path, fake):
+    fake(("one", 60, {"a": "floods"}))
+    assert go(tmp_path / "out") == 0 and states(tmp_path / "out") == [("a", "done")]
+    log = (tmp_path / "out" / visit.LOG).read_text()
+    assert len(log) < 300_000 and "line 0\n" in log and "line 99999\n" in log and "[...]" in log
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [visit.RECORDS, visit.LOG]
+
+
+def test_a_stand_in_is_imported_as_tokamax_imports_xprof():
+    words = "import sys; sys.path[:0] = sys.argv[1:]; import worker; worker._stand_in_for_xprof(); "
+    words += (
+        "from xprof.cli.tools import get_kernel_stats_tool; import importlib.util; importlib.util.find_spec('xprof')"
+    )
+    subprocess.run([sys.executable, "-c", words, str(GPU)], check=True)
 
 
 def test_the_worker_does_not_begin_what_would_not_end(tmp_path, fake):
@@ -115,9 +186,9 @@ def test_the_worker_does_not_begin_what_would_not_end(tmp_path, fake):
     unit = {"name": "long", "call": "fake.fine", "arguments": {}, "needs": 1e6}
     setting = {"small": True, "out": str(tmp_path), "scratch": str(tmp_path), "data": None, "after": []}
     told = {"environment": {}, "units": [unit, unit | {"name": "short", "needs": 0}]}
-    told["setting"] = setting | {"deadline": time.time() + 1000}
+    told["setting"] = setting | {"deadline": time.monotonic() + 1000}
     log = (tmp_path / "log").open("wb")
-    with log, visit.Worker(told, log) as worker:
+    with log, visit.Worker(told, log, tmp_path / "printed") as worker:
         events = [worker.next(60) for _ in range(5)]
     assert [one and one["event"] for one in events] == ["ready", "short", "begin", "end", None]
 
@@ -151,6 +222,13 @@ sys.exit(visit.main(["--out", {str(tmp_path / "out")!r}, "--small"]))
     fake(("one", 60, {"a": "fine", "b": "fine"}))
     assert go(tmp_path / "out") == 0
     assert states(tmp_path / "out") == [("a", "done"), ("b", "done")]
+
+
+def test_a_result_that_cannot_be_written_says_so(tmp_path, fake):
+    fake(("one", 60, {"a": "strange", "b": "leaves"}))
+    assert go(tmp_path / "out") == 0
+    assert [one["state"] for one in visit.read(tmp_path / "out")] == ["failed", "failed"]
+    assert [one["why"][:10] for one in visit.read(tmp_path / "out")] == ["TypeError:", "SystemExit"]
 
 
 def test_another_machine_goes_on_and_another_kind_begins_anew(tmp_path, fake):
@@ -301,15 +379,23 @@ def test_predictions_are_told_apart_and_read_what_is_measured():
     assert len(set(texts)) == len(texts)
     names = {(stage.name, unit.name) for stage in stages.STAGES for unit in stage.units}
 
+    class Every(float):
+        """A result with whatever is asked of it: each a number, and a list of one."""
+
+        def __getitem__(self, name):
+            return Every(1.0)
+
+        def __iter__(self):
+            return iter([1.0])
+
     class Asked(dict):
         def __missing__(self, key):
             assert key in names, f"no measurement is called {key}"
-            raise KeyError(key)
+            return Every(1.0)
 
     for one in predictions.PREDICTIONS:
         assert one.low <= one.high
-        with pytest.raises(KeyError):
-            one.value(Asked())
+        assert one.value(Asked()) == 1.0, "whatever it asks for is measured under that name"
 
 
 # --- what travels -----------------------------------------------------------------------------------------------
