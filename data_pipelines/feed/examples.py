@@ -253,7 +253,8 @@ class Targets:
                 continue
             record = log[user]
             item = record["item"]
-            events = start + np.flatnonzero((item[start:stop] > 0) & wanted[record["action"][start:stop]])
+            events = split.events(part, user)
+            events = events[(item[events] > 0) & wanted[record["action"][events]]]
             if config.data.filter_seen:
                 _, first, number = np.unique(item[:stop], return_index=True, return_inverse=True)
                 known = first[number.reshape(-1)[events]] < first_of_request(record["request"])[events]

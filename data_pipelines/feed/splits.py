@@ -42,17 +42,28 @@ class Log(typing.Protocol):
 class Split:
     """Ranges of event indices, one row a user; each array is int32.
 
-    Events `0 .. train_stop - 1` train. Targets are the events with an item within a range `[start, stop)`.
+    Events `0 .. train_stop - 1` train. Targets are the events with an item within a range `[start, stop)`, or where `chosen`
+    names some, these alone, which lie within it.
     """
 
     train_stop: np.ndarray  # (users,)
     first_target: np.ndarray  # (users,): the first training event that one can learn to predict; train_stop: none
     validation: np.ndarray  # (users, 2)
     test: np.ndarray  # (users, 2)
+    chosen: collections.abc.Mapping[str, np.ndarray] | None = (
+        None  # part -> (users, 2): a recommendation, a search; -1: none
+    )
 
     def targets(self, part: str) -> np.ndarray:
         """The ranges of "validation" or "test", (users, 2)."""
         return {"validation": self.validation, "test": self.test}[part]
+
+    def events(self, part: str, user: int) -> np.ndarray:
+        """The events of a user that may be targets of "validation" or "test", in order."""
+        if self.chosen is None:
+            return np.arange(*self.targets(part)[user])
+        mine = np.sort(self.chosen[part][user])
+        return mine[mine >= 0]
 
 
 def split(log: Log, config: DataConfig) -> Split:
@@ -60,13 +71,16 @@ def split(log: Log, config: DataConfig) -> Split:
 
     "leave-one-out": a user's last event with an item is the test target, the one before it the validation target, in
     the order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
-    with an item only trains. "time": two moments cut the log, given as Unix seconds, from 1990 on, or as shares of all
+    with an item only trains. "leave-one-out-by-task": the same of the searches and of the recommendations, each; training ends
+    before the first request of these four, so that no target of one task is trained on for the sake of the other. A task
+    of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds, from 1990 on, or as shares of all
     its events, above 0 and below 1.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test.
     """
-    made = _leave_one_out(log) if config.split == "leave-one-out" else _by_time(log, config)
+    ways = {"leave-one-out": _leave_one_out, "leave-one-out-by-task": _leave_one_out_by_task}
+    made = _by_time(log, config) if config.split == "time" else ways[config.split](log)
     for name, size in (
         ("training", made.train_stop),
         ("validation", made.validation[:, 1] - made.validation[:, 0]),
@@ -157,6 +171,26 @@ def _leave_one_out(log: Log) -> Split:
             rows[user] = [before, before, before + 1, last, last + 1, 0]
         rows[user, 5] = min(_first_target(record), rows[user, 0])
     return Split(rows[:, 0], rows[:, 5], rows[:, 1:3], rows[:, 3:5])
+
+
+def _leave_one_out_by_task(log: Log) -> Split:
+    stops = np.zeros((len(log), 2), np.int32)  # train_stop, first_target
+    ranges = {part: np.zeros((len(log), 2), np.int32) for part in ("validation", "test")}
+    chosen = {part: np.full((len(log), 2), -1, np.int32) for part in ranges}
+    for user in range(len(log)):
+        record = log[user]
+        item, search = record["item"] > 0, record["query"] > 0
+        for task, mine in enumerate((item & ~search, item & search)):
+            if len(places := np.flatnonzero(mine)) >= 3:
+                chosen["validation"][user, task], chosen["test"][user, task] = places[-2:]
+        held = np.array([chosen[part][user] for part in ranges])
+        stop = len(item)
+        if (held >= 0).any():
+            stop = min(request_start(record["request"], event) for event in held[held >= 0].tolist())
+            for part, row in zip(ranges, held):
+                ranges[part][user] = row[row >= 0].min(), row.max() + 1
+        stops[user] = stop, min(_first_target(record), stop)
+    return Split(stops[:, 0], stops[:, 1], ranges["validation"], ranges["test"], chosen)
 
 
 def _by_time(log: Log, config: DataConfig) -> Split:

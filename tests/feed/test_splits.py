@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_log import SmallLog, random_log, user
 
-from data_pipelines.feed import splits
-from synergen_jax.config import DataConfig
+from data_pipelines.feed import examples, splits
+from synergen_jax.config import Config, DataConfig
 from synergen_jax.errors import UserError
 
 LAST = DataConfig(split="leave-one-out")
@@ -41,6 +41,43 @@ def test_leave_one_out_passes_over_searches_without_an_item():
 def test_a_short_user_only_trains(item):
     log = SmallLog([user(item, query=[1] * len(item)), user([1, 2, 3])], 10)
     assert ranges(splits.split(log, LAST)) == [(len(item), (0, 0), (0, 0)), (1, (1, 2), (2, 3))]
+
+
+BY_TASK = DataConfig(split="leave-one-out-by-task")
+
+
+def test_by_task_the_last_of_each_task_tests_and_the_one_before_validates():
+    #                     0  1  2  3  4  5  6  7   searches: 1, 3, 4, 7; recommendations: 0, 2, 5, 6
+    log = SmallLog([user([1, 2, 3, 4, 5, 6, 7, 8], query=[0, 1, 0, 1, 1, 0, 0, 1])], 10)
+    made = splits.split(log, BY_TASK)
+    assert made.events("test", 0).tolist() == [6, 7] and made.events("validation", 0).tolist() == [4, 5]
+    assert ranges(made) == [(4, (4, 6), (6, 8))]
+
+
+def test_by_task_a_purchase_that_is_both_is_two_targets_that_do_not_see_each_other():
+    item, query = np.repeat([1, 2, 3, 4], 2), np.tile([0, 5], 4)
+    log = SmallLog(
+        [user(item, query=query, request=np.repeat([1, 2, 3, 4], 2), time=np.repeat([1, 2, 3, 4], 2))], 10, 6
+    )
+    made = splits.split(log, BY_TASK)
+    assert ranges(made) == [(4, (4, 6), (6, 8))]
+    config = Config(data=BY_TASK)
+    for part, seen in (("validation", [1, 2]), ("test", [1, 2, 3])):
+        batch = examples.Targets.of(log, made, part, config).batch(0)
+        real = batch.user >= 0
+        assert batch.target[real].tolist() == [len(seen) + 1] * 2
+        assert batch.reader.query[real, 0].tolist() == [0, 5]
+        assert batch.reader.visible[real, 0].tolist() == [2 * len(seen)] * 2
+        assert [np.unique(row[row > 0]).tolist() for row in batch.seen[real]] == [seen] * 2
+
+
+def test_by_task_training_ends_before_whatever_is_held_out():
+    # The last searches lie long before the last recommendations: these are not trained on in between.
+    log = SmallLog([user([1, 2, 3, 4, 5, 6, 7], query=[1, 1, 1, 0, 0, 0, 0]), user([1, 2, 3], query=[0, 1, 1])], 10)
+    made = splits.split(log, BY_TASK)
+    assert made.events("test", 0).tolist() == [2, 6] and made.events("validation", 0).tolist() == [1, 5]
+    assert made.train_stop.tolist() == [1, 3], "a user with too few of either task trains alone"
+    assert made.events("test", 1).tolist() == []
 
 
 def test_by_time_in_seconds():
