@@ -141,7 +141,9 @@ class RunConfig:
     log_every: int = 10
     eval_every: int = 100  # steps between validations; 0 validates at the end alone
     patience: int = 5  # validations without a better one before the run stops; 0 never stops early
-    select: str = "ndcg@10"  # validation metric that tells which is better: ndcg@10, hr@10, shown_mrr, auc/LABEL
+    # Validation metric that tells which is better: ndcg@10, that of one task (ndcg@10/search, ndcg@10/recommendation) or of
+    # both (ndcg@10/both, their geometric mean), hr@10, shown_mrr, auc/LABEL.
+    select: str = "ndcg@10"
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints that are kept beside the best one
     seed: int = 0
@@ -304,7 +306,7 @@ _CHOICES = {
     "model.attention": ("auto", "xla", "cudnn", "tokamax", "splash"),
     "optimiser.table": ("auto", "dense", "adam", "adagrad"),
 }
-_SELECT = ("ndcg@10", "hr@10", "shown_mrr")
+_SELECT = ("ndcg@10", "ndcg@10/search", "ndcg@10/recommendation", "ndcg@10/both", "hr@10", "shown_mrr")
 _AT_LEAST = {
     "data.max_history": 2,  # in a window of one event nobody sees anything
     "data.stride": 0,

@@ -72,7 +72,7 @@ def refuse_others(folder: pathlib.Path, saved: dict[str, typing.Any], mine: dict
 def altered(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
     """The settings that decide what is computed and differ, `{"section.key": (old, new)}`."""
     # How long the lists of a validation are decides what it finds: values of before would choose the checkpoint.
-    by_lists = old.run.select not in ("ndcg@10", "hr@10")
+    by_lists = not old.run.select.startswith(("ndcg@10", "hr@10"))
     fixed = ("evaluate.rank_candidates",) if by_lists else ()
     return {k: v for k, v in configs.differences(old, new).items() if k in fixed or not k.startswith(FREE)}
 

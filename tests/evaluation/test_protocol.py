@@ -219,6 +219,17 @@ def test_a_validator_agrees_with_the_evaluation(setting, report):
         np.testing.assert_allclose(values[name], report[1].values["model"][name], atol=1e-6)
 
 
+def test_a_validator_tells_each_task_and_both(setting, report):
+    log, split, model, params, catalogue = setting
+    targets = feed.evaluation_feed(log, split, "test", CONFIG)
+    values = protocol.validator(model, small_model.stored(catalogue), targets)(params)
+    parts = report[1].slices
+    for task in ("search", "recommendation"):
+        assert values[f"ndcg@10/{task}"] == pytest.approx(parts[task]["model"]["ndcg@10"], abs=1e-6)
+    both = values["ndcg@10/search"] * values["ndcg@10/recommendation"]
+    assert values["ndcg@10/both"] == pytest.approx(both**0.5)
+
+
 def test_scores_that_are_not_numbers_are_refused(setting):
     log, split, model, params, catalogue = setting
     broken = jax.tree.map(lambda x: x * np.nan, params)
