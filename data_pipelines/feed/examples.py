@@ -170,8 +170,9 @@ def example(
         start, stop = start + by, stop + by
     record, length = log[user], stop - start if packed else data.max_history
     events = windows.window(record, start, stop, length)
-    visible = np.zeros(length, np.int32)
-    visible[: stop - start] = first_of_request(record["request"][start:stop])
+    visible, moment = np.zeros((2, length), np.int32)
+    visible[: stop - start] = seen = first_of_request(record["request"][start:stop])
+    moment[: stop - start] = windows.asked_at(record, start, stop, seen)
     rng = np.random.default_rng((data.seed, EXAMPLE, *np.atleast_1d(index).tolist()))
     query = events.query * (rng.random(length) >= data.drop_query) if data.drop_query else events.query
     # Nothing is known to a reader that sees no event and has no query.
@@ -192,12 +193,12 @@ def example(
         return whole
 
     feature = windows.features(record, put(row, -1)) if log.spec.candidate_features else None
-    asks, time, sees = (put(x[ranked]) for x in (query, events.time, visible))
+    asks, time, sees = (put(x[ranked]) for x in (query, moment, visible))
     event = put(ranked.astype(np.int32))
     ranking = Candidates(put(item), put(label, -1), asks, time, sees, feature, event=event, per_event=per_event)
     return {
         "events": events,
-        "retrieval": Readers(np.zeros(length, np.int32), query, events.time, visible),
+        "retrieval": Readers(np.zeros(length, np.int32), query, moment, visible),
         "target": target,
         "ranking": ranking,
     }
@@ -321,7 +322,7 @@ def target(log, config: Config, user: int, event: int, told: int) -> dict[str, t
     item = record["item"]
     stop = request_start(record["request"], event)  # no reader sees its own request
     start = max(0, stop - data.max_history)
-    time = windows.seconds(record, event, event + 1)[0]
+    time = windows.asked_at(record, start, event + 1, np.full(event + 1 - start, stop - start))[-1]
     had = _had(data, record, stop)
     rng = np.random.default_rng((data.seed, LIST, user, event))
     size = config.evaluate.rank_candidates

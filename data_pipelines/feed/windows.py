@@ -20,6 +20,22 @@ def seconds(record: Record, start: int, stop: int) -> np.ndarray:
     return (time[start:stop] - time[0]).astype(np.int32)
 
 
+def asked_at(record: Record, start: int, stop: int, visible: np.ndarray) -> np.ndarray:
+    """When events `start .. stop - 1` were asked for, in seconds since the user's first event, int32.
+
+    That is an event's own time, but for one whose request was shown a list: what was chosen tells, by the time that the user took,
+    which of the list it was, and who orders a list does not know that. It was asked for when the last event that is seen
+    was over.
+
+    Args:
+      visible: how many events of the window each sees, (stop - start,).
+    """
+    time = seconds(record, start, stop)
+    request, lists = record["request"][start:stop], record["shown_request"]  # both go up
+    shown = np.searchsorted(lists, request, "left") < np.searchsorted(lists, request, "right")
+    return np.where(shown & (visible > 0), time[np.maximum(visible - 1, 0)], time)
+
+
 def window(record: Record, start: int, stop: int, length: int) -> Events:
     """Events `start .. stop - 1` of a record, left-aligned and padded to `length`; each int32 (length,)."""
     arrays = np.zeros((4, length), np.int32)

@@ -451,6 +451,10 @@ def test_what_a_reader_can_see_came_before_its_request(seed, stride):
             assert np.all(record["time"][seen] <= record["time"][start + i])
             hidden = record["request"][start + visible[i] : start + i]
             assert np.all(hidden == record["request"][start + i]), "nothing else is hidden"
+        for i, asked in enumerate(found["retrieval"].time[:n].tolist()):
+            listed = record["request"][start + i] in record["shown_request"] and visible[i]
+            told = start + visible[i] - 1 if listed else start + i
+            assert asked == record["time"][told] - record["time"][0], "a list was shown before something was chosen"
         assert not visible[n:].any()
         assert not found["target"][n:].any()
         known = (visible > 0) | (found["events"].query > 0)
@@ -462,7 +466,7 @@ def test_what_a_reader_can_see_came_before_its_request(seed, stride):
             at = np.flatnonzero(
                 (found["target"] == ranking.item[row, 0])
                 & (visible == ranking.visible[row])
-                & (found["events"].time == ranking.time[row])
+                & (found["retrieval"].time == ranking.time[row])
                 & (found["events"].query == ranking.query[row])
             )
             assert len(at), "a ranked event asks at its own time, with its own query and its own view"
@@ -595,7 +599,8 @@ def test_an_evaluation_sees_nothing_from_its_target_on(kind, filter_seen):
             assert row.events.item[: stop - start].tolist() == record["item"][start:stop].tolist()
             assert not row.events.action[stop - start :].any()
             assert row.reader.visible[0] == stop - start == row.ranking.visible[0]
-            assert row.reader.time[0] == record["time"][event] - record["time"][0] == row.ranking.time[0]
+            told = stop - 1 if record["request"][event] in record["shown_request"] and stop > start else event
+            assert row.reader.time[0] == record["time"][told] - record["time"][0] == row.ranking.time[0]
             assert row.reader.query[0] == record["query"][event] == row.ranking.query[0]
             before = set(record["item"][:stop].tolist()) - {0, int(row.target)}
             seen = row.seen[row.seen > 0].tolist()
@@ -604,6 +609,28 @@ def test_an_evaluation_sees_nothing_from_its_target_on(kind, filter_seen):
             if record["request"][event] not in record["shown_request"]:
                 had = record["item"][: event + 1] if filter_seen else row.target
                 assert not np.isin(row.ranking.item[0, 1:], had).any()
+
+
+def test_a_list_is_read_when_it_was_shown_and_not_when_something_was_chosen():
+    """A choice after 50 s or after 500 s: the reader is told neither."""
+    shown = [(3, 4, 2), (3, 5, 0), (3, 8, 0)]
+    found = []
+    for after in (50, 500):
+        log = SmallLog([user([1, 2, 4], request=[1, 2, 3], time=[0, 60, 60 + after], shown=shown)], 10)
+        config = configure({"rank_candidates": 3}, rank_events=2)
+        batch = examples.Targets.of(log, splits.split(log, config.data), "test", config).batch(0)
+        trained = examples.example(
+            log,
+            np.arange(1, 10),
+            windows.label_table(log),
+            np.array([3]),
+            config,
+            0,
+            np.array([0, 0, 3]),
+        )
+        assert trained["events"].time[:3].tolist() == [0, 60, 60 + after], "the events themselves keep their times"
+        found.append((int(batch.reader.time[0, 0]), trained["retrieval"].time[:3].tolist()))
+    assert found[0] == found[1] == (60, [0, 60, 60])
 
 
 @pytest.mark.parametrize("kind", ["leave-one-out", "time"])
