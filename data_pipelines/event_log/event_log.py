@@ -156,9 +156,9 @@ class EventLog:
 
     @property
     def query_note(self) -> str:
-        """What must be said beside every result on a log whose queries nobody typed; else ""."""
+        """What must be said beside every result on a log whose queries, or times, are not what they seem; else ""."""
         if not self.source.get("generated_queries"):
-            return ""
+            return self.source.get("note", "")
         made = self.source["queries"]
         return (
             f"queries are generated from metadata ({made['templates']} templates, {made['share']:.0%} of events, seed "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import typing
 
@@ -31,10 +33,12 @@ class Rows:
 
     def __init__(self, lines: typing.Sequence[str], names: typing.Sequence[str], sep: str, where: str, first: int = 1):
         self.where, self.first = where, first
-        rows = [line.split(sep) for line in lines]
+        self._fill([line.split(sep) for line in lines], names)
+
+    def _fill(self, rows: typing.Sequence[typing.Sequence[str]], names: typing.Sequence[str]) -> None:
         if set(map(len, rows)) != {len(names)}:
             if not rows:
-                raise UserError(f"{where}: there are no rows after the header")
+                raise UserError(f"{self.where}: there are no rows after the header")
             bad = next(i for i, row in enumerate(rows) if len(row) != len(names))
             raise self.error(bad, f"{len(rows[bad])} columns, not {len(names)} ({', '.join(names)})")
         self.columns = dict(zip(names, map(list, zip(*rows))))
@@ -44,7 +48,11 @@ class Rows:
 
     def error(self, row: int, reason: str) -> UserError:
         """The error that names this row's line."""
-        return UserError(f"{self.where}:{self.first + row}: {reason}")
+        return UserError(f"{self.where}:{self.line(row)}: {reason}")
+
+    def line(self, row: int) -> int:
+        """The number of a row's line."""
+        return self.first + row
 
     def tokens(self, name: str) -> list[str]:
         """A column of identifiers: text, never empty."""
@@ -61,9 +69,7 @@ class Rows:
             seen: dict[str, int] = {}
             for row, token in enumerate(column):
                 if token in seen:
-                    raise self.error(
-                        row, f"{name} {token!r} comes a second time; line {self.first + seen[token]} has it"
-                    )
+                    raise self.error(row, f"{name} {token!r} comes a second time; line {self.line(seen[token])} has it")
                 seen[token] = row
         return column
 
@@ -109,3 +115,27 @@ class Rows:
                 reason = "lies after 2100: Unix seconds are wanted, not milliseconds"
             raise self.error(row, f"{name} {text!r} {reason}")
         return values
+
+
+class Csv(Rows):
+    """The columns of a CSV file with a header, of which some must be there. Quoted fields may hold line breaks."""
+
+    def __init__(self, data: bytes, where: str, required: typing.Sequence[str]):
+        self.where = where
+        reader = csv.reader(io.StringIO("\n".join(decode(data, where)), newline=""), strict=True)
+        table, self._ends = [], [0]  # the last line of the header and of each row, from 1
+        try:
+            for row in reader:
+                table.append(row)
+                self._ends.append(reader.line_num)
+        except csv.Error as error:  # a quote that does not end, for one
+            raise UserError(f"{where}:{self._ends[-1] + 1}: not CSV ({error})") from None
+        names, *found = table
+        names[:1] = [name.removeprefix("\ufeff") for name in names[:1]]
+        if missing := [name for name in required if name not in names]:
+            raise UserError(f"{where}:1: there is no column {missing[0]}; it has {', '.join(names)}")
+        self._fill(found, names)
+
+    def line(self, row: int) -> int:
+        """The number of the line where a row begins."""
+        return self._ends[row + 1] + 1

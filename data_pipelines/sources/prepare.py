@@ -12,12 +12,64 @@ from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import matrices, text
 from data_pipelines.files import disk
-from data_pipelines.sources import fetch, movielens, recbole, search_queries, trivago
+from data_pipelines.sources import (
+    amazon_beauty,
+    amazon_reviews,
+    fetch,
+    lastfm,
+    movielens,
+    recbole,
+    search_queries,
+    trivago,
+)
 from data_pipelines.sources.interactions import log_parts
 from synergen_jax.errors import UserError
 
 SEARCH = {f"{name}-search": name for name in fetch.SOURCES}  # with generated queries
 KNOWN = (*fetch.SOURCES, *SEARCH)
+
+
+class Raw(typing.Protocol):
+    """The files of a source."""
+
+    @property
+    def origin(self) -> str: ...
+    def sha256(self) -> str: ...
+
+
+class Given(typing.Protocol):
+    """A module whose source is read from `--source` alone."""
+
+    @property
+    def NAME(self) -> str: ...
+    @property
+    def TEXT(self) -> str:
+        """The encoder where none is asked for."""
+        ...
+
+    @property
+    def SETTINGS(self) -> dict[str, typing.Any]:
+        """What else a log of it depends on; a "seed" may be given."""
+        ...
+
+    def find(self, source: str | pathlib.Path | None, /) -> tuple[str, typing.Any]:
+        """The log's name, and the source's files."""
+        ...
+
+    # Any: the files that its own `find` gave.
+    def log_parts(
+        self, raw: typing.Any, settings: typing.Mapping[str, typing.Any], /
+    ) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+        """What `event_log.write` takes, name and source aside; and what the log's `source` says of it."""
+        ...
+
+
+GIVEN: dict[str, Given] = {
+    trivago.NAME: trivago,
+    amazon_beauty.NAME: amazon_beauty,
+    amazon_reviews.NAME: amazon_reviews,
+    lastfm.NAME: lastfm,
+}
 
 
 def default_data_dir() -> pathlib.Path:
@@ -43,41 +95,41 @@ def prepare(
 ) -> EventLog:
     """Fetches, checks and converts a data set; a log that is already whole is reused.
 
-    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "trivago", which needs a `source`,
-    after whose folder or file the log is called; or a folder of RecBole's atomic files, whose log is then called after
-    its .inter file; any other name needs `source`, that folder. A log that was made with other settings, or from a given
-    `source` of other bytes, is made anew, and so is everything with `force`; without it, a log that was imported, or prepared
-    from files of another place, is not replaced.
+    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; one of `GIVEN`, which needs a
+    `source` (the logs of "trivago" and "amazon-reviews" are called after its files); or a folder of RecBole's atomic
+    files, whose log is then called after its .inter file; any other name needs `source`, that folder. A log that was
+    made with other settings, or from a given `source` of other bytes, is made anew, and so is everything with `force`;
+    without it, a log that was imported, or prepared from files of another place, is not replaced.
 
     Args:
-      encoder: what `text.make` takes, or "none". By default "-search" logs, and atomic files with titles or tags, have
-        "tfidf", others none.
-      query_share: share of the events that become searches, of a "-search" log alone; and `seed` of their draws.
+      encoder: what `text.make` takes, or "none". By default "-search" logs, Amazon's, Last.fm's, and atomic files with
+        titles or tags, have "tfidf", others none.
+      query_share: share of the events that become searches, of MovieLens with "-search" alone; and `seed` of their draws,
+        or of the order of Last.fm's artists.
       matrix: further matrices of items, `NAME=FILE.npy` each.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    of_trivago = name == trivago.NAME
+    given = GIVEN.get(name)
     name, source, raw = _named(name, source)
-    files = [matrices.File.parse(given) for given in matrix]
+    files = [matrices.File.parse(text) for text in matrix]
     path = logs_folder(data_dir) / name
     disk.remove_leftovers(path.parent)
     event_log.check_place(path)  # now rather than at the end
     if raw is None and source is not None:
         raw = _given(name, source)
-    own = None if name in KNOWN or of_trivago else raw  # atomic files
+    own = raw if isinstance(raw, fetch.Raw) and not given and name not in KNOWN else None  # atomic files
     # Texts that nobody asked for are no reason to make a log anew, which runs were trained on.
     free = ("text",) if own and not encoder else ()
     if not encoder:
-        encoder = "tfidf" if name in SEARCH or (own and _has_words(own)) else "none"
-    settings = _settings(name, encoder, query_share, seed, files)
-    if of_trivago:
-        settings["features"] = list(trivago.FEATURES)  # a log with other ones is prepared again
+        words = name in SEARCH or (own and _has_words(own))
+        encoder = given.TEXT if given else "tfidf" if words else "none"
+    settings = _settings(name, given, encoder, query_share, seed, files)
     if not force and (path / "log.json").is_file():
         _refuse_another(path, raw if name not in KNOWN else None)
         if (log := _reusable(path, raw, settings, free)) is not None:
             return log
     raw = raw or fetch.fetch(SEARCH.get(name, name), downloads=data_dir / "downloads")
-    parts, said = _parts(name, raw, of_trivago, settings)
+    parts, said = _parts(name, given, raw, settings)
     about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings, **said}
     if files:
         about["matrices"] = _join(parts, files)
@@ -86,16 +138,16 @@ def prepare(
     return event_log.write(path, name=name, source=about, **parts)
 
 
-def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pathlib.Path | None, fetch.Raw | None]:
+def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pathlib.Path | None, Raw | None]:
     """The log's name, where its files are if that is known, and the files themselves if the name was told from them."""
     raw = None
-    if name == trivago.NAME:
-        name, raw = trivago.find(source)
-        name += "-trivago" if name in KNOWN else ""
+    if given := GIVEN.get(name):
+        name, raw = given.find(source)
+        name += f"-{given.NAME}" if name in KNOWN else ""
     elif name not in KNOWN and source is None:
         source = pathlib.Path(name).expanduser()
         if not source.is_dir():
-            names = ", ".join((*KNOWN, trivago.NAME))
+            names = ", ".join((*KNOWN, *GIVEN))
             raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
         name = pathlib.Path(recbole.find(source).interactions[0]).stem
         if name in KNOWN:
@@ -106,7 +158,7 @@ def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pat
 
 
 def _reusable(
-    path: pathlib.Path, raw: fetch.Raw | None, settings: dict[str, typing.Any], free: typing.Collection[str]
+    path: pathlib.Path, raw: Raw | None, settings: dict[str, typing.Any], free: typing.Collection[str]
 ) -> EventLog | None:
     """The log that is there, if it is whole, of the bytes of `raw` if these are given, and was made with these settings.
 
@@ -124,12 +176,11 @@ def _reusable(
 
 
 def _parts(
-    name: str, raw: fetch.Raw, of_trivago: bool, settings: dict[str, typing.Any]
+    name: str, given: Given | None, raw: typing.Any, settings: dict[str, typing.Any]
 ) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
     """What `event_log.write` takes, without further matrices and texts; and what the log's `source` says of it."""
-    if of_trivago:
-        parts, counts = trivago.log_parts(raw)
-        return parts, {"counts": counts}
+    if given:
+        return given.log_parts(raw, settings)
     of = SEARCH.get(name, name)
     parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else recbole.interactions(raw))
     if name not in SEARCH:
@@ -145,7 +196,7 @@ def _has_words(raw: fetch.Raw) -> bool:
     return any(titles.values()) or any(any(of.values()) for of in tags.values())
 
 
-def _refuse_another(path: pathlib.Path, raw: fetch.Raw | None) -> None:
+def _refuse_another(path: pathlib.Path, raw: Raw | None) -> None:
     """Refuses to replace a log, be it damaged, that was imported, or that was prepared from another place than `raw`."""
     try:
         source = json.loads((path / "log.json").read_text(encoding="utf-8"))["source"]
@@ -160,11 +211,20 @@ def _refuse_another(path: pathlib.Path, raw: fetch.Raw | None) -> None:
 
 
 def _settings(
-    name: str, encoder: str, query_share: float | None, seed: int | None, files: list[matrices.File]
+    name: str,
+    given: Given | None,
+    encoder: str,
+    query_share: float | None,
+    seed: int | None,
+    files: list[matrices.File],
 ) -> dict[str, typing.Any]:
     """All that a log depends on but its source, as its log.json keeps it; {} for a plain log."""
-    found: dict[str, typing.Any] = {}
-    if name in SEARCH:
+    found: dict[str, typing.Any] = dict(given.SETTINGS) if given else {}
+    if "seed" in found and query_share is None:
+        found["seed"] = seed or 0
+        if found["seed"] < 0:
+            raise UserError(f"--seed must not be below 0, not {seed}")
+    elif name in SEARCH:
         found |= {"share": search_queries.SHARE if query_share is None else float(query_share), "seed": seed or 0}
     elif query_share is not None or seed is not None:
         raise UserError(f"{name} has no generated queries, so no share or seed of them; {', '.join(SEARCH)} have")

@@ -40,6 +40,7 @@ from data_pipelines.sources.interactions import ordered
 from synergen_jax.errors import UserError, first_line
 
 NAME = "trivago"
+TEXT = "none"
 CLICKOUT = "clickout item"
 ITEM_ACTIONS = (
     "interaction item deals",
@@ -54,6 +55,7 @@ QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
 FEATURES = ("position", "price", "seen", "met", "step")
+SETTINGS: dict[str, typing.Any] = {"features": list(FEATURES)}  # a log with other ones is prepared again
 CODE = 64  # width of the random codes
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
 NUMBERS = ("timestamp", "step")
@@ -100,8 +102,10 @@ def find(source: str | pathlib.Path | None) -> tuple[str, Raw]:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
-    """What `event_log.write` takes, name and source aside; and how many rows there are and are left out, by reason.
+def log_parts(
+    raw: Raw, settings: typing.Mapping[str, typing.Any]
+) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+    """What `event_log.write` takes, name and source aside; and what the log's `source` says: counts of rows, by reason.
 
     Raises:
       UserError: the file is no parquet file, has not the columns, or a row's user, session, action or time is wrong.
@@ -122,7 +126,7 @@ def log_parts(raw: Raw) -> tuple[dict[str, typing.Any], dict[str, int]]:
         "item_matrices": {"code": codes([(item,) for item in items])},
         "query_matrices": {"query_code": codes([query.replace(" | ", ", ").split(", ") for query in queries])},
         "candidate_features": FEATURES,
-    }, dict(counts)
+    }, {"counts": dict(counts)}
 
 
 def _table(raw: Raw, counts: collections.Counter):
