@@ -77,8 +77,8 @@ def core(user: np.ndarray, item: np.ndarray, least: int) -> np.ndarray:
 
 
 def log_parts(
-    users: typing.Sequence[str],
-    items: typing.Sequence[str],
+    users: list[str],
+    items: list[str],
     user: np.ndarray,
     item: np.ndarray,
     time: np.ndarray,
@@ -117,9 +117,7 @@ def log_parts(
     return parts, {"note": NOTE if asked else "", "counts": counts}
 
 
-def _numbered(
-    ids: typing.Sequence[str], place: np.ndarray, more: typing.Iterable[str] = ()
-) -> tuple[list[str], np.ndarray]:
+def _numbered(ids: list[str], place: np.ndarray, more: typing.Iterable[str] = ()) -> tuple[list[str], np.ndarray]:
     """The ids at these places, and more, in order; and the number of each place there, int32."""
     met: set[str] = {ids[i] for i in np.unique(place).tolist()}
     there = ordered(met.union(more))
