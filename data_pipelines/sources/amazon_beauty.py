@@ -1,4 +1,4 @@
-"""Amazon Beauty, 5-core of 2014, from two CSV files that the user has: purchases with times, and items with made queries.
+"""Amazon Beauty, 5-core of 2014, from two CSV files that the user has: purchases, and items with made queries.
 
 interactions.csv[.gz]   user_id, item_id, time (Unix seconds); purchases of one user and day keep the file's order
 items.csv[.gz]          item_id, title, brand, query; other columns, such as the category path, are not read

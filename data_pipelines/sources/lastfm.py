@@ -5,14 +5,15 @@
 
 A listen is an event without a query, a tag one whose query it is. Each part of a user holds artists of its own.
 
-Listens have no time and tags hardly one, so times are made up and tell the part alone: one moment a part. So the split
-"time" with the moments of `TIMES` cuts the parts. Within a part the artists stand in an order drawn by seed, since the
-files list what was played most first. In the train part a user's listen and tags of one artist are one request: seen
+Listens have no time and tags hardly one, so times are made up and tell the part alone: one moment a part. So the
+split "time" with the moments of `TIMES` cuts the parts. Within a part the artists stand in an order drawn by seed,
+since the files list what was played most first. In the train part a user's listen and tags of one artist are one request: seen
 from the tag, a listen of that very artist would give it away. All events of a later part are one request, so that
 none of its targets is told by another.
 
 The names of artists have not the words that people tag them with: of 28% of the tag events no word is in any name. So
-names are titles alone, which BM25 searches, and the encoder of texts is fitted to the tags. Plays and dates are not read.
+names are titles alone, which BM25 searches, and the encoder of texts is fitted to the tags. Plays and dates are not
+read.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _parts(events: rows.Rows) -> np.ndarray:
         if of.setdefault(key, part) != part:
             raise events.error(
                 row,
-                f"user {key[0]!r} has artist {key[1]!r} in part {part} and before in {of[key]}: a target would be known",
+                f"user {key[0]!r} has artist {key[1]!r} in part {part} and in {of[key]}: a target would be known",
             )
     return np.array([number[part] for part in events.columns["part"]], np.int32)
 

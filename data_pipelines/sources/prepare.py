@@ -104,8 +104,8 @@ def prepare(
     Args:
       encoder: what `text.make` takes, or "none". By default "-search" logs, Amazon's, Last.fm's, and atomic files with
         titles or tags, have "tfidf", others none.
-      query_share: share of the events that become searches, of MovieLens with "-search" alone; and `seed` of their draws,
-        or of the order of Last.fm's artists.
+      query_share: share of the events that become searches, of MovieLens with "-search" alone; and `seed` of their
+        draws, or of the order of Last.fm's artists.
       matrix: further matrices of items, `NAME=FILE.npy` each.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()

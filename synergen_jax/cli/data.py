@@ -41,19 +41,21 @@ def _declare_prepare(actions: shared.Commands) -> None:
     )
     made.add_argument(
         "name",
-        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries), trivago (with --source), or a "
-        "folder of RecBole atomic files",
+        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries); with --source trivago, "
+        "amazon-beauty-search, amazon-reviews or lastfm (docs/public-data.md); or a folder of RecBole atomic files",
     )
-    made.add_argument("--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel or parquet")
+    made.add_argument(
+        "--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel, parquet or .json.gz"
+    )
     made.add_argument("--force", action="store_true", help="convert again even if the log is there")
     made.add_argument(
         "--text",
         metavar="ENCODER",
         help="tfidf, tfidf:WIDTH, st:NAME or st:DIRECTORY of a sentence-transformers model, or none "
-        "(default: tfidf for generated queries and for atomic files with titles or tags, else none)",
+        "(default: none for trivago, plain MovieLens, and atomic files without titles or tags, else tfidf)",
     )
     made.add_argument("--query-share", type=float, help="share of events that become searches (default: 0.3)")
-    made.add_argument("--seed", type=int, help="seed of the generated queries (default: 0)")
+    made.add_argument("--seed", type=int, help="seed of generated queries, or of the order of lastfm (default: 0)")
     made.add_argument(
         "--matrix",
         action="append",
