@@ -10,6 +10,8 @@ Text of items is title and brand. Category paths are left out of it, since queri
 
 from __future__ import annotations
 
+import html
+import re
 import typing
 
 import numpy as np
@@ -22,6 +24,7 @@ NOTE = (
     "purchase counts as a recommendation and as a search"
 )
 STOP_WORDS = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 class Product(typing.NamedTuple):
@@ -30,6 +33,15 @@ class Product(typing.NamedTuple):
     title: str
     brand: str
     query: str
+
+
+def clean(text: typing.Any) -> str:
+    """Text without HTML's entities and tags, and with single spaces; "" for what is no text.
+
+    >>> clean("L&#39;Or <b>Soap</b> &amp;  Salt"), clean(None)
+    ("L'Or Soap & Salt", '')
+    """
+    return " ".join(_TAG.sub(" ", html.unescape(text)).split()) if isinstance(text, str) else ""
 
 
 def singular(word: str) -> str:

@@ -41,8 +41,8 @@ def log_parts(
     events = rows.Csv(*content[0], ("user_id", "item_id", "time"))
     items = rows.Csv(*content[1], ("item_id", "title", "brand", "query"))
     ids = items.unique("item_id")
-    clean = ([" ".join(text.split()) for text in items.columns[name]] for name in ("title", "brand", "query"))
-    products = dict(zip(ids, map(amazon.Product, *clean)))
+    about = (map(amazon.clean, items.columns[name]) for name in ("title", "brand", "query"))
+    products = dict(zip(ids, map(amazon.Product, *about)))
     bought, users = events.tokens("item_id"), events.tokens("user_id")
     if unknown := set(bought) - products.keys():
         row = next(row for row, item in enumerate(bought) if item in unknown)

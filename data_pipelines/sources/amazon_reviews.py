@@ -20,7 +20,6 @@ import array
 import ast
 import dataclasses
 import hashlib
-import html
 import json
 import pathlib
 import re
@@ -40,7 +39,6 @@ CORE = 5  # reviews that each user and each item has at least
 SETTINGS: dict[str, typing.Any] = {"core": CORE}
 FORMS = "reviews_X_5.json.gz, X_5.json.gz or X.jsonl.gz with meta_X.json.gz or meta_X.jsonl.gz"
 _NAME = re.compile(r"(?P<kind>meta_|reviews_)?(?P<of>\w[\w.-]*?)(?P<core>_\d+)?\.jsonl?(\.gz)?")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +147,8 @@ def _products(path: pathlib.Path, there: typing.Collection[str]) -> dict[str, am
     for where, row in _objects(path):
         item = _text(row, ("parent_asin", "asin"), where)
         if item in there and item not in found:
-            brand = _clean(row.get("brand") or row.get("store"))
-            found[item] = amazon.Product(_clean(row.get("title")), brand, amazon.category_query(_path(row)))
+            brand = amazon.clean(row.get("brand") or row.get("store"))
+            found[item] = amazon.Product(amazon.clean(row.get("title")), brand, amazon.category_query(_path(row)))
     return found
 
 
@@ -160,12 +158,7 @@ def _path(row: dict[str, typing.Any]) -> list[str]:
     given = [given] if isinstance(given, str) else given
     paths = [path for path in given if isinstance(path, list)] or [given]
     path = next((path for path in paths if len(path) > 1), paths[0])
-    return [_clean(level) for level in path]
-
-
-def _clean(text: typing.Any) -> str:
-    """Text without HTML's entities and tags; "" for what is no text."""
-    return " ".join(_TAG.sub(" ", html.unescape(text)).split()) if isinstance(text, str) else ""
+    return [amazon.clean(level) for level in path]
 
 
 def _text(row: dict[str, typing.Any], names: tuple[str, ...], where: str) -> str:

@@ -55,7 +55,7 @@ ITEMS = """item_id,title,brand,categories,query
 a,"Soap, ""soft""
 and white",Dove,Beauty > Soaps,beauty soap
 b,Comb,,Beauty > Combs,beauty comb
-c,,Acme,Beauty > Soaps,beauty soap
+c,,Ac&#39;me,Beauty > Soaps,beauty soap
 d,Never bought,,Beauty > Hats,beauty hat
 """
 
@@ -78,7 +78,7 @@ def test_a_purchase_is_one_request_of_two_events(tmp_path):
     log = beauty(tmp_path)
     assert log.name == "amazon-beauty-search" and log.user_ids == ["u", "v"]
     assert log.item_ids == ["", "a", "b", "c", "d"] and log.item_titles[1:4] == ['Soap, "soft" and white', "Comb", "c"]
-    assert log.item_texts == ["", 'Soap, "soft" and white Dove', "Comb", "Acme", "Never bought"], "and no category"
+    assert log.item_texts == ["", 'Soap, "soft" and white Dove', "Comb", "Ac'me", "Never bought"], "and no category"
     assert log.queries == ["", "beauty comb", "beauty soap"] and log.actions == ["", "purchase"]
     assert log.labels == {"engage": (1,)}
     u = log[0]
