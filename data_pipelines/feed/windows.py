@@ -77,6 +77,47 @@ def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.concatenate(users), np.concatenate(items), np.concatenate(labels)
 
 
+def trained(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The training events with an item: their users, items and queries, (n,) each."""
+    found = []
+    for user, stop in enumerate(train_stop.tolist()):
+        item = log[user]["item"][:stop]
+        real = item > 0
+        found.append((np.full(real.sum(), user), item[real], log[user]["query"][:stop][real]))
+    users, items, queries = zip(*found, strict=True)
+    return np.concatenate(users), np.concatenate(items), np.concatenate(queries)
+
+
+def training_lists(log, train_stop: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lists shown at training events by one of the actions `names`, of which something was chosen and something not.
+
+    What a list tells ends with the training part, as in `candidates`: see `received`.
+
+    Returns:
+      Of the n items of all lists, one list after the other: features (n, F) float32; the number of each item's list, (n,),
+      from 0; whether it was chosen, by the first label, (n,).
+    """
+    asked, table = action_table(log, names), label_table(log)[:, 0]
+    shown_label = np.append(table, -1)  # the action -1 is the last one
+    feature, number, chosen, lists = [np.zeros((0, len(log.spec.candidate_features)), np.float32)], [], [], 0
+    for user, stop in enumerate(train_stop.tolist()):
+        record = log[user]
+        events = asked[record["action"][:stop]] & (record["item"][:stop] > 0) & (record["request"][:stop] > 0)
+        rows = np.flatnonzero(np.isin(record["shown_request"], record["request"][:stop][events]))
+        label = shown_label[received(record, stop, rows)]
+        rows, label = rows[label >= 0], label[label >= 0]
+        _, own = np.unique(record["shown_request"][rows], return_inverse=True)
+        picked, size = np.bincount(own, label), np.bincount(own)
+        told = (picked > 0) & (picked < size)
+        kept = told[own]
+        feature.append(record["shown_feature"][rows[kept]])
+        number.append(lists + (np.cumsum(told) - 1)[own[kept]])
+        chosen.append(label[kept] > 0)
+        lists += int(told.sum())
+    whole = lambda parts, kind: np.concatenate([np.zeros(0, kind), *parts]).astype(kind)
+    return np.concatenate(feature), whole(number, np.int64), whole(chosen, bool)
+
+
 def sample_unseen(rng: np.random.Generator, items: np.ndarray, had: np.ndarray, count: int) -> np.ndarray:
     """`count` distinct ones of `items` that are not in `had`, which is sorted; fewer if there are not so many.
 

@@ -1,7 +1,9 @@
 """Systems that learn nothing or little, to be ranked beside a model. Scores are numpy, higher is better.
 
 `Scorer`s score the whole catalogue, (B, V); `Predictor`s give candidates a logit a ranked label, (B, K, A); `LISTS` score
-candidate lists, (B, K), from an `EvalBatch` and the training counts of the items, (V,).
+candidate lists, (B, K), from an `EvalBatch` and the training counts of the items, (V,). What counts queries is in
+`query_counts.py`, what goes by similar users or items in `neighbours.py`, what goes by candidate features alone in
+`feature_regression.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,61 @@ Predictor = collections.abc.Callable[[EvalBatch], np.ndarray]
 """Logits (B, K, A) of a batch's candidates; NaN for a label of which it says nothing."""
 
 
+ListScorer = collections.abc.Callable[[EvalBatch, npt.ArrayLike], np.ndarray]
+"""Scores (B, K) of a batch's candidates, given the training counts of the items."""
+
+
 def fixed(scores: npt.ArrayLike) -> Scorer:
     """The same scores (V,) for everyone: popularity of one kind or another."""
     given = np.asarray(scores, np.float32)
     return lambda batch: np.broadcast_to(given, (len(batch.user), len(given)))
+
+
+def dense_ranks(counts: npt.ArrayLike) -> np.ndarray:
+    """Of each item, (V,) int64, how many different counts are smaller than its own: 0 for the least popular."""
+    return np.unique(np.asarray(counts), return_inverse=True)[1].reshape(-1)
+
+
+def lifted(base: np.ndarray, items: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Scores (V,) float32 that order by several keys, one after the other, and tie where all of them do.
+
+    `items` come before all others, by the first key, then the next, last by `base`; all others stand by `base` alone. The
+    scores are dense ranks, whole numbers below twice the number of items: float32 holds them exactly up to 8 million
+    items, and no key is rounded or outweighed, as in a weighted sum it might be.
+
+    Args:
+      base: `dense_ranks` of the items, (V,).
+      items: ids, (n,), none twice; keys: (n,) each, the first one decides first.
+    """
+    scores = base.astype(np.float32)
+    if len(items):
+        every = (base[items], *keys[::-1])
+        order = np.lexsort(every)
+        new = np.zeros(len(items), bool)
+        for key in every:
+            new[1:] |= key[order[1:]] != key[order[:-1]]
+        scores[items[order]] = base.max() + 1 + np.cumsum(new)
+    return scores
+
+
+def last_seen(counts: npt.ArrayLike) -> Scorer:
+    """Items that the reader sees in its context first, the latest before all others; the rest by popularity, `counts` (V,).
+
+    What a system without learning offers where people come back to items. It takes part under the name of its like within
+    shown lists, `last_seen_first`.
+    """
+    base = dense_ranks(counts)
+
+    def score(batch: EvalBatch) -> np.ndarray:
+        found = []
+        for events, visible in zip(batch.events.item, batch.reader.visible[:, 0].tolist(), strict=True):
+            latest, place = np.unique(
+                events[:visible][::-1], return_index=True
+            )  # place from the end: 0 is the last event
+            found.append(lifted(base, latest[latest > 0], -place[latest > 0]))
+        return np.stack(found)
+
+    return score
 
 
 def random(items: int, seed: int = 0) -> Scorer:
@@ -142,4 +195,8 @@ def last_seen_first(batch: EvalBatch, counts: npt.ArrayLike) -> np.ndarray:
     return latest * (after + 1.0) - np.where(batch.position > 0, batch.position, after)
 
 
-LISTS = {"shown_order": shown_order, "last_seen_first": last_seen_first, "most_popular": most_popular}
+LISTS: dict[str, ListScorer] = {
+    "shown_order": shown_order,
+    "last_seen_first": last_seen_first,
+    "most_popular": most_popular,
+}

@@ -9,7 +9,7 @@ import typing
 
 from synergen_jax import config as configs
 from synergen_jax.config import Config
-from synergen_jax.evaluation import report
+from synergen_jax.evaluation import report, slices
 from synergen_jax.evaluation.protocol import Report
 
 COLUMNS = ("hr@1", "hr@5", "hr@10", "hr@50", "hr@200", "ndcg@5", "ndcg@10", "ndcg@50", "ndcg@200", "mrr")
@@ -55,6 +55,7 @@ def as_json(found: Report) -> dict[str, typing.Any]:
         "leads": found.leads,
         "unknown_targets": found.unknown_targets,
         "left_out": found.left_out,
+        "slice_leads": found.slice_leads,
     }
 
 
@@ -101,16 +102,19 @@ def _retrieval(found: Report) -> Rows:
 
 
 def _leads(found: Report) -> Rows:
+    """Over all targets, or lists, by metric; and in the other slices in which leads are told."""
+    every = [("all", metric, leads) for metric, leads in found.leads.items()]
+    every += [(name, "ndcg@10", leads) for name, leads in found.slice_leads.items() if name != "all"]
     return [
-        {"metric": metric, "over": system, "lead": lead}
-        for metric, leads in found.leads.items()
+        {"slice": name, "metric": metric, "over": system, "lead": lead}
+        for name, metric, leads in every
         for system, lead in leads.items()
     ]
 
 
 def _slices(found: Report) -> Rows:
-    """Every system in the slices that are tasks, and the model beside simple baselines in the others."""
-    tasks, few = ("search", "recommendation"), ("model", "most_popular", "random")
+    """Every system in tasks and in slices of searches, and the model beside simple baselines in the others."""
+    tasks, few = ("search", "recommendation", *slices.OF_SEARCHES), ("model", "most_popular", "random")
     return [
         {"slice": name, "targets": f"{values['targets']:,}", "system": system} | measured
         for name, values in found.slices.items()

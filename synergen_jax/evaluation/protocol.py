@@ -17,6 +17,7 @@ import typing
 
 import jax
 import numpy as np
+import scipy.sparse
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -31,6 +32,7 @@ from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
 
 CELLS = 2**26  # scores of a baseline that exist at one time
+LEADS = ("all", "search", "recommendation", slices.NEW_PAIRS)  # slices in which the model's leads are told, too
 
 
 def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: model_answers.Batches):
@@ -85,6 +87,7 @@ class Report(typing.NamedTuple):
     leads: dict[str, dict[str, metrics.Interval]]  # metric -> system -> the model's value less that of the system
     unknown_targets: int  # of which nothing is known, neither a learned vector nor a semantic row that is used
     left_out: dict[str, str]  # system that could not be made, or says nothing -> why
+    slice_leads: dict[str, dict[str, metrics.Interval]]  # slice -> system -> lead in NDCG@10, for `LEADS`
 
 
 def evaluate(
@@ -99,6 +102,8 @@ def evaluate(
     mesh: Mesh | None = None,
     predictors: collections.abc.Mapping[str, baselines.Predictor] = types.MappingProxyType({}),
     left_out: collections.abc.Mapping[str, str] = types.MappingProxyType({}),
+    lists: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType({}),
+    pairs: scipy.sparse.csr_array | None = None,
 ) -> Report | None:
     """The whole protocol on one split.
 
@@ -106,7 +111,8 @@ def evaluate(
     them; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
     "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
     also: "query_without_history" and "history_without_query", the model with less to go by. How far the model leads
-    each system is told target by target, which a pair of intervals does not tell.
+    each system is told target by target, which a pair of intervals does not tell; in the slices `LEADS` also each system that
+    says something of every target there.
 
     Args:
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to
@@ -116,6 +122,8 @@ def evaluate(
         process 0.
       predictors: baselines of the ranked labels by name, on the candidates of the model.
       left_out: why the caller could not make further baselines, by name; the report has it, beside what is left out here.
+      lists: baselines within shown lists by name, beside `baselines.LISTS`.
+      pairs: training counts of (query, item), for slices: see `slices.masks`.
 
     Returns:
       None on other processes than the first.
@@ -143,9 +151,10 @@ def evaluate(
     if keys is not None:
         scann, values = approximate(keys, batches, said.vectors)
         found.metrics["model_scann"] = targets.summary(values)
-    report = _report(found, targets, less, scann)
-    for name, reason in report.left_out.items():
-        say(f"{name} is left out: {reason}")
+    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs)
+    for reason in dict.fromkeys(report.left_out.values()):
+        names = [name for name, why in report.left_out.items() if why == reason]
+        say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {reason}")
     return report
 
 
@@ -216,16 +225,27 @@ def _add_ranking(
 
 
 def _report(
-    found: _Systems, targets: _Targets, less: dict[str, np.ndarray], scann: dict[str, typing.Any] | None
+    found: _Systems,
+    targets: _Targets,
+    less: dict[str, np.ndarray],
+    scann: dict[str, typing.Any] | None,
+    list_scorers: collections.abc.Mapping[str, baselines.ListScorer],
+    pairs: scipy.sparse.csr_array | None,
 ) -> Report:
     """Puts together what was found; the model with less to go by, `less`, is reported by slice alone."""
     _, catalogue, batches, said, config, seed = targets
-    gains = {
-        system: metrics.retrieval_metrics(ranks, (10,))["ndcg@10"]
-        for system, ranks in found.ranks.items()
-        if (ranks > 0).all()
-    }
-    shown, lists, ahead = within_shown(said, catalogue, batches, config, seed)
+    masks, every = slices.masks(batches, catalogue, pairs), found.ranks | less
+
+    def leads(mask: np.ndarray) -> System:
+        gains = {
+            system: metrics.retrieval_metrics(ranks[mask], (10,))["ndcg@10"]
+            for system, ranks in every.items()
+            if (ranks[mask] > 0).all()
+        }
+        return _leads(gains, said.user[mask], config, seed)
+
+    ahead = {name: leads(masks[name]) for name in LEADS if name in masks}
+    shown, lists, ahead_in_lists = within_shown(said, catalogue, batches, config, seed, list_scorers)
     return Report(
         targets=len(said.ranks),
         values={system: {name: v["mean"] for name, v in values.items()} for system, values in found.metrics.items()},
@@ -233,13 +253,14 @@ def _report(
             system: {name: (v["low"], v["high"]) for name, v in values.items() if "low" in v}
             for system, values in found.metrics.items()
         },
-        slices=slices.table(found.ranks | less, slices.masks(batches, catalogue)),
+        slices=slices.table(every, masks),
         scann=scann,
         shown=shown,
         lists=lists,
-        leads={"ndcg@10": _leads(gains, said.user, config, seed)} | ahead,
+        leads={"ndcg@10": ahead["all"]} | ahead_in_lists,
         unknown_targets=int(said.unknown.sum()),
         left_out=found.left_out,
+        slice_leads=ahead,
     )
 
 
@@ -309,12 +330,17 @@ def _popularity(targets: _Targets) -> System:
 
 
 def within_shown(
-    said: model_answers.Answers, catalogue: Catalogue, batches: model_answers.Batches, config: EvaluateConfig, seed: int
+    said: model_answers.Answers,
+    catalogue: Catalogue,
+    batches: model_answers.Batches,
+    config: EvaluateConfig,
+    seed: int,
+    scorers: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType(baselines.LISTS),
 ):
     """Ranking within the lists that were shown, by the first label: whether an item was chosen.
 
     Returns:
-      For the model, which said `said`, and for each of `baselines.LISTS`, `metrics.list_metrics` in the form of
+      For the model, which said `said`, and for each of `scorers`, `metrics.list_metrics` in the form of
       `metrics.summary`; the number of lists; and by metric how far the model leads. Lists of the chosen item alone are
       left out.
     """
@@ -323,7 +349,7 @@ def within_shown(
     if not lists:
         return {}, 0, {}
     scores = {"model": said.logits[said.shown, :, 0]}
-    for name, score in baselines.LISTS.items():
+    for name, score in scorers.items():
         scores[name] = np.concatenate(
             [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
         )

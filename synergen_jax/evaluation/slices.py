@@ -1,23 +1,35 @@
-"""Parts of an evaluation's targets: by task, by the length of the history, by the popularity of the item."""
+"""Parts of an evaluation's targets: by task, history and popularity of the item, and by what of a search training met."""
 
 from __future__ import annotations
 
 import collections.abc
 
 import numpy as np
+import scipy.sparse
 
 from synergen_jax.batch import Catalogue, EvalBatch
 from synergen_jax.evaluation import metrics
 
 METRICS = ("hr@10", "ndcg@10", "hr@50", "mrr")
+NEW_PAIRS = "new pairs, never in training"
+OF_SEARCHES = ("queries met in training", "new queries", "pairs met in training", NEW_PAIRS)
 
 
-def masks(batches: collections.abc.Iterable[EvalBatch], catalogue: Catalogue) -> dict[str, np.ndarray]:
+def masks(
+    batches: collections.abc.Iterable[EvalBatch],
+    catalogue: Catalogue,
+    pairs: scipy.sparse.csr_array | None = None,
+) -> dict[str, np.ndarray]:
     """Which targets belong to each slice, name -> bool (n,); slices without a target are left out.
 
-    "search" and "recommendation" tell whether the reader has a query. Histories are cut into thirds of the targets by
+    "search" and "recommendation" tell whether the reader has a query. Searches are told apart by whether training met
+    their query, and whether it met the query with this item. Histories are cut into thirds of the targets by
     how many events the reader sees. Items are cut by training events into the most popular ones that make up a third
     of all, the next, the last third, and new items, which training never met.
+
+    Args:
+      pairs: training counts of (query, item), (queries, V), as `query_counts.pair_counts` gives; None: they are not known,
+        and no slice goes by them.
     """
     parts = []
     for batch in batches:
@@ -25,6 +37,11 @@ def masks(batches: collections.abc.Iterable[EvalBatch], catalogue: Catalogue) ->
         parts.append(np.stack([batch.reader.query[:, 0], batch.reader.visible[:, 0], batch.target])[:, real])
     query, visible, target = np.concatenate(parts, axis=1)
     found = {"all": np.ones(len(query), bool), "search": query > 0, "recommendation": query == 0}
+    met = [np.asarray(catalogue.query_counts)[query] > 0]
+    if pairs is not None:
+        met.append(np.asarray(pairs[query, target]).reshape(-1) > 0)
+    both = (mask & (query > 0) for known in met for mask in (known, ~known))
+    found |= dict(zip(OF_SEARCHES, both, strict=False))
 
     low, high = np.quantile(visible, [1 / 3, 2 / 3], method="lower")
     for name, mask in (

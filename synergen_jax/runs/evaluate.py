@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import typing
 
+import numpy as np
+import scipy.sparse
+
 from data_pipelines.feed import examples, windows
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, findings, protocol, report
+from synergen_jax.evaluation import (
+    baselines,
+    feature_regression,
+    findings,
+    neighbours,
+    protocol,
+    query_counts,
+    report,
+)
 from synergen_jax.model import rope
 from synergen_jax.processes import cluster
 from synergen_jax.runs import workdir
@@ -55,8 +67,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         if cluster.first():
             workdir.try_writing(out, elsewhere)
         targets = run.targets(part)
-    others, left_out = _baselines(run) if cluster.first() else ({}, {})
-    predictors, no_predictors = _predictors(run) if cluster.first() else ({}, {})
+    beside = _baselines(run) if cluster.first() else _Beside()
     found = protocol.evaluate(
         run.model,
         opened.params,
@@ -65,10 +76,12 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         config.evaluate,
         cluster.say,
         config.data.seed,
-        others,
+        beside.scorers,
         opened.mesh,
-        predictors,
-        left_out | no_predictors,
+        beside.predictors,
+        beside.left_out,
+        beside.lists,
+        beside.pairs,
     )
     if found is None:  # process 0 goes on
         return {}
@@ -111,30 +124,93 @@ def _stated(opened: Opened, part: str, found: protocol.Report, repeated: int) ->
     return stated
 
 
-def _baselines(run: Run) -> tuple[dict[str, baselines.Scorer], dict[str, str]]:
-    """Baselines by name, and those that the log has not what it takes for, each with the reason."""
-    config, others, left_out = run.config, {}, {}
-    if (counts := examples.recent_counts(*run.training)).any():
-        others["most_recent"] = baselines.fixed(counts)
+@dataclasses.dataclass
+class _Beside:
+    """What is ranked beside the model, by name."""
+
+    scorers: dict[str, baselines.Scorer] = dataclasses.field(default_factory=dict)
+    predictors: dict[str, baselines.Predictor] = dataclasses.field(default_factory=dict)
+    lists: dict[str, baselines.ListScorer] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)  # what the log has not what it takes for -> why
+    pairs: scipy.sparse.csr_array | None = None  # training counts of (query, item)
+
+    def leave_out(self, reason: str, *names: str) -> None:
+        self.left_out |= dict.fromkeys(names, reason)
+
+
+def _baselines(run: Run) -> _Beside:
+    """The baselines of whoever has such a log."""
+    config, counts, found = run.config, np.asarray(run.catalogue.counts), _Beside()
+    if (recent := examples.recent_counts(*run.training)).any():
+        found.scorers["most_recent"] = baselines.fixed(recent)
     else:
-        left_out["most_recent"] = "none of the newest events of training has an item"
+        found.leave_out("none of the newest events of training has an item", "most_recent")
     if config.data.cold_items:
-        others["random"] = baselines.random(run.log.spec.items, config.data.seed)
-    if len(run.log.queries) > 1:
-        try:
-            others["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
-        except UserError as error:
-            only_ids = run.log.item_texts == run.log.item_ids  # which stand in for texts where there are none
-            left_out["bm25"] = "the items have no texts" if only_ids else str(error)
-    return others, left_out
+        found.scorers["random"] = baselines.random(run.log.spec.items, config.data.seed)
+    if config.data.filter_seen:
+        found.leave_out("items that were seen are filtered (data.filter_seen)", "last_seen_first")
+    else:
+        found.scorers["last_seen_first"] = baselines.last_seen(counts)
+    log, split = run.training
+    user, item, query = windows.trained(log, split.train_stop)
+    near = None
+    if config.evaluate.neighbours:
+        matrix = neighbours.user_items(user, item, (len(run.log), run.log.spec.items))
+        near = neighbours.UserNeighbours(matrix)
+        found.scorers["user_knn"] = neighbours.user_knn(near, counts)
+        found.scorers["item_knn"] = neighbours.item_knn(matrix, counts)
+    else:
+        found.leave_out("evaluate.neighbours is false", "user_knn", "item_knn", "query_user_knn")
+    _add_searches(found, run, query, item, near)
+    _add_labels(found, run)
+    _add_features(found, run)
+    return found
 
 
-def _predictors(run: Run) -> tuple[dict[str, baselines.Predictor], dict[str, str]]:
-    """As `_baselines`, of labels such as "like"; none where a log ranks whether an item is chosen, and no more."""
+def _add_searches(
+    found: _Beside, run: Run, query: np.ndarray, item: np.ndarray, near: neighbours.UserNeighbours | None
+) -> None:
+    """Adds what answers searches; `query` and `item` are those of the training events."""
+    counts, spec = np.asarray(run.catalogue.counts), run.log.spec
+    counted = ["popular_for_query", "query_lookup", *(["query_user_knn"] if near else [])]
+    if len(run.log.queries) < 2:
+        return found.leave_out("the log has no queries", "bm25", *counted)
+    words = None
+    try:
+        words = found.scorers["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
+    except UserError as error:
+        only_ids = run.log.item_texts == run.log.item_ids  # which stand in for texts where there are none
+        found.leave_out("the items have no texts" if only_ids else str(error), "bm25", "query_lookup")
+    found.pairs = query_counts.pair_counts(query, item, (spec.queries, spec.items))
+    if not found.pairs.nnz:
+        return found.leave_out("no training event has both a query and an item", *counted)
+    found.scorers["popular_for_query"] = query_counts.popular_for_query(found.pairs, counts)
+    if words:
+        found.scorers["query_lookup"] = query_counts.query_lookup(found.pairs, counts, words)
+    if near:
+        found.scorers["query_user_knn"] = neighbours.query_user_knn(found.pairs, near, counts)
+
+
+def _add_labels(found: _Beside, run: Run) -> None:
+    """Adds what predicts labels such as "like"; nothing where a log ranks whether an item is chosen, and no more."""
     if len(run.log.labels) < 2:
-        return {}, {}
+        return
     log, split = run.training
     user, item, label = windows.labelled(log, split.train_stop)
     if (label[:, 1:] == label[:1, 1:]).all():
-        return {}, {"user_item_mean": "each label is the same in all events of training"}
-    return {"user_item_mean": baselines.user_item_mean(user, item, label, (len(run.log), run.log.spec.items))}, {}
+        return found.leave_out("each label is the same in all events of training", "user_item_mean")
+    sizes = len(run.log), run.log.spec.items
+    found.predictors["user_item_mean"] = baselines.user_item_mean(user, item, label, sizes)
+
+
+def _add_features(found: _Beside, run: Run) -> None:
+    """Adds what goes by the features of candidates alone."""
+    name, (log, split) = "feature_regression", run.training
+    if not run.log.spec.candidate_features:
+        return found.leave_out("the log has no candidate features", name)
+    lists = windows.training_lists(log, split.train_stop, run.config.data.target_actions)
+    try:
+        fitted = feature_regression.FeatureRegression.fit(*lists)
+    except UserError as error:
+        return found.leave_out(str(error), name)
+    found.lists[name], found.predictors[name] = fitted.within_lists, fitted.predict

@@ -339,7 +339,7 @@ def test_intervals_of_all_systems_are_those_of_users(setting):
         assert found.intervals["model"][f"{name}/like"] == bounds(ranked[name])
 
 
-def test_lists_that_were_shown_are_resampled_by_user(setting, monkeypatch):
+def test_lists_that_were_shown_are_resampled_by_user(setting):
     """Two users of ten lists each, of one the model puts all right and of the other none."""
     said = types.SimpleNamespace(
         user=np.repeat([0, 1], 10),
@@ -348,8 +348,8 @@ def test_lists_that_were_shown_are_resampled_by_user(setting, monkeypatch):
         logits=np.repeat([[[3.0], [-3]], [[-3.0], [3]]], 10, axis=0),
     )
     batch = types.SimpleNamespace(user=said.user, shown=said.shown)
-    monkeypatch.setattr(baselines, "LISTS", {"backwards": lambda *_: -said.logits[..., 0]})
-    shown, count, leads = protocol.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0)
+    backwards = {"backwards": lambda *_: -said.logits[..., 0]}
+    shown, count, leads = protocol.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0, backwards)
     assert count == 20 and shown["model"]["list_mrr"] == {"mean": 0.75, "low": 0.5, "high": 1.0}
     assert leads["list_mrr"]["backwards"] == {"mean": 0.0, "low": -0.5, "high": 0.5}
 
