@@ -35,21 +35,21 @@ def user_items(user: np.ndarray, item: np.ndarray, size: tuple[int, int]) -> sci
 def nearest(
     these: scipy.sparse.csr_array, those: scipy.sparse.csr_array, count: int, own: np.ndarray
 ) -> scipy.sparse.csr_array:
-    """The cosines of each of `these` rows with its `count` most similar ones of `those`, (n, m); of equal ones the first.
+    """The cosines of each of `these` rows with its `count` most similar columns of `those`, (n, m); of equal ones the first.
 
     Args:
-      these: (n, V); those: (m, V): 0 or 1 each.
-      own: the row of `those` that is never a neighbour, of each of these, (n,); -1: none.
+      these: (n, V); those: (V, m): 0 or 1 each.
+      own: the column of `those` that is never a neighbour, of each of these, (n,); -1: none.
     """
-    columns, others_there = those.T.tocsr(), sizes(those)[0]
-    size, size_there = np.diff(these.indptr), np.diff(those.indptr)
-    most = np.append(0, np.cumsum(np.diff(columns.indptr)[these.indices]))[these.indptr]
+    others_there = sizes(those)[1]
+    size, size_there = np.diff(these.indptr), np.bincount(those.indices, minlength=others_there)
+    most = np.append(0, np.cumsum(np.diff(those.indptr)[these.indices]))[these.indptr]
     most = np.cumsum(np.minimum(np.diff(most), others_there))  # similarities that are not zero, at most
     found, start = [], 0
     while start < len(size):
         room = (most[start - 1] if start else 0) + _CELLS
         stop = max(start + 1, int(np.searchsorted(most, room, "right")))
-        shared = these[start:stop] @ columns
+        shared = these[start:stop] @ those
         for place in range(start, stop):
             others, values = row(shared, place - start)
             cosine = values / np.sqrt(size[place] * size_there[others].astype(np.float64))
@@ -88,12 +88,12 @@ class UserNeighbours:
 
     def __init__(self, matrix: scipy.sparse.csr_array):
         """Takes X."""
-        self._matrix = matrix
+        self._matrix, self._owners = matrix, matrix.T.tocsr()
 
     def scores(self, batch: EvalBatch, rows: np.ndarray | slice = slice(None)) -> scipy.sparse.csr_array:
         """The scores of some `rows` of a batch, (rows, V), float64; zeros are not stored."""
         seen = seen_items(batch, sizes(self._matrix)[1])[rows]
-        return nearest(seen, self._matrix, USERS, np.asarray(batch.user)[rows]) @ self._matrix
+        return nearest(seen, self._owners, USERS, np.asarray(batch.user)[rows]) @ self._matrix
 
 
 def user_knn(near: UserNeighbours, counts: np.ndarray) -> baselines.Scorer:
@@ -110,8 +110,8 @@ def item_knn(matrix: scipy.sparse.csr_array, counts: np.ndarray) -> baselines.Sc
     Args:
       matrix: X; counts: of items, (V,).
     """
-    base, columns = baselines.dense_ranks(counts), matrix.T.tocsr()
-    near = nearest(columns, columns, ITEMS, np.arange(len(base)))
+    base = baselines.dense_ranks(counts)
+    near = nearest(matrix.T.tocsr(), matrix, ITEMS, np.arange(len(base)))
     return lambda batch: _ranked(seen_items(batch, len(base)) @ near, base)
 
 

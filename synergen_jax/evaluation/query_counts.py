@@ -34,8 +34,8 @@ def row(matrix: scipy.sparse.csr_array, number: int) -> tuple[np.ndarray, np.nda
 
 def sizes(matrix: scipy.sparse.csr_array) -> tuple[int, int]:
     """Rows and columns of a matrix."""
-    rows, columns = np.shape(matrix)
-    return rows, columns
+    assert matrix.shape is not None  # as scipy's types allow
+    return matrix.shape
 
 
 def popular_for_query(pairs: scipy.sparse.csr_array, counts: np.ndarray) -> baselines.Scorer:
