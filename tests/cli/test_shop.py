@@ -217,8 +217,28 @@ def test_an_evaluation_tells_search_from_recommendation(shop, capsys):
     found = json.loads(lines[-1])
     search = found["slices"]["search"]
     assert {"model", "bm25", "query_without_history", "history_without_query", "model_reranked"} <= set(search)
+    assert {"query_lookup", "popular_for_query", "query_user_knn", "user_knn", "item_knn"} <= set(search)
+    assert search["query_lookup"]["hr@10"] > search["most_popular"]["hr@10"]
+    assert {"user_knn", "item_knn"} <= set(found["leads"]["ndcg@10"]) and "query_lookup" not in found
+    lead = found["slice_leads"]["search"]["query_lookup"]
+    assert lead["mean"] == pytest.approx(search["model"]["ndcg@10"] - search["query_lookup"]["ndcg@10"])
+    assert lead["low"] <= lead["mean"] <= lead["high"]
+    assert set(found["left_out"]) >= {"last_seen_first", "feature_regression"}
+    assert any(line.startswith("search") and "ndcg@10" in line and "query_lookup" in line for line in lines)
+    page = (shop.workdir / "report_validation.html").read_text()
+    assert "query_lookup" in page and "last_seen_first" in page
     assert search["model"]["hr@10"] > found["slices"]["recommendation"]["model"]["hr@10"]
     assert any(line.startswith("search") and "bm25" in line for line in lines)
+
+
+def test_an_evaluation_where_people_come_back_to_items(shop, capsys, tmp_path):
+    settings = ["--data.filter_seen", "false", "--evaluate.neighbours", "false", "--out", tmp_path]
+    assert shop.call("evaluate", shop.workdir, "--split", "validation", "--json", *settings) == 0
+    said = capsys.readouterr().out.splitlines()
+    found = json.loads(said[-1])
+    assert "hr@10" in found["last_seen_first"] and "user_knn" not in found
+    assert found["left_out"]["user_knn"] == found["left_out"]["item_knn"] == "evaluate.neighbours is false"
+    assert "user_knn, item_knn, query_user_knn are left out: evaluate.neighbours is false" in said
 
 
 def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):

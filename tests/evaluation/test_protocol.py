@@ -12,7 +12,7 @@ from small_log import random_log
 from data_pipelines.feed import examples, feed, splits, windows
 from synergen_jax.config import Config, DataConfig, EvaluateConfig, MeshConfig, ModelConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics, model_answers, protocol
+from synergen_jax.evaluation import baselines, metrics, model_answers, protocol, query_counts, slices
 from synergen_jax.model import synergen
 from synergen_jax.planning import plan
 from synergen_jax.retrieval import index
@@ -150,6 +150,38 @@ def test_leads_are_differences_target_by_target(report):
         assert lead["low"] <= lead["mean"] <= lead["high"]
     same = protocol._leads({"model": np.arange(9.0), "other": np.arange(9.0) - 1}, np.arange(9), CONFIG.evaluate, 0)
     assert same == {"other": {"mean": 1.0, "low": 1.0, "high": 1.0}}, "paired: what both share does not spread"
+
+
+def test_leads_are_told_by_slice_too(setting):
+    """Each with the systems that say something of every target there, among its targets alone."""
+    log, split, model, params, catalogue = setting
+    quiet = lambda batch: np.where(batch.reader.query > 0, catalogue.counts, np.nan).astype(np.float32)
+    evaluate = dataclasses.replace(CONFIG.evaluate, scann=False)
+    _, item, query = windows.trained(log, split.train_stop)
+    pairs = query_counts.pair_counts(query, item, (log.spec.queries, log.spec.items))
+    batches = feed.evaluation_feed(log, split, "test", CONFIG)
+    found = protocol.evaluate(
+        model, params, catalogue, batches, evaluate, lambda _: None, others={"quiet": quiet}, pairs=pairs
+    )
+    assert set(found.slice_leads) == {"all", "search", "recommendation", slices.NEW_PAIRS}
+    assert found.slice_leads["all"] == found.leads["ndcg@10"]
+    assert "quiet" not in found.slice_leads["all"] and "quiet" not in found.slice_leads["recommendation"]
+    for name in ("search", slices.NEW_PAIRS):
+        leads, measured = found.slice_leads[name], found.slices[name]
+        assert {"quiet", "most_popular", "query_without_history"} <= set(leads)
+        assert leads["quiet"] == leads["most_popular"], "the same scores, and the same resamples"
+        for system, lead in leads.items():
+            assert lead["mean"] == pytest.approx(measured["model"]["ndcg@10"] - measured[system]["ndcg@10"])
+            assert lead["low"] <= lead["mean"] <= lead["high"]
+
+
+def test_reasons_that_are_alike_are_told_in_one_line(setting):
+    log, split, model, params, catalogue = setting
+    said, batches = [], feed.evaluation_feed(log, split, "test", CONFIG)
+    evaluate = dataclasses.replace(CONFIG.evaluate, scann=False, bootstrap=0)
+    why = {"one": "no words", "two": "no lists", "three": "no words"}
+    found = protocol.evaluate(model, params, catalogue, batches, evaluate, said.append, left_out=why)
+    assert said == ["one, three are left out: no words", "two is left out: no lists"] and found.left_out == why
 
 
 def test_approximate_search_beside_exact(report):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from small_log import SmallLog, user
 
-from data_pipelines.feed import examples, feed, splits
+from data_pipelines.feed import examples, feed, splits, windows
 from synergen_jax.batch import Catalogue
 from synergen_jax.config import Config, DataConfig, EvaluateConfig
-from synergen_jax.evaluation import baselines, metrics, protocol, slices
+from synergen_jax.evaluation import baselines, metrics, protocol, query_counts, slices
 
 CONFIG = Config(data=DataConfig(max_history=6), evaluate=EvaluateConfig(batch=2, rank_candidates=3))
 TEXTS = ["", "red dress", "blue dress", "red shoes", "star wars", "war and peace", "a blue hat"]
@@ -41,12 +41,38 @@ def test_masks_by_hand():
         "all": [True, True, True],
         "search": [True, False, True],
         "recommendation": [False, True, False],
+        "new queries": [True, False, True],  # training has no search at all
         "shortest histories": [True, False, False],
         "middle histories": [False, True, False],
         "longest histories": [False, False, True],
         "rare items": [False, False, True],  # item 1, behind two thirds of the events
         "new items": [True, True, False],
     }
+
+
+def test_searches_by_what_training_met():
+    """Query 1 led to item 3 in training, and asks for it again; query 2 was met, with another item; query 3 was not."""
+    records = [
+        user([3, 2, 1, 3], query=[1, 0, 0, 1], name="a"),
+        user([4, 2, 2, 1], query=[2, 0, 0, 2], name="b"),
+        user([1, 2, 2, 3], query=[0, 0, 0, 3], name="c"),
+        user([1, 2, 2, 3], name="d"),
+    ]
+    log = SmallLog(records, 7)
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, filter_seen=False))
+    split = splits.split(log, config.data)
+    batches, catalogue = feed.evaluation_feed(log, split, "test", config), examples.catalogue(log, split)
+    _, item, query = windows.trained(log, split.train_stop)
+    pairs = query_counts.pair_counts(query, item, (log.spec.queries, log.spec.items))
+    found = slices.masks(batches, catalogue, pairs)
+    assert {name: found[name].tolist() for name in slices.OF_SEARCHES} == {
+        "queries met in training": [True, True, False, False],
+        "new queries": [False, False, True, False],
+        "pairs met in training": [True, False, False, False],
+        "new pairs, never in training": [False, True, True, False],
+    }
+    without = slices.masks(batches, catalogue)
+    assert set(found) - set(without) == {"pairs met in training", "new pairs, never in training"}
 
 
 def test_a_table_leaves_out_what_says_nothing():
