@@ -17,7 +17,7 @@ from synergen_jax.evaluation import baselines
 from synergen_jax.evaluation.query_counts import row, sizes
 
 USERS, ITEMS = 100, 200  # how many neighbours count
-SMOOTHING = 1.0  # what `query_user_knn` adds to the sum of similarities: one neighbour that is just the same
+SMOOTHING = 0.1  # what `query_user_knn` adds to the sum of similarities: a tenth of a neighbour who is just the same
 _CELLS = 2**24  # similarities that exist at one time
 
 
@@ -81,19 +81,19 @@ def seen_items(batch: EvalBatch, items: int) -> scipy.sparse.csr_array:
 
 
 class UserNeighbours:
-    """User-kNN: score(v) = Σ cosine(reader, u) over the 100 most similar users u of training that have v.
+    """User-kNN: score(v) = Σ cosine(reader, u) over the `count` most similar users u of training, of those that have v.
 
     A reader is the set of items that it sees. Its user's own row of training is no neighbour.
     """
 
-    def __init__(self, matrix: scipy.sparse.csr_array):
-        """Takes X."""
-        self._matrix, self._owners = matrix, matrix.T.tocsr()
+    def __init__(self, matrix: scipy.sparse.csr_array, count: int = USERS):
+        """Takes X, and how many users count."""
+        self._matrix, self._owners, self._count = matrix, matrix.T.tocsr(), count
 
     def scores(self, batch: EvalBatch, rows: np.ndarray | slice = slice(None)) -> scipy.sparse.csr_array:
         """The scores of some `rows` of a batch, (rows, V), float64; zeros are not stored."""
         seen = seen_items(batch, sizes(self._matrix)[1])[rows]
-        return nearest(seen, self._owners, USERS, np.asarray(batch.user)[rows]) @ self._matrix
+        return nearest(seen, self._owners, self._count, np.asarray(batch.user)[rows]) @ self._matrix
 
 
 def user_knn(near: UserNeighbours, counts: np.ndarray) -> baselines.Scorer:
@@ -116,12 +116,12 @@ def item_knn(matrix: scipy.sparse.csr_array, counts: np.ndarray) -> baselines.Sc
 
 
 def query_user_knn(pairs: scipy.sparse.csr_array, near: UserNeighbours, counts: np.ndarray) -> baselines.Scorer:
-    """Popularity within the query times user-kNN: count(query, v) · (1 + score(v)), then score(v), then popularity.
+    """Popularity within the query times user-kNN: count(query, v) · (0.1 + score(v)), then score(v), then popularity.
 
     What others chose for this query, weighed by how near they are to this user. A product keeps items that the query
     never led to behind those that it did, whatever the user's taste: as a sum, or as a product in which both sides are
-    smoothed, taste alone would bring forward what was not asked for. The 1 keeps what no neighbour has in the order of its
-    counts. A query that training never met leaves user-kNN. On recommendations it says nothing.
+    smoothed, taste alone would bring forward what was not asked for. The 0.1 keeps what no neighbour has in the order of its
+    counts; between 0.01 and 1 it hardly matters (Last.fm's tags, validation part: NDCG@20 0.118, 0.118, 0.116). A query that training never met leaves user-kNN. On recommendations it says nothing.
 
     Args:
       pairs: of `query_counts.pair_counts`; counts: of items, (V,).

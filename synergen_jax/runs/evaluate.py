@@ -154,13 +154,15 @@ def _baselines(run: Run) -> _Beside:
     log, split = run.training
     user, item, query = windows.trained(log, split.train_stop)
     near = None
-    if config.evaluate.neighbours:
+    if config.evaluate.neighbours > 0:
         matrix = neighbours.user_items(user, item, (len(run.log), run.log.spec.items))
-        near = neighbours.UserNeighbours(matrix)
+        near = neighbours.UserNeighbours(matrix, config.evaluate.neighbours)
         found.scorers["user_knn"] = neighbours.user_knn(near, counts)
         found.scorers["item_knn"] = neighbours.item_knn(matrix, counts)
     else:
-        found.leave_out("evaluate.neighbours is false", "user_knn", "item_knn", "query_user_knn")
+        found.leave_out(
+            f"evaluate.neighbours is {config.evaluate.neighbours}", "user_knn", "item_knn", "query_user_knn"
+        )
     _add_searches(found, run, query, item, near)
     _add_labels(found, run)
     _add_features(found, run)

@@ -232,13 +232,13 @@ def test_an_evaluation_tells_search_from_recommendation(shop, capsys):
 
 
 def test_an_evaluation_where_people_come_back_to_items(shop, capsys, tmp_path):
-    settings = ["--data.filter_seen", "false", "--evaluate.neighbours", "false", "--out", tmp_path]
+    settings = ["--data.filter_seen", "false", "--evaluate.neighbours", "0", "--out", tmp_path]
     assert shop.call("evaluate", shop.workdir, "--split", "validation", "--json", *settings) == 0
     said = capsys.readouterr().out.splitlines()
     found = json.loads(said[-1])
     assert "hr@10" in found["last_seen_first"] and "user_knn" not in found
-    assert found["left_out"]["user_knn"] == found["left_out"]["item_knn"] == "evaluate.neighbours is false"
-    assert "user_knn, item_knn, query_user_knn are left out: evaluate.neighbours is false" in said
+    assert found["left_out"]["user_knn"] == found["left_out"]["item_knn"] == "evaluate.neighbours is 0"
+    assert "user_knn, item_knn, query_user_knn are left out: evaluate.neighbours is 0" in said
 
 
 def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):

@@ -156,8 +156,7 @@ def test_only_what_the_reader_sees_counts_and_never_its_own_row():
     assert found[3] == pytest.approx(found[0]), "a padded row, of which nobody asks, is a row all the same"
 
 
-def test_the_nearest_of_equal_ones_are_the_first(monkeypatch):
-    monkeypatch.setattr(neighbours, "USERS", 2)
+def test_the_nearest_of_equal_ones_are_the_first():
     # Item 1 is had by users 0 to 4, by 0 and 3 beside another one: the cosines are 1/√2, 1, 1, 1/√2, 1.
     owner, has = np.array([0, 0, 1, 2, 3, 3, 4]), np.array([1, 2, 1, 1, 1, 3, 1])
     near = neighbours.nearest(
@@ -169,7 +168,7 @@ def test_the_nearest_of_equal_ones_are_the_first(monkeypatch):
     assert near.toarray() == pytest.approx(np.array([[0, 1, 1, 0, 0]]))
     # Without users 1 and 2, or with as many as there are.
     matrix = neighbours.user_items(owner, has, (5, 4))
-    found = neighbours.UserNeighbours(matrix).scores(batch([[1], [1]], user=[1, 4])).toarray()
+    found = neighbours.UserNeighbours(matrix, 2).scores(batch([[1], [1]], user=[1, 4])).toarray()
     assert found[0] == pytest.approx([0, 2, 0, 0]), "users 2 and 4"
     assert found[1] == pytest.approx([0, 2, 0, 0]), "users 1 and 2"
 
@@ -214,7 +213,7 @@ def test_what_a_query_led_to_weighed_by_who_is_near():
     near = neighbours.UserNeighbours(MATRIX)
     scorer = neighbours.query_user_knn(pairs, near, POPULAR)
     scores = scorer(batch([[1, 2], [1, 2], [6], [1, 2]], query=[1, 2, 1, 0]))
-    # Item 1: 2 (1 + 1.71) = 5.41; item 4: 3 (1 + 0.71) = 5.12; item 6: 1. The rest by who is near: 2 (1.71), 3 (0.71).
+    # Item 1: 2 (0.1 + 1.71) = 3.61; item 4: 3 (0.1 + 0.71) = 2.42; item 6: 0.1. The rest by who is near: 2 (1.71), 3 (0.71).
     assert groups(scores[0]) == [[1], [4], [6], [2], [3], [5]]
     assert groups(scores[1]) == [[1], [2], [3], [4], [5], [6]], "training never met the query: user-kNN"
     assert groups(scores[2]) == [[4], [1], [6], [2, 3], [5]], "nobody is near: the counts"
@@ -367,12 +366,10 @@ def test_what_a_log_has_not_is_told():
         "user_item_mean": "each label is the same in all events of training",
         "feature_regression": "the log has no candidate features",
     }
-    found, _ = beside(texts(random_log(users=25), words=False), neighbours=False)
+    found, _ = beside(texts(random_log(users=25), words=False), neighbours=0)
     assert set(found.scorers) == {"most_recent", "popular_for_query"}
     assert found.left_out["bm25"] == found.left_out["query_lookup"] == "the items have no texts"
-    assert {found.left_out[name] for name in ("user_knn", "item_knn", "query_user_knn")} == {
-        "evaluate.neighbours is false"
-    }
+    assert {found.left_out[name] for name in ("user_knn", "item_knn", "query_user_knn")} == {"evaluate.neighbours is 0"}
     late = SmallLog([user([1, 2, 3, 1], query=[0, 0, 0, 1], name="a"), user([1, 2, 4], name="b")], 6)
     found, _ = beside(texts(late))
     why = "no training event has both a query and an item"
