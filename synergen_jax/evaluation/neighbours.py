@@ -115,7 +115,9 @@ def item_knn(matrix: scipy.sparse.csr_array, counts: np.ndarray) -> baselines.Sc
     return lambda batch: _ranked(seen_items(batch, len(base)) @ near, base)
 
 
-def query_user_knn(pairs: scipy.sparse.csr_array, near: UserNeighbours, counts: np.ndarray) -> baselines.Scorer:
+def query_user_knn(
+    pairs: scipy.sparse.csr_array, near: UserNeighbours, counts: np.ndarray, words: baselines.Scorer | None = None
+) -> baselines.Scorer:
     """Popularity within the query times user-kNN: count(query, v) · (0.1 + score(v)), then score(v), then popularity.
 
     What others chose for this query, weighed by how near they are to this user. A product keeps items that the query
@@ -125,6 +127,8 @@ def query_user_knn(pairs: scipy.sparse.csr_array, near: UserNeighbours, counts: 
 
     Args:
       pairs: of `query_counts.pair_counts`; counts: of items, (V,).
+      words: of `baselines.bm25`, scores of 0 or more, which then decide after the product and before score(v): the lookup
+        (`query_counts.query_lookup`) for one user.
     """
     base = baselines.dense_ranks(counts)
 
@@ -134,13 +138,15 @@ def query_user_knn(pairs: scipy.sparse.csr_array, near: UserNeighbours, counts: 
             return None
         found = np.full((len(asked), len(base)), np.nan, np.float32)
         rows = np.flatnonzero(asked)
-        liked = near.scores(batch, rows)
+        liked, matched = near.scores(batch, rows), words(batch) if words else None
         for number, place in enumerate(rows.tolist()):
             taste, count = np.zeros(len(base)), np.zeros(len(base))
             for whole, (items, values) in ((taste, row(liked, number)), (count, row(pairs, int(asked[place])))):
                 whole[items] = values
-            items = np.flatnonzero((taste > 0) | (count > 0))
-            found[place] = baselines.lifted(base, items, count[items] * (SMOOTHING + taste[items]), taste[items])
+            match = np.zeros(len(base)) if matched is None else matched[place]
+            keys = count * (SMOOTHING + taste), match, taste
+            items = np.flatnonzero(np.any([key > 0 for key in keys], axis=0))
+            found[place] = baselines.lifted(base, items, *(key[items] for key in keys))
         return found
 
     return score

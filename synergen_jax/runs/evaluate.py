@@ -161,7 +161,11 @@ def _baselines(run: Run) -> _Beside:
         found.scorers["item_knn"] = neighbours.item_knn(matrix, counts)
     else:
         found.leave_out(
-            f"evaluate.neighbours is {config.evaluate.neighbours}", "user_knn", "item_knn", "query_user_knn"
+            f"evaluate.neighbours is {config.evaluate.neighbours}",
+            "user_knn",
+            "item_knn",
+            "query_user_knn",
+            "lookup_user_knn",
         )
     _add_searches(found, run, query, item, near)
     _add_labels(found, run)
@@ -174,7 +178,8 @@ def _add_searches(
 ) -> None:
     """Adds what answers searches; `query` and `item` are those of the training events."""
     counts, spec = np.asarray(run.catalogue.counts), run.log.spec
-    counted = ["popular_for_query", "query_lookup", *(["query_user_knn"] if near else [])]
+    by_user = ["query_user_knn", "lookup_user_knn"] if near else []
+    counted = ["popular_for_query", "query_lookup", *by_user]
     if len(run.log.queries) < 2:
         return found.leave_out("the log has no queries", "bm25", *counted)
     words = None
@@ -182,7 +187,7 @@ def _add_searches(
         words = found.scorers["bm25"] = baselines.bm25(run.log.item_texts, run.log.queries)
     except UserError as error:
         only_ids = run.log.item_texts == run.log.item_ids  # which stand in for texts where there are none
-        found.leave_out("the items have no texts" if only_ids else str(error), "bm25", "query_lookup")
+        found.leave_out("the items have no texts" if only_ids else str(error), "bm25", "query_lookup", *by_user[1:])
     found.pairs = query_counts.pair_counts(query, item, (spec.queries, spec.items))
     if not found.pairs.nnz:
         return found.leave_out("no training event has both a query and an item", *counted)
@@ -191,6 +196,8 @@ def _add_searches(
         found.scorers["query_lookup"] = query_counts.query_lookup(found.pairs, counts, words)
     if near:
         found.scorers["query_user_knn"] = neighbours.query_user_knn(found.pairs, near, counts)
+    if near and words:
+        found.scorers["lookup_user_knn"] = neighbours.query_user_knn(found.pairs, near, counts, words)
 
 
 def _add_labels(found: _Beside, run: Run) -> None:

@@ -217,7 +217,9 @@ def test_an_evaluation_tells_search_from_recommendation(shop, capsys):
     found = json.loads(lines[-1])
     search = found["slices"]["search"]
     assert {"model", "bm25", "query_without_history", "history_without_query", "model_reranked"} <= set(search)
-    assert {"query_lookup", "popular_for_query", "query_user_knn", "user_knn", "item_knn"} <= set(search)
+    assert {"query_lookup", "popular_for_query", "query_user_knn", "lookup_user_knn", "user_knn", "item_knn"} <= set(
+        search
+    )
     assert search["query_lookup"]["hr@10"] > search["most_popular"]["hr@10"]
     assert {"user_knn", "item_knn"} <= set(found["leads"]["ndcg@10"]) and "query_lookup" not in found
     lead = found["slice_leads"]["search"]["query_lookup"]
@@ -238,7 +240,7 @@ def test_an_evaluation_where_people_come_back_to_items(shop, capsys, tmp_path):
     found = json.loads(said[-1])
     assert "hr@10" in found["last_seen_first"] and "user_knn" not in found
     assert found["left_out"]["user_knn"] == found["left_out"]["item_knn"] == "evaluate.neighbours is 0"
-    assert "user_knn, item_knn, query_user_knn are left out: evaluate.neighbours is 0" in said
+    assert "user_knn, item_knn, query_user_knn, lookup_user_knn are left out: evaluate.neighbours is 0" in said
 
 
 def test_a_sweep_makes_one_table_and_goes_on_where_it_stopped(shop, capsys):

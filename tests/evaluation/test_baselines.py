@@ -219,6 +219,11 @@ def test_what_a_query_led_to_weighed_by_who_is_near():
     assert groups(scores[2]) == [[4], [1], [6], [2, 3], [5]], "nobody is near: the counts"
     assert np.isnan(scores[3]).all() and not np.isnan(scores[:3]).any()
     assert scorer(batch([[1]])) is None
+    # With words, which decide where the query led to nothing: 5, then 2, for which 0.7 stands beside 0.6.
+    matched = np.array([[0, 0, 0.6, 0, 0, 0.7, 0.1]] * 2, np.float32)
+    scores = neighbours.query_user_knn(pairs, near, POPULAR, lambda _: matched)(batch([[1, 2], [1, 2]], query=[1, 2]))
+    assert groups(scores[0]) == [[1], [4], [6], [5], [2], [3]]
+    assert groups(scores[1]) == [[5], [2], [6], [1], [3], [4]]
 
 
 # --- what was seen last -----------------------------------------------------------------------------------------
@@ -342,17 +347,14 @@ def test_all_that_a_log_takes():
     found, batches = beside(texts(random_log(users=25)), filter_seen=False)
     assert set(found.scorers) == {
         *("most_recent", "last_seen_first", "user_knn", "item_knn", "bm25"),
-        *("popular_for_query", "query_lookup", "query_user_knn"),
+        *("popular_for_query", "query_lookup", "query_user_knn", "lookup_user_knn"),
     }
     assert found.left_out == {"feature_regression": "the log has no candidate features"}
+    answers = ("bm25", "popular_for_query", "query_lookup", "query_user_knn", "lookup_user_knn")
     searched = np.concatenate([b.reader.query[b.user >= 0, 0] for b in batches]) > 0
     for name, scorer in found.scorers.items():
         ranks = protocol.baseline_ranks(scorer, batches, 40)
-        silent = (
-            ~searched
-            if name in ("bm25", "popular_for_query", "query_lookup", "query_user_knn")
-            else ~searched & searched
-        )
+        silent = ~searched if name in answers else np.zeros(len(searched), bool)
         np.testing.assert_array_equal(ranks[:, 0] == 0, silent, err_msg=name)
 
 
@@ -362,14 +364,18 @@ def test_what_a_log_has_not_is_told():
     assert set(found.scorers) == {"most_recent", "user_knn", "item_knn"} and found.pairs is None
     assert found.left_out == {
         "last_seen_first": "items that were seen are filtered (data.filter_seen)",
-        **dict.fromkeys(("bm25", "popular_for_query", "query_lookup", "query_user_knn"), "the log has no queries"),
+        **dict.fromkeys(
+            ("bm25", "popular_for_query", "query_lookup", "query_user_knn", "lookup_user_knn"), "the log has no queries"
+        ),
         "user_item_mean": "each label is the same in all events of training",
         "feature_regression": "the log has no candidate features",
     }
     found, _ = beside(texts(random_log(users=25), words=False), neighbours=0)
     assert set(found.scorers) == {"most_recent", "popular_for_query"}
     assert found.left_out["bm25"] == found.left_out["query_lookup"] == "the items have no texts"
-    assert {found.left_out[name] for name in ("user_knn", "item_knn", "query_user_knn")} == {"evaluate.neighbours is 0"}
+    assert {found.left_out[name] for name in ("user_knn", "item_knn", "query_user_knn", "lookup_user_knn")} == {
+        "evaluate.neighbours is 0"
+    }
     late = SmallLog([user([1, 2, 3, 1], query=[0, 0, 0, 1], name="a"), user([1, 2, 4], name="b")], 6)
     found, _ = beside(texts(late))
     why = "no training event has both a query and an item"
@@ -377,6 +383,7 @@ def test_what_a_log_has_not_is_told():
         "popular_for_query",
         "query_lookup",
         "query_user_knn",
+        "lookup_user_knn",
     }
     assert "bm25" in found.scorers
 
