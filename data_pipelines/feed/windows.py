@@ -89,13 +89,13 @@ def trained(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def training_lists(log, train_stop: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lists shown at training events by one of the actions `names`, of which something was chosen and something not.
+    """The lists shown at training events of the actions `names`, of which something was chosen and something was not.
 
     What a list tells ends with the training part, as in `candidates`: see `received`.
 
     Returns:
-      Of the n items of all lists, one list after the other: features (n, F) float32; the number of each item's list, (n,),
-      from 0; whether it was chosen, by the first label, (n,).
+      Of the n items of all lists, one list after the other: features (n, F) float32; the number of each item's list,
+      (n,), from 0; whether it was chosen, by the first label, (n,).
     """
     asked, table = action_table(log, names), label_table(log)[:, 0]
     shown_label = np.append(table, -1)  # the action -1 is the last one

@@ -43,9 +43,9 @@ def dense_ranks(counts: npt.ArrayLike) -> np.ndarray:
 def lifted(base: np.ndarray, items: np.ndarray, *keys: np.ndarray) -> np.ndarray:
     """Scores (V,) float32 that order by several keys, one after the other, and tie where all of them do.
 
-    `items` come before all others, by the first key, then the next, last by `base`; all others stand by `base` alone. The
-    scores are dense ranks, whole numbers below twice the number of items: float32 holds them exactly up to 8 million
-    items, and no key is rounded or outweighed, as in a weighted sum it might be.
+    `items` come before all others, by the first key, then the next, last by `base`; all others stand by `base` alone.
+    The scores are dense ranks, whole numbers below twice the number of items: float32 holds them exactly up to 8
+    million items, and no key is rounded or outweighed, as in a weighted sum it might be.
 
     Args:
       base: `dense_ranks` of the items, (V,).
@@ -63,10 +63,10 @@ def lifted(base: np.ndarray, items: np.ndarray, *keys: np.ndarray) -> np.ndarray
 
 
 def last_seen(counts: npt.ArrayLike) -> Scorer:
-    """Items that the reader sees in its context first, the latest before all others; the rest by popularity, `counts` (V,).
+    """Items that the reader sees in its context first, the latest before all others; the rest by `counts` (V,).
 
-    What a system without learning offers where people come back to items. It takes part under the name of its like within
-    shown lists, `last_seen_first`.
+    What a system without learning offers where people come back to items. It takes part under the name of its like
+    within shown lists, `last_seen_first`.
     """
     base = dense_ranks(counts)
 

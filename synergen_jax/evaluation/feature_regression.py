@@ -20,7 +20,7 @@ PRODUCTS = 16  # features, at most, whose products of two take part, too
 
 @dataclasses.dataclass(frozen=True)
 class FeatureRegression:
-    """A conditional logit (McFadden 1974): P(item i of a list is chosen) = exp(w·x_i) / Σ_j exp(w·x_j) within the list.
+    """A conditional logit (McFadden 1974): P(i is chosen) = exp(w·x_i) / Σ_j exp(w·x_j) over the items j of a list.
 
     x are the features, and their squares and products of two, all standardised over the items of the training lists.
     """
@@ -31,11 +31,11 @@ class FeatureRegression:
 
     @classmethod
     def fit(cls, feature: np.ndarray, number: np.ndarray, chosen: np.ndarray) -> FeatureRegression:
-        """Fits the weights by L-BFGS: least mean over lists of the mean negative log P over what is chosen, + ridge/2 |w|².
+        """Fits the weights by L-BFGS: the mean over lists of the mean -log P of what is chosen, + ridge / 2 |w|².
 
         Args:
-          feature, number, chosen: of `windows.training_lists`, (n, F), (n,) and (n,): lists from 0, one after the other, each
-            with something that was chosen.
+          feature, number, chosen: of `windows.training_lists`, (n, F), (n,) and (n,): lists from 0, one after the
+            other, each with something that was chosen.
 
         Raises:
           UserError: there is no list.
@@ -63,7 +63,7 @@ class FeatureRegression:
         return cls(mean, spread, found.x)
 
     def scores(self, feature: np.ndarray) -> np.ndarray:
-        """w·x of candidates, (...,), by `Candidates.feature` (..., F + 1); 0, an average one's, where it is not known."""
+        """w·x of candidates by `Candidates.feature`, (..., F + 1) -> (...,); where it is not known 0, the average."""
         x = (_expanded(feature[..., :-1]) - self.mean) / self.spread
         return np.where(feature[..., -1] > 0, x @ self.weight, 0.0)
 
@@ -89,7 +89,7 @@ class FeatureRegression:
 
 
 def _expanded(feature: np.ndarray) -> np.ndarray:
-    """Features (..., F) as float64, and behind them the F (F + 1) / 2 products of two, if F is 16 at most; else the squares."""
+    """Features (..., F) as float64, and behind them all F (F + 1) / 2 products of two; of many features the squares."""
     x = np.asarray(feature, np.float64)
     if x.shape[-1] > PRODUCTS:
         return np.concatenate([x, x**2], axis=-1)

@@ -2,9 +2,9 @@
 
 X is the binary matrix (users, V) of which items each user has in training, and the similarity of two of its rows, or of
 two of its columns, is the cosine: how many they share over the root of the product of their sizes. Such baselines,
-properly set, are hard to beat (Dacrema, Cremonesi and Jannach 2019, "Are we really making much progress?"). They look at
-the items of the context alone, neither at its order nor at the query, and go on by popularity where they say nothing of
-an item. No dense users x users or items x items matrix is ever made.
+properly set, are hard to beat (Dacrema, Cremonesi and Jannach 2019, "Are we really making much progress?"). They look
+at the items of the context alone, neither at its order nor at the query, and go on by popularity where they say nothing
+of an item. No dense users x users or items x items matrix is ever made.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def user_items(user: np.ndarray, item: np.ndarray, size: tuple[int, int]) -> sci
 def nearest(
     these: scipy.sparse.csr_array, those: scipy.sparse.csr_array, count: int, own: np.ndarray
 ) -> scipy.sparse.csr_array:
-    """The cosines of each of `these` rows with its `count` most similar columns of `those`, (n, m); of equal ones the first.
+    """Cosines of each of `these` rows with its `count` nearest columns of `those`, (n, m); of equal ones the first.
 
     Args:
       these: (n, V); those: (V, m): 0 or 1 each.
@@ -81,7 +81,7 @@ def seen_items(batch: EvalBatch, items: int) -> scipy.sparse.csr_array:
 
 
 class UserNeighbours:
-    """User-kNN: score(v) = Σ cosine(reader, u) over the `count` most similar users u of training, of those that have v.
+    """User-kNN: score(v) = Σ cosine(reader, u) over those of the `count` most similar users u of training that have v.
 
     A reader is the set of items that it sees. Its user's own row of training is no neighbour.
     """
@@ -122,13 +122,14 @@ def query_user_knn(
 
     What others chose for this query, weighed by how near they are to this user. A product keeps items that the query
     never led to behind those that it did, whatever the user's taste: as a sum, or as a product in which both sides are
-    smoothed, taste alone would bring forward what was not asked for. The 0.1 keeps what no neighbour has in the order of its
-    counts; between 0.01 and 1 it hardly matters (Last.fm's tags, validation part: NDCG@20 0.118, 0.118, 0.116). A query that training never met leaves user-kNN. On recommendations it says nothing.
+    smoothed, taste alone would bring forward what was not asked for. The 0.1 keeps what no neighbour has in the order
+    of its counts; between 0.01 and 1 it hardly matters (Last.fm's tags, validation part: NDCG@20 0.118, 0.118, 0.116).
+    A query that training never met leaves user-kNN. On recommendations it says nothing.
 
     Args:
       pairs: of `query_counts.pair_counts`; counts: of items, (V,).
-      words: of `baselines.bm25`, scores of 0 or more, which then decide after the product and before score(v): the lookup
-        (`query_counts.query_lookup`) for one user.
+      words: of `baselines.bm25`, scores of 0 or more, which then decide after the product and before score(v): the
+        lookup (`query_counts.query_lookup`) for one user.
     """
     base = baselines.dense_ranks(counts)
 

@@ -111,8 +111,8 @@ def evaluate(
     them; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
     "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
     also: "query_without_history" and "history_without_query", the model with less to go by. How far the model leads
-    each system is told target by target, which a pair of intervals does not tell; in the slices `LEADS` also each system that
-    says something of every target there.
+    each system is told target by target, which a pair of intervals does not tell; in the slices `LEADS` also of systems
+    that say something of every target there, if not of all.
 
     Args:
       others: further baselines by name: scores of all items, (B, V), for a batch; or None where they have nothing to

@@ -1,4 +1,4 @@
-"""Parts of an evaluation's targets: by task, history and popularity of the item, and by what of a search training met."""
+"""Parts of an evaluation's targets: by task, history and popularity of the item; searches by what training met."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def masks(
     of all, the next, the last third, and new items, which training never met.
 
     Args:
-      pairs: training counts of (query, item), (queries, V), as `query_counts.pair_counts` gives; None: they are not known,
-        and no slice goes by them.
+      pairs: training counts of (query, item), (queries, V), as `query_counts.pair_counts` gives; None: they are not
+        known, and no slice goes by them.
     """
     parts = []
     for batch in batches:

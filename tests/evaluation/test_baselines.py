@@ -59,7 +59,7 @@ def test_keys_decide_one_after_the_other():
 
 
 def test_no_key_is_rounded():
-    """Counts that float32 cannot tell apart, a first key that outweighs whatever comes next, and one that hardly differs."""
+    """Counts that float32 cannot tell apart, a first key that outweighs the next by far, and one that hardly differs."""
     base = baselines.dense_ranks([0, 2**24, 2**24 + 1, 0, 0])
     items = np.array([1, 2, 3, 4])
     found = baselines.lifted(base, items, np.array([1e300, 1e300, 1, 1 + 1e-15]), np.array([0, 0, 9, 0.0]))
@@ -213,7 +213,8 @@ def test_what_a_query_led_to_weighed_by_who_is_near():
     near = neighbours.UserNeighbours(MATRIX)
     scorer = neighbours.query_user_knn(pairs, near, POPULAR)
     scores = scorer(batch([[1, 2], [1, 2], [6], [1, 2]], query=[1, 2, 1, 0]))
-    # Item 1: 2 (0.1 + 1.71) = 3.61; item 4: 3 (0.1 + 0.71) = 2.42; item 6: 0.1. The rest by who is near: 2 (1.71), 3 (0.71).
+    # Item 1: 2 (0.1 + 1.71) = 3.61; item 4: 3 (0.1 + 0.71) = 2.42; item 6: 0.1. The rest by who is near: 2 has 1.71,
+    # 3 has 0.71.
     assert groups(scores[0]) == [[1], [4], [6], [2], [3], [5]]
     assert groups(scores[1]) == [[1], [2], [3], [4], [5], [6]], "training never met the query: user-kNN"
     assert groups(scores[2]) == [[4], [1], [6], [2, 3], [5]], "nobody is near: the counts"
@@ -240,7 +241,7 @@ def test_what_was_seen_last_comes_first():
 
 
 def shown_log():
-    """Two users. Training lists: (1 of 1 2 3), (2 of 1 2); the third goes on into the test part, the fourth has no contrast."""
+    """Two users. Training lists: 1 of 1 2 3, and 2 of 1 2. Of the others one has its item alone, one goes on later."""
     shown = [(1, 1, 2), (1, 2, 0), (1, 3, 0), (2, 4, 2), (4, 2, 2), (4, 3, 3)]
     one = user([1, 4, 5, 2, 3], request=[1, 2, 3, 4, 4], action=[2, 2, 2, 2, 3], shown=shown, name="a")
     other = user([2, 5], request=[1, 2], shown=[(1, 1, 0), (1, 2, 2), (2, 5, 2), (2, 1, 0)], action=[2, 1], name="b")
@@ -255,7 +256,7 @@ def shown_log():
 def test_training_lists():
     log = shown_log()
     feature, number, chosen = windows.training_lists(log, np.array([4, 2]), "click, buy")
-    # Of user a's request 4, one of two was chosen so far, and of the other nothing is known; list 2 is its own item alone.
+    # Of user a's request 4 one of two was chosen so far, and of the other nothing is known; list 2 is its item alone.
     # User b's second event is a view.
     assert number.tolist() == [0, 0, 0, 1, 1] and chosen.tolist() == [True, False, False, False, True]
     assert feature[:, 0].tolist() == [1, 2, 3, 1, 2] and feature[:, 1].tolist() == [0, 1, 2, 0, 1]
@@ -270,7 +271,7 @@ def test_training_lists():
 
 
 def test_weights_are_those_of_the_odds(monkeypatch):
-    """Three of four lists of an item with the feature and one without: the odds are 3, and a third column tells nothing."""
+    """Of three lists in four the item with the feature is chosen: the odds are 3. Constant columns tell nothing."""
     monkeypatch.setattr(feature_regression, "RIDGE", 1e-9)
     feature = np.array([[1, 5, 0], [0, 5, 0]] * 4, np.float32)
     chosen = np.array([1, 0, 1, 0, 1, 0, 0, 1], bool)

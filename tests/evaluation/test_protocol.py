@@ -161,8 +161,18 @@ def test_leads_are_told_by_slice_too(setting):
     pairs = query_counts.pair_counts(query, item, (log.spec.queries, log.spec.items))
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     found = protocol.evaluate(
-        model, params, catalogue, batches, evaluate, lambda _: None, others={"quiet": quiet}, pairs=pairs
+        model,
+        params,
+        catalogue,
+        batches,
+        evaluate,
+        lambda _: None,
+        others={"quiet": quiet},
+        lists={"twin": baselines.most_popular},
+        pairs=pairs,
     )
+    assert found.shown["twin"] == found.shown["most_popular"] and set(baselines.LISTS) < set(found.shown)
+    assert found.leads["list_mrr"]["twin"] == found.leads["list_mrr"]["most_popular"]
     assert set(found.slice_leads) == {"all", "search", "recommendation", slices.NEW_PAIRS}
     assert found.slice_leads["all"] == found.leads["ndcg@10"]
     assert "quiet" not in found.slice_leads["all"] and "quiet" not in found.slice_leads["recommendation"]
