@@ -23,8 +23,9 @@ def masks(
     """Which targets belong to each slice, name -> bool (n,); slices without a target are left out.
 
     "search" and "recommendation" tell whether the reader has a query. Searches are told apart by whether training met
-    their query, and whether it met the query with this item. Histories are cut into thirds of the targets by
-    how many events the reader sees. Items are cut by training events into the most popular ones that make up a third
+    their query, and whether it met the query with this item. Of targets that were asked for at the very time of the last event
+    that the reader sees, in a log of whole days on the same day, their order is that of the log. Histories are cut into thirds
+    of the targets by how many events the reader sees. Items are cut by training events into the most popular ones that make up a third
     of all, the next, the last third, and new items, which training never met.
 
     Args:
@@ -34,14 +35,20 @@ def masks(
     parts = []
     for batch in batches:
         real = batch.user >= 0
-        parts.append(np.stack([batch.reader.query[:, 0], batch.reader.visible[:, 0], batch.target])[:, real])
-    query, visible, target = np.concatenate(parts, axis=1)
+        visible = np.asarray(batch.reader.visible)[:, 0]
+        last = np.take_along_axis(np.asarray(batch.events.time), np.maximum(visible - 1, 0)[:, None], axis=1)[:, 0]
+        later = (visible > 0) & (np.asarray(batch.reader.time)[:, 0] > last)
+        parts.append(np.stack([batch.reader.query[:, 0], visible, batch.target, later])[:, real])
+    query, visible, target, later = np.concatenate(parts, axis=1)
     found = {"all": np.ones(len(query), bool), "search": query > 0, "recommendation": query == 0}
     met = [np.asarray(catalogue.query_counts)[query] > 0]
     if pairs is not None:
         met.append(np.asarray(pairs[query, target]).reshape(-1) > 0)
     both = (mask & (query > 0) for known in met for mask in (known, ~known))
     found |= dict(zip(OF_SEARCHES, both, strict=False))
+
+    seen = visible > 0
+    found |= {"asked after the last event's time": later > 0, "asked at the last event's time": seen & (later == 0)}
 
     low, high = np.quantile(visible, [1 / 3, 2 / 3], method="lower")
     for name, mask in (

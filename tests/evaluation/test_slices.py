@@ -143,3 +143,15 @@ def test_random_scores_are_drawn_for_each_target():
     assert scores.shape == (2, 7) and not np.array_equal(scores[0], scores[1])
     np.testing.assert_array_equal(scores, scorer(first))
     assert not np.array_equal(scores, baselines.random(7, seed=2)(first))
+
+
+def test_targets_on_the_day_of_the_last_event_are_told_apart():
+    days = lambda *numbers: [86_400 * number for number in numbers]
+    users = [user([1, 2, 3, 4], time=days(0, 1, 2, 2)), user([1, 2, 3, 5], time=days(0, 1, 2, 3))]
+    log = SmallLog(users, 10)
+    config = Config(data=DataConfig(max_history=3), evaluate=EvaluateConfig(batch=2))
+    split = splits.split(log, config.data)
+    batches = list(examples.Targets.of(log, split, "test", config))
+    found = slices.masks(batches, examples.catalogue(log, split))
+    assert found["asked after the last event's time"].tolist() == [False, True]
+    assert found["asked at the last event's time"].tolist() == [True, False]
