@@ -78,7 +78,7 @@ def test_an_evaluation_puts_them_behind_all_others_and_counts_the_targets_among_
     # Of 29 sampled candidates some two thirds are unknown: a model that knows nothing at all is right about these.
     assert found["model"]["auc/engage"] > 0.6
     assert found["left_out"]["bm25"] == "the items have no texts" and "bm25" not in found["slices"]["search"]
-    assert "bm25 is left out: the items have no texts" in lines
+    assert "bm25, query_lookup, lookup_user_knn are left out: the items have no texts" in lines
     assert found["left_out"]["user_item_mean"] == "each label is the same in all events of training"
     assert "user_item_mean" not in found
 
@@ -121,10 +121,9 @@ def test_what_the_newest_events_do_not_tell_is_left_out():
     """The newest tenth of training are searches without an item: all items would have the same score, 0."""
     config, log = small()
     log.records = [user([1, 2, 0, 3, 4], name=f"u{u}", time=[0, 1, 9, 10, 11]) for u in range(6)]
-    others, left_out = evaluate._baselines(Run(config, log))
-    assert (
-        "most_recent" not in others and left_out["most_recent"] == "none of the newest events of training has an item"
-    )
+    found = evaluate._baselines(Run(config, log))
+    assert "most_recent" not in found.scorers
+    assert found.left_out["most_recent"] == "none of the newest events of training has an item"
 
 
 def test_the_report_has_the_reasons_of_the_caller_and_its_own(monkeypatch):
