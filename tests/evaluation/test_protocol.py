@@ -76,7 +76,8 @@ def test_metrics_are_those_of_a_loop(setting, report):
         start = max(0, before - CONFIG.data.max_history)
         cut = {name: values[:before] for name, values in record.items() if not isinstance(values, str)}
         events, _ = examples.user_history(record | cut | {"time": record["time"][: before or 1]}, CONFIG)
-        time = np.array([[record["time"][event] - record["time"][0]]], np.int32)
+        shown = before and record["request"][event] in record["shown_request"]  # a list is read before the choice
+        time = np.array([[record["time"][before - 1 if shown else event] - record["time"][0]]], np.int32)
         readers = small_model.batches.Readers(
             np.zeros((1, 1), np.int32),
             record["query"][None, event : event + 1],
