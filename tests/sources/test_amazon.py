@@ -64,7 +64,7 @@ def tables(folder, events=EVENTS, items=ITEMS, packed=True):
     folder.mkdir(exist_ok=True)
     for name, text in (("interactions.csv", events), ("items.csv", items)):
         data = text if isinstance(text, bytes) else text.encode()
-        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data, mtime=0) if packed else data)
     return folder
 
 
@@ -198,7 +198,7 @@ def published(folder, year=2014, packed=True, pairs=None, more_reviews=(), more_
     products = [repr(product(year, i)) if year == 2014 else json.dumps(product(year, i)) for i in PRODUCTS]
     for name, lines in zip(names, ([*reviews, *more_reviews], [*products, *more_products])):
         data = "".join(f"{line}\n" for line in lines).encode()
-        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data, mtime=0) if packed else data)
     return folder
 
 

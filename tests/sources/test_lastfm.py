@@ -35,7 +35,7 @@ def folder_of(folder, rows, items=ITEMS, packed=True):
     folder.mkdir(exist_ok=True)
     for name, text in (("events.csv", rows), ("items.csv", items)):
         data = text.encode()
-        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data, mtime=0) if packed else data)
     return folder
 
 
