@@ -354,6 +354,7 @@ _AT_LEAST = {
     "evaluate.rank_candidates": 2,
     "evaluate.bootstrap": 0,
     "evaluate.rerank": 0,
+    "evaluate.neighbours": 0,
     "data.seed": 0,
     "run.seed": 0,
 }

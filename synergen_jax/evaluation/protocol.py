@@ -17,7 +17,6 @@ import typing
 
 import jax
 import numpy as np
-import scipy.sparse
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -30,6 +29,9 @@ from synergen_jax.processes import cluster
 from synergen_jax.retrieval import full_ranking, index
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import StoredCatalogue, place_catalogue
+
+if typing.TYPE_CHECKING:  # a validation needs no scipy
+    import scipy.sparse
 
 CELLS = 2**26  # scores of a baseline that exist at one time
 LEADS = ("all", "search", "recommendation", slices.NEW_PAIRS)  # slices in which the model's leads are told, too

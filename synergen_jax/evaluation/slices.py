@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections.abc
+import typing
 
 import numpy as np
-import scipy.sparse
 
 from synergen_jax.batch import Catalogue, EvalBatch
 from synergen_jax.evaluation import metrics
+
+if typing.TYPE_CHECKING:  # a validation needs no scipy
+    import scipy.sparse
 
 METRICS = ("hr@10", "ndcg@10", "hr@50", "mrr")
 NEW_PAIRS = "new pairs, never in training"
