@@ -186,7 +186,7 @@ def recipe_rows(found: Found) -> list[Row]:
 
 def prediction_rows(found: Found) -> list[Row]:
     """What was expected, and what came."""
-    rows = []
+    rows, rehearsed = [], any(one["small"] for one in found.records)
     for device in found.devices:
         results = found.results(device)
         for one in PREDICTIONS:
@@ -196,7 +196,9 @@ def prediction_rows(found: Found) -> list[Row]:
             except (KeyError, TypeError, statistics.StatisticsError):
                 rows.append(row | {"measured": "not measured", "held": ""})
                 continue
-            rows.append(row | {"measured": value, "held": "yes" if one.low <= value <= one.high else "no"})
+            rows.append(
+                row | {"measured": value, "held": "" if rehearsed else "yes" if one.low <= value <= one.high else "no"}
+            )
     return rows
 
 
