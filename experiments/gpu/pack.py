@@ -4,7 +4,7 @@
   tar xf visit.tar && cd visit && python -m pip install --no-index --no-deps wheels/*.whl      # there
   python experiments/gpu/visit.py --data ml-1m.npz --out first
 
-Needs git and pip, and the log prepared. Files that git knows travel as they are now, changed or not.
+Needs git and pip, and the log prepared. Files travel as they are now, changed or new, but for those that git ignores.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class Part(typing.NamedTuple):
 
 
 def checkout() -> list[Part]:
-    """The files that git knows."""
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    """The files that git knows, and new ones that it does not ignore."""
+    command = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [Part("checkout", ROOT / name, name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
