@@ -38,9 +38,9 @@ def run(setting: Setting, variant: str, seed: int) -> dict[str, typing.Any]:
     out, data = setting.out / "ladder", setting.data
     if data is None and not setting.small:
         raise Skip("needs ML-1M in one file: `ladder.py prepare ml-1m --out FILE`, then --data FILE")
-    more = ()
+    more = setting.by_size((), SMALL)
     if data is None:
-        data, more = setting.scratch / "made-up.npz", (*SMALL, "--data.log", "made-up")
+        data, more = setting.scratch / "made-up.npz", (*more, "--data.log", "made-up")
         _write_made_up(data)
     earlier = [str(folder / "ladder") for folder in setting.after if (folder / "ladder" / runs.RUNS).exists()]
     words = ["run", str(data), "--family", str(FAMILY), "--variants", variant, "--seeds", str(seed), "--out", str(out)]
