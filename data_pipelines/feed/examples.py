@@ -235,7 +235,7 @@ class Targets:
     config: Config
     places: np.ndarray  # (targets, 2): user, event
     repeated: int  # events that are no targets, since the user already had the item
-    told: np.ndarray  # (users,): how many leading events may tell how a shown list was received: none of a later part
+    told: np.ndarray  # (targets,): how many leading events may tell how a shown list was received: none of a later part
     size: int  # users of a batch, all blocks together
     block: int = 0  # which of `blocks` equal blocks of each batch is given
     blocks: int = 1
@@ -247,7 +247,7 @@ class Targets:
         Raises:
           UserError: there is none.
         """
-        places, repeated = [], 0
+        places, told, repeated = [], [], 0
         wanted, bounds = windows.action_table(log, config.data.target_actions), split.targets(part)
         for user, (start, stop) in enumerate(bounds.tolist()):
             if start == stop:
@@ -261,10 +261,12 @@ class Targets:
                 known = first[number.reshape(-1)[events]] < first_of_request(record["request"])[events]
                 events, repeated = events[~known], repeated + int(known.sum())
             places.append(np.stack([np.full(len(events), user), events], axis=1).astype(np.int32))
+            # Parts that are ranges come one after the other; targets that were chosen stand among those of the other part.
+            told.append(np.full(len(events), stop) if split.chosen is None else events + 1)
         places = np.concatenate([np.zeros((0, 2), np.int32), *places])
         if not len(places):
             raise UserError(f"{log.name}: no {part} target is left ({repeated} were had before; see data.filter_seen)")
-        return cls(kept.Kept(log), config, places, repeated, bounds[:, 1], config.evaluate.batch)
+        return cls(kept.Kept(log), config, places, repeated, np.concatenate(told), config.evaluate.batch)
 
     @property
     def targets(self) -> int:
@@ -285,12 +287,11 @@ class Targets:
         """The `index`-th batch."""
         size = self.size // self.blocks
         first = index * self.size + self.block * size
-        places = self.places[first : first + size]
+        which = slice(first, first + size)
+        places, told = self.places[which], self.told[which]
         # The last batch may have no target for a block, which then is all padding, of the shape of any other row.
-        rows = [
-            target(self.log, self.config, user, event, int(self.told[user]))
-            for user, event in (places if len(places) else self.places[:1]).tolist()
-        ]
+        some = zip(places, told) if len(places) else zip(self.places[:1], self.told[:1])
+        rows = [target(self.log, self.config, int(user), int(event), int(told)) for (user, event), told in some]
         # One shape for all batches, so that an evaluation is compiled once.
         width = seen_width(self.config, self.log.spec.items, int(self.places[:, 1].max()))
         for row in rows:

@@ -50,9 +50,8 @@ class Split:
     first_target: np.ndarray  # (users,): the first training event that one can learn to predict; train_stop: none
     validation: np.ndarray  # (users, 2)
     test: np.ndarray  # (users, 2)
-    chosen: collections.abc.Mapping[str, np.ndarray] | None = (
-        None  # part -> (users, 2): a recommendation, a search; -1: none
-    )
+    # Part -> (users, 2): a recommendation and a search, -1 for none.
+    chosen: collections.abc.Mapping[str, np.ndarray] | None = None
 
     def targets(self, part: str) -> np.ndarray:
         """The ranges of "validation" or "test", (users, 2)."""
@@ -73,8 +72,8 @@ def split(log: Log, config: DataConfig) -> Split:
     the order of the log, which is stable on equal timestamps; what lies before trains. A user with fewer than three events
     with an item only trains. "leave-one-out-by-task": the same of the searches and of the recommendations, each; training ends
     before the first request of these four, so that no target of one task is trained on for the sake of the other. A task
-    of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds, from 1990 on, or as shares of all
-    its events, above 0 and below 1.
+    of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds,
+    from 1990 on, or as shares of all its events, above 0 and below 1.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test.

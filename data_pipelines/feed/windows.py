@@ -67,25 +67,20 @@ def label_table(log) -> np.ndarray:
 
 def labelled(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The training events with an item: their users and items, (n,), and the labels of their actions, (n, A), 0 or 1."""
-    table, found = label_table(log), []
+    users, items, actions = trained(log, train_stop, "action")
+    return users, items, label_table(log)[actions]
+
+
+def trained(log, train_stop: np.ndarray, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The training events with an item: their users, items, and one more field of theirs, such as "query", (n,) each."""
+    found = []
     for user, stop in enumerate(train_stop.tolist()):
         record = log[user]
         item = record["item"][:stop]
         real = item > 0
-        found.append((np.full(real.sum(), user), item[real], table[record["action"][:stop][real]]))
-    users, items, labels = zip(*found, strict=True)
-    return np.concatenate(users), np.concatenate(items), np.concatenate(labels)
-
-
-def trained(log, train_stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The training events with an item: their users, items and queries, (n,) each."""
-    found = []
-    for user, stop in enumerate(train_stop.tolist()):
-        item = log[user]["item"][:stop]
-        real = item > 0
-        found.append((np.full(real.sum(), user), item[real], log[user]["query"][:stop][real]))
-    users, items, queries = zip(*found, strict=True)
-    return np.concatenate(users), np.concatenate(items), np.concatenate(queries)
+        found.append((np.full(real.sum(), user), item[real], record[field][:stop][real]))
+    users, items, values = zip(*found, strict=True)
+    return np.concatenate(users), np.concatenate(items), np.concatenate(values)
 
 
 def training_lists(log, train_stop: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,21 +11,17 @@ import typing
 
 import numpy as np
 
-from data_pipelines.files import packed, rows
-from data_pipelines.sources import amazon, fetch
-from synergen_jax.errors import UserError
+from data_pipelines.sources import amazon, csv_pair, fetch
 
 NAME = "amazon-beauty-search"
 TEXT = "tfidf"
 SETTINGS: dict[str, typing.Any] = {}
-FILES = (("interactions.csv.gz", "items.csv.gz"), ("interactions.csv", "items.csv"))
+FILES = ("interactions.csv", "items.csv")
 
 
 def find(source: str | pathlib.Path | None) -> tuple[str, fetch.Raw]:
     """The two files of a folder, and the name of their log."""
-    if source is None:
-        raise UserError(f"{NAME} is not fetched: give --source FOLDER, which holds {' and '.join(FILES[0])}")
-    return NAME, fetch.read(pathlib.Path(source).expanduser().resolve(), FILES)
+    return csv_pair.find(NAME, FILES, source)
 
 
 def log_parts(
@@ -36,10 +32,7 @@ def log_parts(
     Raises:
       UserError: a file is damaged, lacks a column, or has a wrong row, which is named.
     """
-    assert raw.items, "find takes both"
-    content = [(packed.unpacked(data, name, where), where) for name, data, where in (raw.interactions, raw.items)]
-    events = rows.Csv(*content[0], ("user_id", "item_id", "time"))
-    items = rows.Csv(*content[1], ("item_id", "title", "brand", "query"))
+    events, items = csv_pair.tables(raw, ("user_id", "item_id", "time"), ("item_id", "title", "brand", "query"))
     ids = items.unique("item_id")
     about = (map(amazon.clean, items.columns[name]) for name in ("title", "brand", "query"))
     products = dict(zip(ids, map(amazon.Product, *about)))

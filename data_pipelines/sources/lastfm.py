@@ -23,15 +23,14 @@ import typing
 
 import numpy as np
 
-from data_pipelines.files import packed, rows
-from data_pipelines.sources import fetch
+from data_pipelines.files import rows
+from data_pipelines.sources import csv_pair, fetch
 from data_pipelines.sources.interactions import ordered
-from synergen_jax.errors import UserError
 
 NAME = "lastfm"
 TEXT = "tfidf"
 SETTINGS: dict[str, typing.Any] = {"seed": 0}  # of the order of artists
-FILES = (("events.csv.gz", "items.csv.gz"), ("events.csv", "items.csv"))
+FILES = ("events.csv", "items.csv")
 TIMES = {"train": 1_293_840_000, "valid": 1_293_926_400, "test": 1_294_012_800}  # 2011-01-01, -02 and -03, UTC
 ACTIONS = ("", "listen", "tag")
 NOTE = "queries are tags, typed by the users about artists, not searches; times are made up and tell the part alone"
@@ -39,9 +38,7 @@ NOTE = "queries are tags, typed by the users about artists, not searches; times 
 
 def find(source: str | pathlib.Path | None) -> tuple[str, fetch.Raw]:
     """The two files of a folder, and the name of their log."""
-    if source is None:
-        raise UserError(f"{NAME} is not fetched: give --source FOLDER, which holds {' and '.join(FILES[0])}")
-    return NAME, fetch.read(pathlib.Path(source).expanduser().resolve(), FILES)
+    return csv_pair.find(NAME, FILES, source)
 
 
 def log_parts(
@@ -52,10 +49,7 @@ def log_parts(
     Raises:
       UserError: a file is damaged, lacks a column, or has a wrong row, which is named.
     """
-    assert raw.items, "find takes both"
-    content = [(packed.unpacked(data, name, where), where) for name, data, where in (raw.interactions, raw.items)]
-    events = rows.Csv(*content[0], ("user_id", "item_id", "query", "part"))
-    table = rows.Csv(*content[1], ("item_id", "name"))
+    events, table = csv_pair.tables(raw, ("user_id", "item_id", "query", "part"), ("item_id", "name"))
     names = dict(zip(table.unique("item_id"), (" ".join(name.split()) for name in table.columns["name"])))
     artists, tags = events.tokens("item_id"), [query.strip() for query in events.columns["query"]]
     items = ["", *ordered({*artists, *names})]

@@ -50,6 +50,7 @@ class Answers(typing.NamedTuple, typing.Generic[Some]):
     shown: Some  # (n,) True where the candidates are the list that was shown
     reranked: Some  # (n, 2) ranks after the ranking head has ordered the items retrieved first; (n, 0): not asked
     unknown: Some  # (n,) True where nothing is known of the target: its key is zeros
+    search: Some  # (n,) True where the reader has a query
 
 
 @functools.partial(
@@ -129,7 +130,8 @@ def answer(asked: PlacedModel, batch: EvalBatch, rerank: int) -> tuple[Answers[A
     logits = logits.at[..., 0].set(behind)
     unasked = jnp.zeros((len(ranks), 0), jnp.int32)
     # A list begins with its target.
-    said = Answers[AnyArray](batch.user, ranks, query, label, logits, batch.shown, unasked, unknown[:, 0])
+    search = reader.query[:, 0] > 0
+    said = Answers[AnyArray](batch.user, ranks, query, label, logits, batch.shown, unasked, unknown[:, 0], search)
     if rerank:
         score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
         wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))

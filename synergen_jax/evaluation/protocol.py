@@ -11,7 +11,6 @@ baselines rank that list, too.
 from __future__ import annotations
 
 import collections.abc
-import functools
 import types
 import typing
 
@@ -43,14 +42,13 @@ def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: mod
     Where some targets are searches and others are not, "ndcg@10/search" and "ndcg@10/recommendation" are those of each task,
     and "ndcg@10/both" is their geometric mean: one checkpoint for both tasks, whichever of them is the easier one.
     """
-    search = functools.cache(lambda: _searches(batches))
 
     def validate(params) -> dict[str, float]:
         said = model_answers.answers(model_answers.PlacedModel.of(model, params, catalogue), batches)
         values = metrics.retrieval_metrics(said.ranks, (10, 50))
         result = {name: float(np.mean(value)) for name, value in values.items()}
-        if search().any() and not search().all():
-            tasks = [float(np.mean(values["ndcg@10"][mask])) for mask in (search(), ~search())]
+        if said.search.any() and not said.search.all():
+            tasks = [float(np.mean(values["ndcg@10"][mask])) for mask in (said.search, ~said.search)]
             names = ("ndcg@10/search", "ndcg@10/recommendation", "ndcg@10/both")
             result |= dict(zip(names, [*tasks, float(np.sqrt(np.prod(tasks)))]))
         for column, label in enumerate(model.spec.labels):
@@ -65,11 +63,6 @@ def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: mod
         return {name: value for name, value in result.items() if np.isfinite(value)}
 
     return validate
-
-
-def _searches(batches: model_answers.Batches) -> np.ndarray:
-    """Which targets are searches, (n,)."""
-    return np.concatenate([batch.reader.query[batch.user >= 0, 0] > 0 for batch in batches])
 
 
 System = dict[str, metrics.Interval]

@@ -152,7 +152,7 @@ def _baselines(run: Run) -> _Beside:
     else:
         found.scorers["last_seen_first"] = baselines.last_seen(counts)
     log, split = run.training
-    user, item, query = windows.trained(log, split.train_stop)
+    user, item, query = windows.trained(log, split.train_stop, "query")
     near = None
     if config.evaluate.neighbours > 0:
         matrix = neighbours.user_items(user, item, (len(run.log), run.log.spec.items))

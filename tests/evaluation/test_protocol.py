@@ -158,7 +158,7 @@ def test_leads_are_told_by_slice_too(setting):
     log, split, model, params, catalogue = setting
     quiet = lambda batch: np.where(batch.reader.query > 0, catalogue.counts, np.nan).astype(np.float32)
     evaluate = dataclasses.replace(CONFIG.evaluate, scann=False)
-    _, item, query = windows.trained(log, split.train_stop)
+    _, item, query = windows.trained(log, split.train_stop, "query")
     pairs = query_counts.pair_counts(query, item, (log.spec.queries, log.spec.items))
     batches = feed.evaluation_feed(log, split, "test", CONFIG)
     found = protocol.evaluate(

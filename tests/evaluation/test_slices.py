@@ -62,7 +62,7 @@ def test_searches_by_what_training_met():
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, filter_seen=False))
     split = splits.split(log, config.data)
     batches, catalogue = feed.evaluation_feed(log, split, "test", config), examples.catalogue(log, split)
-    _, item, query = windows.trained(log, split.train_stop)
+    _, item, query = windows.trained(log, split.train_stop, "query")
     pairs = query_counts.pair_counts(query, item, (log.spec.queries, log.spec.items))
     found = slices.masks(batches, catalogue, pairs)
     assert {name: found[name].tolist() for name in slices.OF_SEARCHES} == {

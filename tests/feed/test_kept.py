@@ -86,7 +86,7 @@ def made(log, config, cut):
         of = examples.Targets.of(log, split, part, config)
         naive, repeated = naive_places(log, split, part, config)
         assert of.places.tolist() == naive and of.repeated == repeated and of.places.dtype == np.int32
-        found += [examples.target(of.log, config, u, event, int(of.told[u])) for u, event in naive]
+        found += [examples.target(of.log, config, *place, int(told)) for place, told in zip(naive, of.told)]
     return found
 
 

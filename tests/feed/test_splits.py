@@ -71,6 +71,20 @@ def test_by_task_a_purchase_that_is_both_is_two_targets_that_do_not_see_each_oth
         assert [np.unique(row[row > 0]).tolist() for row in batch.seen[real]] == [seen] * 2
 
 
+def test_by_task_a_list_tells_of_its_own_target_alone():
+    """The validation and the test search were chosen from one list, long before the last recommendation."""
+    shown = [(4, 4, 2), (4, 5, 2), (4, 8, 0)]
+    log = SmallLog(
+        [user([1, 2, 3, 4, 5, 6, 7], query=[0, 1, 0, 1, 1, 0, 0], request=[1, 2, 3, 4, 4, 6, 7], shown=shown)], 10
+    )
+    made = splits.split(log, BY_TASK)
+    assert made.events("validation", 0).tolist() == [3, 5] and made.events("test", 0).tolist() == [4, 6]
+    batch = examples.Targets.of(log, made, "validation", Config(data=BY_TASK)).batch(0)
+    items, labels = batch.ranking.item[0, 0], batch.ranking.label[0, 0, :, 0]
+    told = dict(zip(items[:3].tolist(), labels[:3].tolist()))
+    assert told == {4: 1, 5: -1, 8: -1}, "that the other one was chosen is what the test asks"
+
+
 def test_by_task_training_ends_before_whatever_is_held_out():
     # The last searches lie long before the last recommendations: these are not trained on in between.
     log = SmallLog([user([1, 2, 3, 4, 5, 6, 7], query=[1, 1, 1, 0, 0, 0, 0]), user([1, 2, 3], query=[0, 1, 1])], 10)
