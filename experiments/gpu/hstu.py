@@ -13,9 +13,10 @@ import typing
 import jax
 import jax.numpy as jnp
 import numpy as np
-from made_up import perturbed
+from made_up import parameters
 from setting import Setting
 
+from data_pipelines.feed import packing
 from synergen_jax import config as configs
 from synergen_jax.batch import Events, LogSpec
 from synergen_jax.bench import timing
@@ -48,21 +49,16 @@ def zipf_lengths(sequences: int, most: int = MOST, seed: int = 0) -> np.ndarray:
 
 
 def packed(lengths: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences into rows, each into the first that has room: where each place's segment begins, and which hold a token.
+    """Sequences into rows, as training packs windows: where each place's segment begins, and which hold a token.
 
     Returns:
       first (rows, row) int32, real (rows, row) bool.
     """
-    rows: list[list[int]] = []
-    for length in sorted(lengths, reverse=True):
-        home = next((one for one in rows if sum(one) + length <= row), None)
-        if home is None:
-            rows.append(home := [])
-        home.append(int(length))
-    first, real = np.zeros((len(rows), row), np.int32), np.zeros((len(rows), row), bool)
-    for number, parts in enumerate(rows):
+    plan = packing.make_plan(lengths, np.zeros_like(lengths), row, 0)  # nothing is ranked
+    first, real = np.zeros((plan.rows, row), np.int32), np.zeros((plan.rows, row), bool)
+    for number in range(plan.rows):
         start = 0
-        for length in parts:
+        for length in lengths[plan.windows((0,), number)].tolist():
             first[number, start : start + length], real[number, start : start + length] = start, True
             start += length
     return first, real
@@ -108,7 +104,7 @@ def _seconds(setting: Setting, width: int, depth: int, first: np.ndarray | None,
     tree = {"width": width, "depth": depth, "heads": HEADS, "block": "hstu", "dropout": 0.0, "dtype": "bfloat16"}
     config = configs.from_dict({"model": tree | {"attention": "xla", "remat": True}})
     model = train_step.make_model(config, LogSpec(2, 2, 1, ("engage",)))
-    params = perturbed(_variables(model))
+    params = parameters(model)["model"]
     number = real.astype(np.int32)
     time = np.cumsum(number, axis=1).astype(np.int32)
     events = Events(number, number, 0 * number, time, first)
@@ -122,12 +118,6 @@ def _seconds(setting: Setting, width: int, depth: int, first: np.ndarray | None,
         return jnp.mean(cache.astype(jnp.float32) ** 2)
 
     return timing.alternate({"blocks": lambda: gradient(params, context)}, setting.rounds)["blocks"]
-
-
-def _variables(model: SynerGen):
-    import flax.linen as nn
-
-    return nn.meta.unbox(synergen.init(model, jax.random.key(0)))["model"]
 
 
 def _last(model: SynerGen, events: Events, items, queries):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections.abc
 import typing
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from batches import Source
+from jaxtyping import Array
 
 from synergen_jax.batch import Catalogue, Feed, TrainBatch
 from synergen_jax.config import Config
+from synergen_jax.model import synergen
 from synergen_jax.planning.synthetic import SyntheticLog
 
 
@@ -28,11 +32,18 @@ def open_log(config: Config, log: typing.Any) -> tuple[Catalogue, Feed]:
     return log.all_met(known) if isinstance(log, SyntheticLog) else known, feed
 
 
-def perturbed(params: typing.Any, seed: int = 0, by: float = 0.02) -> typing.Any:
-    """Parameters with noise: fresh blocks add nothing, so that their attention would be measured in vain."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([x + by * jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves)])
+def parameters(model: synergen.SynerGen) -> synergen.Params:
+    """Fresh parameters, with random numbers in place of zeros: blocks that add nothing would agree on anything."""
+
+    @jax.jit
+    def draw(key: Array) -> synergen.Params:
+        params = nn.unbox(synergen.init(model, key))
+        leaves, tree = jax.tree.flatten(params)
+        noise = [jax.random.normal(k, x.shape) for k, x in zip(jax.random.split(key, len(leaves)), leaves)]
+        fan_in = [max(float(np.prod(x.shape[:-1])), 1.0) for x in leaves]
+        return tree.unflatten([jnp.where(jnp.any(x != 0), x, z * n**-0.5) for x, z, n in zip(leaves, noise, fan_in)])
+
+    return draw(jax.random.key(0))
 
 
 class CycleLog(SyntheticLog):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import kernels
 import numpy as np
 from batches import AHEAD, CHUNK, Batches
-from made_up import open_log, perturbed
+from made_up import open_log, parameters
 from setting import Setting, Skip
 
 from synergen_jax import config as configs
@@ -33,18 +33,21 @@ from synergen_jax.model.synergen import SynerGen
 from synergen_jax.planning import flops
 from synergen_jax.planning.synthetic import SyntheticLog
 
-BIG = {
-    "data": {"max_history": 4096, "negatives": 4096, "rank_events": 16, "rank_candidates": 16, "workers": 0},
-    "model": {"width": 1024, "depth": 8, "heads": 8, "dropout": 0.0, "dtype": "bfloat16"},
-    "loss": {"in_batch": 0, "retrieval_weight": 1.0},
-    "mesh": {"data": 1},
-}
-SMALL = {
-    "data": {"max_history": 32, "negatives": 32, "rank_events": 2, "rank_candidates": 3, "workers": 0},
-    "model": {"width": 32, "depth": 1, "heads": 2, "dropout": 0.0, "dtype": "bfloat16"},
-    "loss": {"in_batch": 0, "retrieval_weight": 1.0},
-    "mesh": {"data": 1},
-}
+
+def _tree(data: dict[str, int], model: dict[str, int]) -> dict[str, dict[str, typing.Any]]:
+    """A config of a step: one micro-batch on one device, retrieval from drawn negatives."""
+    model = model | {"dropout": 0.0, "dtype": "bfloat16"}
+    return {"data": data | {"workers": 0}, "model": model, "loss": {"in_batch": 0}, "mesh": {"data": 1}}
+
+
+BIG = _tree(
+    {"max_history": 4096, "negatives": 4096, "rank_events": 16, "rank_candidates": 16},
+    {"width": 1024, "depth": 8, "heads": 8},
+)
+SMALL = _tree(
+    {"max_history": 32, "negatives": 32, "rank_events": 2, "rank_candidates": 3},
+    {"width": 32, "depth": 1, "heads": 2},
+)
 MOST = 64  # rows of a batch
 ROOM = 0.85  # of the memory that a step may take
 STATE, LAYER_ROW = 4 * 2**30, 0.7 * 2**30  # bytes of parameters, optimiser and gradients; of each row a layer
@@ -220,7 +223,7 @@ def blocks(setting: Setting, backend: str) -> dict[str, typing.Any]:
     trainer, host, log = _made(setting, Case(backend), users)
     config = trainer.config
     batch, model = host[0], trainer.model
-    params = perturbed(trainer.state.params["model"])
+    params = parameters(model)["model"]
     shape = (users, config.data.max_history, config.model.width)
     context, asking = (jax.random.normal(jax.random.key(n), shape, config.model.dtype) for n in range(2))
     none = jnp.zeros_like(context)

@@ -9,7 +9,6 @@ Needs git and pip, and the log prepared. Files travel as they are now, changed o
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -24,6 +23,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[1:1] = [str(HERE.parent / "ladder"), str(ROOT)]
 
+import command
 import ladder
 
 from synergen_jax.errors import UserError, first_line, writing
@@ -48,9 +48,11 @@ class Part(typing.NamedTuple):
 
 def checkout() -> list[Part]:
     """The files that git knows, and new ones that it does not ignore."""
-    command = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [Part("checkout", ROOT / name, name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    words = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{ROOT} is no checkout of git: {first_line(RuntimeError(done.stderr))}")
+    return [Part("checkout", ROOT / name, name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def wheels(python: str, folder: pathlib.Path) -> list[Part]:
@@ -78,9 +80,9 @@ def _core(python: str, folder: pathlib.Path) -> typing.Iterator[str]:
 
 def _download(python: str, folder: pathlib.Path, names: typing.Iterable[str]) -> None:
     platforms = [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command += ["--python-version", python, "--implementation", "cp", *platforms, *names]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    words += ["--python-version", python, "--implementation", "cp", *platforms, *names]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         why = next(
             (line for line in done.stderr.splitlines() if line.startswith("ERROR")),
@@ -127,21 +129,19 @@ def pack(log: str, data_dir: pathlib.Path | None, python: str, out: pathlib.Path
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """0; 2 for wrong input, in one line."""
-    parser = argparse.ArgumentParser(
-        "pack.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("pack.py", __doc__)
     parser.add_argument("log", help="name of the prepared log (ml-1m), or its folder")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the file, a .tar")
     parser.add_argument("--python", default="3.12", help="Python of the machine with the GPU (default: 3.12)")
     parser.add_argument("--data-dir", type=pathlib.Path, help="where logs lie (default: that of `synergen`)")
-    arguments = parser.parse_args(argv)
-    try:
-        sizes = pack(arguments.log, arguments.data_dir, arguments.python, arguments.out)
-    except (UserError, OSError, subprocess.CalledProcessError) as error:
-        print(f"pack.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    print("\n".join(f"{kind:>10} {size:6.1f} MB" for kind, size in (sizes | {"all": sum(sizes.values())}).items()))
-    return 0
+
+    def run() -> int:
+        asked = parser.parse_args(argv)
+        sizes = pack(asked.log, asked.data_dir, asked.python, asked.out)
+        print("\n".join(f"{kind:>10} {size:6.1f} MB" for kind, size in (sizes | {"all": sum(sizes.values())}).items()))
+        return 0
+
+    return command.outcome("pack.py", run, "interrupted")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import dataclasses
 import functools
 import typing
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from made_up import parameters
 
 from synergen_jax.batch import Catalogue, Events, Readers
 from synergen_jax.bench import timing
@@ -64,7 +64,7 @@ def cached(setting: typing.Any, users: int, dtype: str) -> dict[str, typing.Any]
     model = SynerGen(config, log.spec)
     counts = np.ones(ITEMS + 1, np.int32)
     counts[0] = 0
-    known = made(model), jax.device_put(Catalogue({}, {}, counts, np.zeros(1, np.int32)))
+    known = parameters(model), jax.device_put(Catalogue({}, {}, counts, np.zeros(1, np.int32)))
     events, readers = jax.device_put(request(log, shape))
     early, late = jax.device_put(parts(events, shape.cached))
 
@@ -107,20 +107,6 @@ def compare(joined: Array, again: Array, without: Array, dtype: str) -> dict[str
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------
-
-
-def made(model: SynerGen) -> Params:
-    """Fresh parameters, with random numbers in place of zeros: blocks that add nothing would agree on anything."""
-
-    @jax.jit
-    def draw(key: Array) -> Params:
-        params = nn.unbox(synergen.init(model, key))
-        leaves, tree = jax.tree.flatten(params)
-        noise = [jax.random.normal(k, x.shape) for k, x in zip(jax.random.split(key, len(leaves)), leaves)]
-        fan_in = [max(float(np.prod(x.shape[:-1])), 1.0) for x in leaves]
-        return tree.unflatten([jnp.where(jnp.any(x != 0), x, z * n**-0.5) for x, z, n in zip(leaves, noise, fan_in)])
-
-    return draw(jax.random.key(0))
 
 
 def request(log: SyntheticLog, shape: Shape) -> tuple[Events, Readers]:

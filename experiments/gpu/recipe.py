@@ -14,19 +14,8 @@ from setting import Setting, Short, Skip
 
 FAMILY = pathlib.Path(__file__).resolve().parent.parent / "families" / "ladder_1m.toml"
 SMALL = (
-    *(
-        "--run.steps",
-        "4",
-        "--run.eval_every",
-        "2",
-        "--data.max_history",
-        "8",
-        "--data.stride",
-        "8",
-        "--data.batch",
-        "4",
-    ),
-    *("--model.width", "16", "--model.heads", "2", "--model.depth", "1", "--data.rank_events", "2"),
+    *("--run.steps=4", "--run.eval_every=2", "--data.max_history=8", "--data.stride=8", "--data.batch=4"),
+    *("--data.rank_events=2", "--model.width=16", "--model.heads=2", "--model.depth=1"),
 )
 
 

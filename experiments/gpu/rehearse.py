@@ -45,9 +45,9 @@ class Rehearsal:
     def visit(self, folder: pathlib.Path, names: list[str], after: list[pathlib.Path]) -> int:
         """One visit, killed in the first stage that has not been killed in yet; its exit status."""
         self.visits += 1
-        command = [sys.executable, "-u", str(HERE / "visit.py"), "--small", "--out", str(folder), "--budget", "3000"]
-        command += ["--stages", ",".join(names), *(["--after", *map(str, after)] if after else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        words = [sys.executable, "-u", str(HERE / "visit.py"), "--small", "--out", str(folder), "--budget", "3000"]
+        words += ["--stages", ",".join(names), *(["--after", *map(str, after)] if after else [])]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 print(line, end="", flush=True)

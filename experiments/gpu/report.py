@@ -15,6 +15,7 @@ import typing
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
 
+import command
 import numpy as np
 import stages
 import visit
@@ -273,30 +274,32 @@ def write_into(path: pathlib.Path, words: str) -> None:
         temporary.write_text(f"{before}{BEGIN}\n\n{words}\n\n{END}{after}", encoding="utf-8")
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """Reads, and prints or writes.
+
+    Raises:
+      UserError: a folder holds no visit, or some are rehearsals and others are not.
+    """
+    records = []
+    for folder in arguments.folders:
+        if not (folder / visit.RECORDS).is_file():
+            raise UserError(f"{folder}: no visit: {visit.RECORDS} is not there")
+        records += visit.read(folder)
+    if len({one["small"] for one in records}) > 1:
+        raise UserError("a rehearsal (--small) and a visit do not go into one report")
+    if arguments.into is None:
+        print(text(records))
+    else:
+        write_into(arguments.into, text(records))
+    return 0
+
+
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """0; 2 for wrong input, in one line."""
-    parser = argparse.ArgumentParser(
-        "report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("report.py", __doc__)
     parser.add_argument("folders", type=pathlib.Path, nargs="+", help="what visits have brought back")
     parser.add_argument("--into", type=pathlib.Path, help="a file with the two marks (default: print)")
-    arguments = parser.parse_args(argv)
-    try:
-        records = []
-        for folder in arguments.folders:
-            if not (folder / visit.RECORDS).is_file():
-                raise UserError(f"{folder}: no visit: {visit.RECORDS} is not there")
-            records += visit.read(folder)
-        if len({one["small"] for one in records}) > 1:
-            raise UserError("a rehearsal (--small) and a visit do not go into one report")
-        if arguments.into is None:
-            print(text(records))
-        else:
-            write_into(arguments.into, text(records))
-    except (UserError, OSError) as error:
-        print(f"report.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    return 0
+    return command.outcome("report.py", lambda: report(parser.parse_args(argv)), "interrupted")
 
 
 if __name__ == "__main__":

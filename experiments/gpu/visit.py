@@ -25,6 +25,7 @@ import typing
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
 
+import command
 import json_lines
 import ladder
 import stages
@@ -163,11 +164,11 @@ class Visit:
 
     def _ready(self, worker: Worker) -> dict[str, typing.Any]:
         """What a process says of the device once it has found it."""
-        patience = min(START, self._end - time.monotonic())
+        most = min(START, self._end - time.monotonic())
         try:
-            event = worker.next(patience)
+            event = worker.next(most)
         except TimeoutError:
-            raise LostDevice(f"no device was found within {patience:.0f} s (see {LOG})") from None
+            raise LostDevice(f"no device was found within {most:.0f} s (see {LOG})") from None
         if event is None:
             raise LostDevice(f"no device can be used: {died(worker.status())} (see {LOG})")
         if self.about and event["about"]["device"] != self.about["device"]:
@@ -205,9 +206,8 @@ class Visit:
             except LostDevice as why:
                 if not units[0].environment or time.monotonic() >= self._end:
                     raise
-                return self._not_started(
-                    stage, units, str(why)
-                )  # its variables may be to blame, such as a flag of XLA's
+                # Its variables may be to blame, such as a flag of XLA's.
+                return self._not_started(stage, units, str(why))
             while True:
                 try:
                     event = worker.next(self._until(limit) - time.monotonic())
@@ -297,17 +297,10 @@ def _together(todo: list[tuple[Stage, Unit]]) -> tuple[Stage, list[Unit]]:
 # --- the command ------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     names = ", ".join(stage.name for stage in stages.STAGES)
-    top = _Parser(
-        "visit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    top = command.parser("visit.py", __doc__)
     top.add_argument(
         "--out", type=pathlib.Path, required=True, help="folder of what is found; the same one again goes on"
     )
@@ -362,7 +355,7 @@ def visit(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
     with writing(arguments.scratch):
         arguments.scratch.mkdir(parents=True, exist_ok=True)
-    with _alone(arguments.out), (arguments.out / LOG).open("ab") as log:
+    with _alone(arguments.out) as log:
         one = Visit(arguments, earlier, arguments.scratch, log)
         try:
             todo = one.run(asked)
@@ -376,16 +369,16 @@ def visit(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> typing.Iterator[None]:
-    """A block in which this visit is the only one of the folder. The lock's file is its own: workers inherit the log's."""
+def _alone(folder: pathlib.Path) -> typing.Iterator[typing.IO[bytes]]:
+    """A block in which this visit is the only one of the folder; gives the folder's log, which is locked."""
     import fcntl
 
-    with (folder / LOG).open("ab") as file:
+    with (folder / LOG).open("ab") as log:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another visit writes to {folder}: wait for it, or give another --out") from None
-        yield
+        yield log
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
@@ -395,14 +388,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    try:
-        return visit(parser().parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"visit.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("visit.py: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    return command.outcome("visit.py", lambda: visit(parser().parse_args(argv)), "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ visit; and after a unit that failed, since what a lost device or a full memory l
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.machinery
 import importlib.util
@@ -23,9 +22,8 @@ import typing
 
 HERE = pathlib.Path(__file__).resolve().parent
 FAILED = 3  # the status of a worker whose last unit failed
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # a rehearsal's CPU compiles little
-)
+# A rehearsal's CPU compiles little.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 WORDS = 1500  # characters kept of an error
 
 
@@ -126,9 +124,7 @@ def _setting(told: dict[str, typing.Any]):
     data = told["data"] and pathlib.Path(told["data"])
     after = tuple(map(pathlib.Path, told["after"]))
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    fields = {field.name for field in dataclasses.fields(Setting)}
-    rest = {name: value for name, value in told.items() if name in fields}
-    return Setting(**rest | paths | {"data": data, "after": after, "say": say})
+    return Setting(**told | paths | {"data": data, "after": after, "say": say})
 
 
 def _events() -> typing.Callable[[dict[str, typing.Any]], None]:

@@ -17,21 +17,14 @@ import sys
 import time
 import typing
 
+import command
+
 from synergen_jax.errors import UserError, naming
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are `UserError`s: one line, as for any wrong input."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = _Parser(
-        "ladder.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    top = command.parser("ladder.py", __doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     prepare = commands.add_parser("prepare", help="Put a prepared log into one file.", allow_abbrev=False)
     prepare.add_argument("log", help="name of a prepared log, or its folder")
@@ -52,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="DIR",
-        help="earlier ladders: what is there is not run again",
+        help="earlier ladders: what such a device has run is not run again",
     )
     run.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="end within these")
     cores = min(max((os.cpu_count() or 2) - 2, 1), 16)
@@ -100,7 +93,7 @@ def run(arguments, settings) -> None:
 
     family = families.load(arguments.family, settings)
     base = configs.load(family.base, settings)
-    command = {"family": arguments.family.stem, "variants": list(family.variants), "settings": settings}
+    asked_for = {"family": arguments.family.stem, "variants": list(family.variants), "settings": settings}
     if unknown := [name for name in arguments.variants or () if name not in family.variants]:
         raise UserError(f"--variants {unknown[0]}: the family's variants are {', '.join(family.variants)}")
     if arguments.variants:
@@ -130,10 +123,10 @@ def run(arguments, settings) -> None:
     }
     say(f"{len(family.variants)} variants, {len(arguments.seeds)} seeds, {log.name}, on {device.device_kind}")
     with Batches(log, arguments.workers, int(arguments.cache_gib * 2**30)) as feeds:
-        asked = runs.Asked(family.variants, base, arguments.seeds, command, arguments.after)
+        asked = runs.Asked(family.variants, base, arguments.seeds, asked_for, arguments.after)
         told = runs.climb(asked, arguments.out, feeds, about, runs.Session(start + arguments.budget, say))
     if told.finished:
-        print("\n" + report.table(results.rows(results.Ladder.of(told.finished, command["variants"]))))
+        print("\n" + report.table(results.rows(results.Ladder.of(told.finished, asked_for["variants"]))))
     if told.left:
         print(f"\n{len(told.left)} runs are left: the same command goes on with them")
 
@@ -160,21 +153,18 @@ def report(arguments, _) -> None:
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """0; 2 for wrong input, which is told in one line; 130 where a person interrupted it."""
-    try:
+
+    def run_it() -> int:
         arguments, settings = parser().parse_known_args(argv)
         if settings and arguments.command != "run":
             raise UserError(f"unknown argument {settings[0]!r}")
-        {"prepare": prepare, "run": run, "report": report}[arguments.command](arguments, settings)
-    except ModuleNotFoundError as error:
-        print(f"ladder.py: error: {error}: install {error.name} (experiments/ladder/README.md)", file=sys.stderr)
-        return 2
-    except (UserError, OSError) as error:
-        print(f"ladder.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ladder.py: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        try:
+            {"prepare": prepare, "run": run, "report": report}[arguments.command](arguments, settings)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error}: install {error.name} (experiments/ladder/README.md)") from None
+        return 0
+
+    return command.outcome("ladder.py", run_it)
 
 
 if __name__ == "__main__":

@@ -337,7 +337,11 @@ def climb(asked: Asked, folder: pathlib.Path, feeds: Batches, about: dict[str, t
       about: what every line tells beside the run itself.
     """
     log, runs = feeds.log, planned(asked.variants, asked.seeds)
-    before = [entry for one in asked.after for entry in _whole(one) if entry["device"] == about["device"]]
+    before = [entry for one in asked.after for entry in _whole(one)]
+    others = {entry["device"] for entry in before} - {about["device"]}
+    if others:
+        session.say(f"what ran on {', '.join(sorted(others))} is run again on {about['device']}")
+        before = [entry for entry in before if entry["device"] not in others]
     finished = before + read(folder)
     todo = left(runs, finished, log.fingerprint, folder)
     folder.mkdir(parents=True, exist_ok=True)

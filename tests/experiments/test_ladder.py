@@ -497,7 +497,8 @@ def test_runs_need_jax_and_its_like_alone(tmp_path):
 
 
 def test_help_needs_no_jax():
-    program = "import sys; sys.modules['jax'] = None; import runpy; sys.argv = ['ladder.py', 'run', '--help']; "
+    program = f"import sys; sys.path.insert(0, {str(LADDER)!r}); sys.modules['jax'] = None; "  # as a script has it
+    program += "import runpy; sys.argv = ['ladder.py', 'run', '--help']; "
     done = subprocess.run(
         [sys.executable, "-c", program + f"runpy.run_path({str(LADDER / 'ladder.py')!r}, run_name='__main__')"],
         capture_output=True,

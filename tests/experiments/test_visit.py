@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 
+import correctness
 import hstu
 import kernels
 import numpy as np
@@ -276,6 +277,15 @@ def test_every_measurement_names_a_function_and_what_it_takes():
         for unit in stage.units:
             module, _, name = unit.call.partition(".")
             inspect.signature(getattr(importlib.import_module(module), name)).bind(setting, **unit.arguments)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_gradient_that_is_nan_never_passes(where):
+    fine, broken = np.array([1.0, 2.0]), np.array([np.nan, 2.0])
+    found = {"first": [broken, fine], "last": [fine, broken]}[where]
+    error = correctness._compared(found, [fine, fine])
+    assert np.isnan(error)
+    assert not correctness._verdict({"a": 0.0, "b": error}, 1.0)["holds"]
 
 
 def test_flops_of_hstu_are_those_that_recsys_examples_states():
