@@ -26,7 +26,7 @@ FLOORS = {
         ("sharding",),
         ("model",),
         ("retrieval",),
-        ("training", "evaluation", "serving"),
+        ("training", "evaluation", "reranking", "serving"),
         ("planning",),
         ("bench",),
         ("runs",),

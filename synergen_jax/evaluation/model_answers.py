@@ -134,15 +134,41 @@ def answer(asked: PlacedModel, batch: EvalBatch, rerank: int) -> tuple[Answers[A
     said = Answers[AnyArray](batch.user, ranks, query, label, logits, batch.shown, unasked, unknown[:, 0], search)
     if rerank:
         score, first = full_ranking.first(mesh, query, keys, batch.seen, rerank, items)
-        wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
-        readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
-        vectors = lookup.vectors(mesh, model, asked.params, asked.catalogue, {"item": [first]})["item"][0]
-        chosen = pure(SynerGen.rank)(read(readers, vectors, wide(wanted)), score)[..., 0]
-        said = said._replace(reranked=_reranked(chosen, score > -jnp.inf, first == batch.target[:, None], ranks))
+        chosen = _by_head(asked, read, reader, wanted, (score, first))
+        said = said._replace(reranked=reranked(chosen, score > -jnp.inf, first == batch.target[:, None], ranks))
     return jax.lax.with_sharding_constraint((said, batch.user >= 0), device_mesh.whole(mesh))
 
 
-def _reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array:
+def _by_head(asked: PlacedModel, read, reader: Readers, queries: Array, retrieved: tuple[Array, Array]) -> Array:
+    """The ranking head's logits of the first label, (B, F), for items that were retrieved.
+
+    Args:
+      read: of `_encoded`; reader: (B, 1), the requests, and `queries` their vectors; retrieved: scores and ids, (B, F).
+    """
+    score, first = retrieved
+    wide = lambda x: jnp.broadcast_to(x, (*first.shape, *x.shape[2:]))
+    readers = Readers(first, wide(reader.query), wide(reader.time), wide(reader.visible))
+    vectors = lookup.vectors(asked.mesh, asked.model, asked.params, asked.catalogue, {"item": [first]})["item"][0]
+    rank = synergen.pure(asked.model, asked.params["model"], SynerGen.rank)
+    return rank(read(readers, vectors, wide(queries)), score)[..., 0]
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[Array, Array, Array]:
+    """Scores and ids of the `most` items that are retrieved first, best first, and their logits by the ranking head.
+
+    (B, F) each, as `full_ranking.first` gives them.
+    """
+    read, (nothing,), (wanted,) = _encoded(asked, batch, batch.reader)
+    retrieve = synergen.pure(asked.model, asked.params["model"], SynerGen.retrieve)
+    query = retrieve(read(batch.reader, nothing, wanted))[:, 0]
+    items = asked.model.spec.items
+    found = full_ranking.first(asked.mesh, query, asked.keys, batch.seen, most, items)
+    found = *found, _by_head(asked, read, batch.reader, wanted, found)
+    return jax.lax.with_sharding_constraint(found, device_mesh.whole(asked.mesh))
+
+
+def reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array:
     """First and last place of each target, (B, 2), once the items retrieved first are in another order.
 
     A target that is not among them comes behind them. Of items whose retrieval score is equal at the cut those are

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from synergen_jax.batch import Catalogue, LogSpec
+from synergen_jax.batch import Catalogue, EvalBatch, LogSpec
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import baselines, metrics, model_answers, slices
@@ -65,6 +65,19 @@ def validator(model: synergen.SynerGen, catalogue: StoredCatalogue, batches: mod
     return validate
 
 
+class Second(typing.Protocol):
+    """A second stage: what orders the items that retrieval found first."""
+
+    @property
+    def first(self) -> int:
+        """How many items it orders."""
+        ...
+
+    def __call__(self, batch: EvalBatch, item: np.ndarray, score: np.ndarray, logit: np.ndarray) -> np.ndarray:
+        """Scores (B, F) of the items retrieved for a batch, by their ids, 0 for none, scores and ranking logits."""
+        ...
+
+
 System = dict[str, metrics.Interval]
 """Metrics of one system, by name."""
 
@@ -99,11 +112,12 @@ def evaluate(
     left_out: collections.abc.Mapping[str, str] = types.MappingProxyType({}),
     lists: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType({}),
     pairs: scipy.sparse.csr_array | None = None,
+    second: Second | None = None,
 ) -> Report | None:
     """The whole protocol on one split.
 
     Systems, over all targets: "model"; "model_reranked", its first `config.rerank` items as the ranking head orders
-    them; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
+    them; "model_second_stage", as `second` does; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
     "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
     also: "query_without_history" and "history_without_query", the model with less to go by. How far the model leads
     each system is told target by target, which a pair of intervals does not tell; in the slices `LEADS` also of systems
@@ -119,6 +133,7 @@ def evaluate(
       left_out: why the caller could not make further baselines, by name; the report has it, beside what is left out here.
       lists: baselines within shown lists by name, beside `baselines.LISTS`.
       pairs: training counts of (query, item), for slices: see `slices.masks`.
+      second: the second stage, of an evaluation by one process.
 
     Returns:
       None on other processes than the first.
@@ -137,6 +152,8 @@ def evaluate(
     targets = _Targets(model.spec, catalogue, batches, said, config, seed)
     found = _model(targets)
     found.left_out.update(left_out)
+    if second is not None:
+        _add_second_stage(found, targets, asked, second)
     if why:
         found.left_out["model_scann"] = why
     _add_retrieval(found, targets, {"most_popular": baselines.fixed(catalogue.counts), **others})
@@ -195,6 +212,23 @@ def _model(targets: _Targets) -> _Systems:
         found.ranks["model_reranked"] = said.reranked
         found.metrics["model_reranked"] = targets.retrieval(said.reranked)
     return found
+
+
+def _add_second_stage(found: _Systems, targets: _Targets, asked: model_answers.PlacedModel, second: Second) -> None:
+    """Adds the model with the items retrieved first as its second stage orders them."""
+    ranks, done = [], 0
+    for batch in targets.batches:
+        real = np.asarray(batch.user) >= 0
+        score, item, logit = map(np.asarray, model_answers.retrieved(asked, batch, second.first))
+        there = np.isfinite(score)
+        chosen = second(batch, np.where(there, item, 0), score, logit)
+        mine = targets.said.ranks[done : done + int(real.sum())]
+        same = item == np.asarray(batch.target)[:, None]
+        ranks.append(np.asarray(model_answers.reranked(chosen[real], there[real], same[real], mine)))
+        done += len(mine)
+    name = "model_second_stage"
+    found.ranks[name] = np.concatenate(ranks)
+    found.metrics[name] = targets.retrieval(found.ranks[name])
 
 
 def _add_retrieval(found: _Systems, targets: _Targets, scorers: collections.abc.Mapping[str, baselines.Scorer]) -> None:

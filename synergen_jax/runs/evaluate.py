@@ -22,7 +22,7 @@ from synergen_jax.evaluation import (
 )
 from synergen_jax.model import rope
 from synergen_jax.processes import cluster
-from synergen_jax.runs import workdir
+from synergen_jax.runs import rerank, workdir
 from synergen_jax.runs.run import Opened, Run, open_run
 from synergen_jax.training.metric_log import FILE as METRICS
 
@@ -68,6 +68,15 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
             workdir.try_writing(out, elsewhere)
         targets = run.targets(part)
     beside = _baselines(run) if cluster.first() else _Beside()
+    second = None
+    if not (opened.folder / rerank.FOLDER).is_dir():
+        beside.leave_out("none was fitted (`synergen rerank`)", "model_second_stage")
+    elif part == rerank.PART:
+        beside.leave_out(f"it was fitted on the {part} part", "model_second_stage")
+    elif cluster.count() > 1:
+        beside.leave_out("several processes evaluate", "model_second_stage")
+    else:
+        second = rerank.second_stage(opened)
     found = protocol.evaluate(
         run.model,
         opened.params,
@@ -82,6 +91,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         beside.left_out,
         beside.lists,
         beside.pairs,
+        second,
     )
     if found is None:  # process 0 goes on
         return {}

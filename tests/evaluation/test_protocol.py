@@ -404,7 +404,7 @@ def test_places_after_the_ranking_head():
     there = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 0]], bool)
     # The second ties with the last of the three and came behind them; the fourth was seen: it counts where it stood.
     ranks = np.array([[2, 2], [2, 6], [1, 1], [2, 2], [1, 2]])
-    found = model_answers._reranked(chosen, there, target, ranks)
+    found = model_answers.reranked(chosen, there, target, ranks)
     assert found.tolist() == [[2, 3], [4, 6], [-1, -1], [2, 2], [1, 2]]
 
 

@@ -1,0 +1,163 @@
+"""How much another order of what is retrieved first can gain: the head's, the second stage's, LightGBM's, the best there is.
+
+  synergen rerank runs/ml-1m
+  python experiments/reranking/ceiling.py runs/ml-1m --json ceiling.json
+
+The first 100 items of the model's retrieval are ordered five ways, on the test part: by retrieval; by the ranking head of
+the model; by its second stage, fitted by `synergen rerank`; by LightGBM's LambdaRank; and by an oracle that puts the
+target first wherever it is. LightGBM learns from the same lists of the validation part as the second stage, by the same
+columns; a fifth of the users says when it stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+import typing
+
+import lightgbm
+import numpy as np
+
+from synergen_jax.errors import UserError
+from synergen_jax.evaluation import metrics, model_answers
+from synergen_jax.reranking import fit, list_features
+from synergen_jax.runs import rerank
+from synergen_jax.runs.run import open_run
+
+HELD = 5  # one user of so many says when LightGBM stops
+ROUNDS, PATIENCE = 1000, 50
+SETTINGS: dict[str, typing.Any] = {
+    "objective": "lambdarank",
+    "metric": "ndcg",
+    "eval_at": [10],
+    "learning_rate": 0.05,
+    "num_leaves": 31,
+    "min_data_in_leaf": 200,
+    "feature_fraction": 0.8,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "verbosity": -1,
+    "deterministic": True,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    one = argparse.ArgumentParser(
+        "ceiling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    one.add_argument("run", type=pathlib.Path, help="a workdir of `synergen train`, after `synergen rerank`")
+    one.add_argument("--lists", type=int, default=50_000, help="lists of the validation part, at most")
+    one.add_argument("--threads", type=int, default=1, help="of LightGBM")
+    one.add_argument("--seed", type=int, default=0, help="of LightGBM, of who is held back, and of the bootstrap")
+    one.add_argument("--data-dir", help="where logs lie (default: as `synergen`)")
+    one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
+    return one
+
+
+def boosted(lists: fit.Lists, arguments: argparse.Namespace) -> lightgbm.Booster:
+    """LightGBM, fitted on the lists that hold their target."""
+    draw = np.random.default_rng(arguments.seed).random(int(lists.user.max()) + 1)
+    held, told = draw[lists.user] < 1 / HELD, lists.target >= 0
+
+    def data(which: np.ndarray, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+        there = lists.there[which]
+        chosen = np.arange(there.shape[1]) == lists.target[which][:, None]
+        y = chosen[there].astype(np.int32)
+        return lightgbm.Dataset(lists.feature[which][there], y, group=there.sum(axis=1), reference=reference)
+
+    train = data(told & ~held)
+    settings = SETTINGS | {"seed": arguments.seed, "num_threads": arguments.threads}
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    return lightgbm.train(settings, train, ROUNDS, [data(told & held, train)], callbacks=[stop])
+
+
+def orders(lists: fit.Lists, ranks: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """NDCG@10 of each list as retrieval, each of `scores`, (n, F), and the oracle order it; (n,) each.
+
+    Args:
+      ranks: (n, 2) of the targets among all items, by retrieval.
+    """
+    ndcg = lambda places: metrics.retrieval_metrics(np.asarray(places), (10,))["ndcg@10"]
+    target = np.arange(lists.there.shape[1]) == lists.target[:, None]
+    every = scores | {"oracle": target.astype(np.float32)}
+    reorder = lambda score: model_answers.reranked(score, lists.there, target, ranks)
+    return {"retrieval": ndcg(ranks)} | {name: ndcg(reorder(score)) for name, score in every.items()}
+
+
+def by_task(lists: fit.Lists, search: np.ndarray, found: dict[str, np.ndarray], seed: int) -> dict[str, typing.Any]:
+    """Means by task, and gains over the order of retrieval with intervals over users."""
+    tasks = {"all": np.ones(len(search), bool), "search": search, "recommendation": ~search}
+    result = {}
+    for task, mask in tasks.items():
+        if mask.any():
+            gains = {name: value[mask] - found["retrieval"][mask] for name, value in found.items()}
+            del gains["retrieval"]
+            result[task] = {
+                "lists": int(mask.sum()),
+                "in the first": float((lists.target[mask] >= 0).mean()),
+                "ndcg@10": {name: float(value[mask].mean()) for name, value in found.items()},
+                "gain": metrics.summary(gains, lists.user[mask], 1000, seed),
+            }
+    return result
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, typing.Any]:
+    """All of it for one run."""
+    started = time.monotonic()
+    opened = open_run(arguments.run, [], arguments.data_dir)
+    second = rerank.second_stage(opened)
+    if second is None:
+        raise UserError(f"{arguments.run} has no second stage yet: `synergen rerank {arguments.run}` fits it")
+    learned, _ = rerank.collect(opened, second.features, rerank.PART, second.first, arguments.lists, arguments.seed)
+    lists, beside = rerank.collect(opened, second.features, "test", second.first)
+    booster = boosted(learned, arguments)
+    scores = {"head": beside["logit"], "second stage": second.ranker.scores(lists.feature)}
+    flat = booster.predict(lists.feature.reshape(-1, lists.feature.shape[-1]))
+    scores["lightgbm"] = np.asarray(flat, np.float32).reshape(lists.there.shape)
+    share = booster.feature_importance("gain")
+    return {
+        "run": str(arguments.run),
+        "log": opened.run.log.name,
+        "step": opened.step,
+        "first": second.first,
+        "seconds": round(time.monotonic() - started),
+        "tasks": by_task(lists, beside["search"], orders(lists, beside["ranks"], scores), arguments.seed),
+        "lightgbm": {
+            "rounds": booster.best_iteration,
+            "gain": dict(zip(list_features.names(opened.run.log.spec), (share / share.sum()).round(4).tolist())),
+        },
+    }
+
+
+def text(found: dict[str, typing.Any]) -> str:
+    """A table a task."""
+    lines = [f"{found['run']}: {found['log']}, step {found['step']}, first {found['first']}, {found['seconds']} s"]
+    for task, values in found["tasks"].items():
+        lines.append(f"{task}: {values['lists']:,} lists, the target is in {values['in the first']:.1%} of them")
+        for name, value in values["ndcg@10"].items():
+            gain = values["gain"].get(name)
+            more = f"  {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" if gain else ""
+            lines.append(f"  {name:20} NDCG@10 {value:.4f}{more}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measures, prints, and exits with 2 where the input is wrong."""
+    arguments = parser().parse_args()
+    try:
+        found = measured(arguments)
+    except UserError as error:
+        print(f"ceiling.py: {error}", file=sys.stderr)
+        return 2
+    print(text(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
