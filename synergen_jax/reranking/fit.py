@@ -85,7 +85,9 @@ def _descend(train: Lists, held: Lists, settings: Settings, rng: np.random.Gener
     net = RankerNet()
     key = jax.random.key(settings.seed)
     variables = net.init(key, jnp.zeros((1, 1, train.feature.shape[-1])))
-    rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, settings.warmup, settings.steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, settings.learning_rate, min(settings.warmup, settings.steps // 2), settings.steps
+    )
     optimiser = optax.adamw(rate, weight_decay=settings.weight_decay)
     step = functools.partial(_step, net, optimiser)
     state = optimiser.init(variables)
