@@ -96,6 +96,7 @@ class LossConfig:
     retrieval_weight: float = 1.0
     pointwise_weight: float = 0.1
     pairwise_weight: float = 0.1
+    listwise_weight: float = 0.0
     label_weight: float = 1.0  # in both, of each known label after the first, such as "like": few are known
     rank_after: int = 0  # steps before the ranking losses count
     search_weight: float = 1.0  # of readers with a query, in every part
@@ -105,6 +106,11 @@ class LossConfig:
     in_batch: int = 256  # positives of the global batch that serve every reader as negatives
     log_q: bool = True  # correct sampled logits by the log of their sampling probability
     temperature: float = 0.05
+
+    @property
+    def ranks(self) -> bool:
+        """Whether any ranking loss counts."""
+        return bool(self.pointwise_weight or self.pairwise_weight or self.listwise_weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +332,7 @@ _AT_LEAST = {
     "loss.retrieval_weight": 0,
     "loss.pointwise_weight": 0,
     "loss.pairwise_weight": 0,
+    "loss.listwise_weight": 0,
     "loss.label_weight": 0,
     "loss.rank_after": 0,
     "loss.in_batch": 0,

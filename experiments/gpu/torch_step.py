@@ -81,8 +81,8 @@ def check(config: Config, spec: LogSpec) -> None:
         if tree[section][key] != value:
             raise UserError(f"{name} {tree[section][key]!r}: the step in torch has {value!r} alone")
     loss, data = config.loss, config.data
-    if data.rank_events and (loss.pointwise_weight or loss.pairwise_weight):
-        raise UserError("the step in torch does not rank: set data.rank_events to 0, or both weights of ranking losses")
+    if data.rank_events and loss.ranks:
+        raise UserError("the step in torch does not rank: set data.rank_events to 0, or the weights of ranking losses")
     if spec.queries > 1:
         raise UserError("the step in torch has no queries, and the log has some")
     if any(config.model.uses(name) for name, _ in spec.item_matrices):

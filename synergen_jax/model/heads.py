@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from synergen_jax.batch import AnyArray, LogSpec
@@ -53,8 +54,14 @@ class RankingHead(nn.Module):
         self.ranking_match = self.param("ranking_match", first, (labels,))
         if self.spec.candidate_features:
             # Features also weigh in the logits directly (wide and deep, Cheng et al. 2016): place and recency need no depth.
+            # So do their squares and products of two, and a hidden layer beside the Transformer: what a regression on features
+            # alone finds, the head finds, too.
             wide = boxed(nn.initializers.zeros, (None, None))
-            self.feature_wide = self.param("feature_wide", wide, (len(self.spec.candidate_features) + 1, labels))
+            self.feature_wide = self.param(
+                "feature_wide", wide, (feature_columns(len(self.spec.candidate_features)), labels)
+            )
+            self.feature_deep_hidden = dense(width, (None, "embed"), dtype, in_axis=-1)
+            self.feature_deep_out = dense(labels, ("embed", None), dtype, in_axis=-1, init=nn.initializers.zeros)
 
     def __call__(
         self, hidden: Float[Array, "... d"], score: Float[Array, "..."], feature: Float[AnyArray, "... f"] | None
@@ -66,4 +73,29 @@ class RankingHead(nn.Module):
         logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
         if feature is None or not self.spec.candidate_features:
             return logits
-        return logits + feature.astype(jnp.float32) @ self.feature_wide
+        feature = _expanded(feature.astype(jnp.float32))
+        deep = self.feature_deep_out(nn.silu(self.feature_deep_hidden(feature.astype(hidden.dtype))))
+        return logits + WIDE * (feature @ self.feature_wide) + deep.astype(jnp.float32)
+
+
+# Adam moves a weight by its learning rate a step, at most; those of a regression on a few features are large, and one step
+# of this many times the rate lets them get there while the Transformer learns.
+WIDE = 10.0
+PRODUCTS = 16  # features, at most, whose products of two count, too
+
+
+def feature_columns(features: int) -> int:
+    """How many `_expanded` gives of so many features."""
+    return 1 + features + (features * (features + 1) // 2 if features <= PRODUCTS else features)
+
+
+def _expanded(feature: Float[Array, "... f"]) -> Float[Array, "... w"]:
+    """Features and their last column of ones, (..., F + 1), and behind them all products of two; of many the squares alone.
+
+    Features that are not known are zeros, and stay so.
+    """
+    x = feature[..., :-1]
+    if x.shape[-1] > PRODUCTS:
+        return jnp.concatenate([feature, x**2], axis=-1)
+    one, other = np.triu_indices(x.shape[-1])
+    return jnp.concatenate([feature, x[..., one] * x[..., other]], axis=-1)

@@ -17,6 +17,7 @@ import numpy as np
 
 from synergen_jax.batch import LogSpec, TrainBatch
 from synergen_jax.config import Config
+from synergen_jax.model.heads import feature_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Cost(typing.NamedTuple):
 def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
     """Cost of each part of a training step that does `work`."""
     m, loss = config.model, config.loss
-    ranking = bool(loss.pointwise_weight or loss.pairwise_weight) and work.candidates > 0
+    ranking = loss.ranks and work.candidates > 0
     requests, candidates, candidate_pairs = (
         (work.requests, work.candidates, work.candidate_pairs) if ranking else (0, 0, 0)
     )
@@ -113,6 +114,7 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
         sum(wide for name, wide in matrices if m.uses(name)) for matrices in (spec.item_matrices, spec.query_matrices)
     )
     features = (len(spec.candidate_features) + 1) if spec.candidate_features else 0
+    columns = feature_columns(len(spec.candidate_features)) if features else 0
     labels = len(spec.labels)
     gated = m.block == "hstu"  # a gate beside query, key, value and output, and no feed-forward layer
     return {
@@ -122,8 +124,8 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
         # The rows of a semantic matrix are frozen: the backward pass has the projection's gradient alone.
         "semantic projections": Cost(2 * width * (item_width * items + query_width * queries), times=2),
         "heads": Cost(2 * (width * width * work.readers + (width * width + width * labels) * candidates)),
-        "candidate features": Cost(2 * features * (width + labels) * candidates, times=2),
-        "candidate feature vectors": Cost(2 * width * width * candidates if features else 0),
+        "candidate features": Cost(2 * (features * width + columns * (width + labels)) * candidates, times=2),
+        "candidate feature vectors": Cost(2 * width * (width + labels) * candidates if features else 0),
         "retrieval loss": Cost(2 * width * work.readers * (pool + 1) if loss.retrieval_weight else 0),
         "candidate scores": Cost(2 * width * candidates),
         "hard candidates": Cost(2 * width * requests * pool if loss.hard_candidates else 0, times=1),

@@ -21,7 +21,7 @@ from synergen_jax.sharding.table import StoredCatalogue
 from synergen_jax.training import hard_negatives, losses
 
 Parts = dict[str, Array]
-"""{"retrieval": ..., "pointwise": ..., "pairwise": ...}"""
+"""{"retrieval": ..., "pointwise": ..., "pairwise": ..., "listwise": ...}"""
 USERS, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -145,13 +145,14 @@ def loss(shared: Shared, variables, at: Placed, batch: TrainBatch, key: Array | 
     parts = {name: jnp.zeros(()) for name in shared.total}
     if config.retrieval_weight:
         parts["retrieval"] = _retrieval_loss(shared, model, at, batch, (wanted, pool_keys))
-    if (config.pointwise_weight or config.pairwise_weight) and batch.ranking.item.size:
+    if config.ranks and batch.ranking.item.size:
         parts |= _ranking_losses(shared, model, at, batch, (cache, wanted, pool_keys))
     parts = {name: part / shared.total[name] for name, part in parts.items()}
     weight = {
         "retrieval": config.retrieval_weight,
         "pointwise": config.pointwise_weight,
         "pairwise": config.pairwise_weight,
+        "listwise": config.listwise_weight,
     }
     return sum((weight[name] * part for name, part in parts.items()), start=jnp.zeros(())), parts
 
@@ -173,7 +174,7 @@ def _retrieval_loss(shared: Shared, model: _Model, at: Placed, batch: TrainBatch
 def _ranking_losses(
     shared: Shared, model: _Model, at: Placed, batch: TrainBatch, encoded: tuple[synergen.Cache, Array, Array]
 ) -> Parts:
-    """Pointwise and pairwise losses of the lists, with hard candidates if any are asked for.
+    """Pointwise, pairwise and list-wise losses of the lists, with hard candidates if any are asked for.
 
     Args:
       encoded: the context, what each retrieval reader wants, and the keys of the pool.
@@ -196,6 +197,7 @@ def _ranking_losses(
     return {
         "pointwise": losses.pointwise(logits, candidates.label, weight),
         "pairwise": losses.pairwise(logits, candidates.label, weight),
+        "listwise": losses.listwise(logits, candidates.label, weight),
     }
 
 

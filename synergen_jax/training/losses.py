@@ -1,4 +1,4 @@
-"""The objective: InfoNCE on retrieval readers, a pointwise and a pairwise loss on ranking readers.
+"""The objective: InfoNCE on retrieval readers; pointwise, pairwise and list-wise losses on ranking readers.
 
 Every loss returns a weighted sum and leaves the division to the caller, who knows the weight of the whole batch:
 so that micro-batches add up to exactly the full batch, and a batch without any target gives 0, not NaN.
@@ -207,6 +207,26 @@ def pairwise(logits: Float[Array, "*b k a"], label: Int[AnyArray, "*b k a"], wei
     """
     loss = jax.nn.softplus(logits[..., None, :, :] - logits[..., :, None, :])
     return jnp.sum(jnp.where(_pairs(label), loss, 0.0) * weight[..., None, None, :])
+
+
+def listwise(logits: Float[Array, "*b k a"], label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+    """Weighted sum over the positives i of one list and label of  -log( e^{s_i} / (e^{s_i} + Σ_j e^{s_j}) ), j its negatives.
+
+    The softmax of ListNet (Cao et al. 2007), for which a list's positives do not compete with each other. A list without a
+    negative adds nothing.
+    """
+    negative = label == 0
+    lowest = jnp.finfo(logits.dtype).min
+    others = jax.nn.logsumexp(jnp.where(negative, logits, lowest), axis=-2, keepdims=True)
+    loss = jax.nn.softplus(others - logits)
+    chosen = (label == 1) & negative.any(axis=-2, keepdims=True)
+    return jnp.sum(jnp.where(chosen, loss, 0.0) * weight[..., None, :])
+
+
+def chosen(label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:
+    """Weighted number of positives that `listwise` adds up."""
+    counted = (label == 1) & (label == 0).any(axis=-2, keepdims=True)
+    return jnp.sum(counted * weight[..., None, :])
 
 
 def known(label: Int[AnyArray, "*b k a"], weight: Float[Array, "*b a"]) -> Scalar:

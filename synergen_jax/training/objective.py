@@ -35,14 +35,17 @@ def weights(batch: TrainBatch, config: LossConfig, step: Array | int = 0) -> Par
         "retrieval": jnp.sum((batch.target > 0) * batch_loss.task_weight(batch.retrieval.query, config)),
         "pointwise": losses.known(label, lists),
         "pairwise": losses.pairs(label, lists),
+        "listwise": losses.chosen(label, lists),
     }
     if config.hard_candidates:
         ranked = (batch.ranking.item[:, :, 0] > 0) * lists[..., 0]
         chosen = jnp.sum(label[..., 0] == 1, axis=-1)
         counts["pointwise"] += config.hard_candidates * jnp.sum(ranked)
         counts["pairwise"] += config.hard_candidates * jnp.sum(ranked * chosen)
+        alone = jnp.all(label[..., 0] != 0, axis=-1)  # but for hard candidates nothing stands beside what was chosen
+        counts["listwise"] += jnp.sum(ranked * chosen * alone)
     early = jnp.where(jnp.asarray(step) < config.rank_after, jnp.inf, 1.0)
-    least = {"retrieval": 1.0, "pointwise": early, "pairwise": early}
+    least = {"retrieval": 1.0, "pointwise": early, "pairwise": early, "listwise": early}
     return {name: jnp.maximum(count, least[name]) for name, count in counts.items()}
 
 

@@ -310,7 +310,24 @@ def test_pairwise_is_its_formula():
     assert float(losses.pairs(*args[1:])) == pairs > 5
 
 
-@pytest.mark.parametrize("name", ["pointwise", "pairwise"])
+def test_listwise_is_its_formula():
+    rng = np.random.default_rng(7)
+    logits, label = rng.normal(size=(4, 5, 2)) * 3, rng.integers(-1, 2, (4, 5, 2))
+    label[0, :, 0] = [1, 1, -1, 1, -1]  # no negative
+    weight = np.array([[1.0, 3.0], [0.5, 0.0], [2.0, 1.0], [1.0, 1.0]], np.float32)
+    wanted, count = 0.0, 0
+    for b, a in np.ndindex(4, 2):
+        power = np.exp(logits[b, :, a])
+        others = power[label[b, :, a] == 0].sum()
+        for i in np.flatnonzero((label[b, :, a] == 1) & (others > 0)):
+            wanted -= weight[b, a] * np.log(power[i] / (power[i] + others))
+            count += weight[b, a]
+    args = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int8), jnp.asarray(weight)
+    np.testing.assert_allclose(losses.listwise(*args), wanted, rtol=1e-5)
+    assert float(losses.chosen(*args[1:])) == count > 5
+
+
+@pytest.mark.parametrize("name", ["pointwise", "pairwise", "listwise"])
 def test_ranking_losses_at_the_extremes(name):
     label = jnp.array([[[1], [0], [-1]]], jnp.int8)
     loss = getattr(losses, name)
@@ -325,4 +342,5 @@ def test_ranking_losses_at_the_extremes(name):
 
 def test_lists_of_no_candidates():
     empty = jnp.zeros((2, 0, 1)), jnp.zeros((2, 0, 1), jnp.int8), jnp.ones((2, 1))
-    assert float(losses.pointwise(*empty)) == float(losses.pairwise(*empty)) == 0
+    for loss in (losses.pointwise, losses.pairwise, losses.listwise):
+        assert float(loss(*empty)) == 0

@@ -24,6 +24,8 @@ CONFIG = Config(
     loss=LossConfig(in_batch=5, temperature=0.1),
 )
 
+RANKING = ("pointwise", "pairwise", "listwise")
+
 
 @pytest.fixture(scope="module")
 def setting():
@@ -38,15 +40,15 @@ def setting():
 
 
 def test_the_objective_is_the_weighted_sum_of_its_parts(setting):
-    (value, parts), _ = value_and_grad(*setting, CONFIG.loss)
-    assert set(parts) == {"retrieval", "pointwise", "pairwise"} and all(float(part) > 0 for part in parts.values())
-    wanted = 1.0 * parts["retrieval"] + 0.1 * parts["pointwise"] + 0.1 * parts["pairwise"]
+    (value, parts), _ = value_and_grad(*setting, dataclasses.replace(CONFIG.loss, listwise_weight=0.3))
+    assert set(parts) == {"retrieval", *RANKING} and all(float(part) > 0 for part in parts.values())
+    wanted = 1.0 * parts["retrieval"] + 0.1 * parts["pointwise"] + 0.1 * parts["pairwise"] + 0.3 * parts["listwise"]
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("alone", ["retrieval", "pointwise", "pairwise"])
+@pytest.mark.parametrize("alone", ["retrieval", *RANKING])
 def test_a_weight_of_zero_takes_its_head_out(setting, alone):
-    weights = {f"{name}_weight": float(name == alone) for name in ("retrieval", "pointwise", "pairwise")}
+    weights = {f"{name}_weight": float(name == alone) for name in ("retrieval", *RANKING)}
     (value, parts), grads = value_and_grad(*setting, dataclasses.replace(CONFIG.loss, **weights))
     (_, every), _ = value_and_grad(*setting, CONFIG.loss)
     np.testing.assert_allclose(value, every[alone], rtol=1e-6)
@@ -80,7 +82,7 @@ def test_ranking_counts_from_its_step_on(setting):
     late = dataclasses.replace(CONFIG.loss, rank_after=5)
     (value, parts), grads = value_and_grad(*setting, late)
     np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-6)
-    assert float(parts["pointwise"]) == float(parts["pairwise"]) == 0
+    assert all(float(parts[name]) == 0 for name in RANKING)
     assert not np.asarray(grads["model"]["params"]["ranking_out"]["kernel"]).any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert objective.weights(batch, late, 5) == objective.weights(batch, CONFIG.loss)
@@ -103,7 +105,7 @@ def test_no_ranked_events_leaves_the_ranking_losses_out(setting):
     model, params, catalogue, batch = setting
     cut = jax.tree.map(lambda x: x[:, :0], batch.ranking)
     (value, parts), _ = value_and_grad(model, params, catalogue, dataclasses.replace(batch, ranking=cut), CONFIG.loss)
-    assert float(parts["pointwise"]) == float(parts["pairwise"]) == 0
+    assert all(float(parts[name]) == 0 for name in RANKING)
     np.testing.assert_allclose(value, parts["retrieval"], rtol=1e-6)
 
 
