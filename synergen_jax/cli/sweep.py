@@ -25,6 +25,9 @@ def declare(commands: shared.Commands) -> None:
     sweep.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of all runs and of the table")
     sweep.add_argument("--seeds", type=shared.numbers, default=(0, 1), help="comma-separated (default: 0,1)")
     sweep.add_argument("--only", type=lambda text: text.split(","), default=[], help="these variants, comma-separated")
+    sweep.add_argument(
+        "--rerank", action="store_true", help="fit a second stage to each run, as `synergen rerank` does"
+    )
     sweep.add_argument("--split", choices=("validation", "test"), default="validation")
 
 
@@ -33,6 +36,7 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     from data_pipelines.event_log.event_log import EventLog
     from data_pipelines.sources.prepare import locate
     from synergen_jax.runs import family as families
+    from synergen_jax.runs import rerank
     from synergen_jax.runs.evaluate import evaluate
     from synergen_jax.runs.run import Run
     from synergen_jax.runs.train import train
@@ -44,6 +48,11 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     def judge(folder, part):
         return evaluate(folder, part, data_dir=arguments.data_dir)
 
+    def second_stage(folder):
+        return rerank.rerank(folder, data_dir=arguments.data_dir)
+
+    if arguments.rerank and arguments.split == rerank.PART:
+        raise UserError(f"--rerank fits a second stage on the {rerank.PART} part, and is measured on --split test")
     family = families.load(arguments.family, settings)
     if unknown := [name for name in arguments.only if name not in family.variants]:
         raise UserError(f"--only {unknown[0]}: the family's variants are {', '.join(family.variants)}")
@@ -54,4 +63,13 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     for name, config in family.variants.items():  # what the log does not have is told before hours of training
         with naming(f"variant {name}"):
             make_model(config, logs[config.data.log].spec)
-    return families.sweep(family, arguments.seeds, arguments.workdir, arguments.split, fit, judge, cluster.say)
+    return families.sweep(
+        family,
+        arguments.seeds,
+        arguments.workdir,
+        arguments.split,
+        fit,
+        judge,
+        cluster.say,
+        second_stage if arguments.rerank else None,
+    )

@@ -96,6 +96,9 @@ class Report(typing.NamedTuple):
     unknown_targets: int  # of which nothing is known, neither a learned vector nor a semantic row that is used
     left_out: dict[str, str]  # system that could not be made, or says nothing -> why
     slice_leads: dict[str, dict[str, metrics.Interval]]  # slice -> system -> lead in NDCG@10, for `LEADS`
+    # Target by target, for comparisons with other runs: "user", (n,); "slice/NAME", bool (n,); "ndcg@10/SYSTEM", (n,), NaN
+    # where it says nothing; of m lists that were shown "list_user" and "list_mrr/SYSTEM", (m,).
+    each: dict[str, np.ndarray]
 
 
 def evaluate(
@@ -117,8 +120,8 @@ def evaluate(
     """The whole protocol on one split.
 
     Systems, over all targets: "model"; "model_reranked", its first `config.rerank` items as the ranking head orders
-    them; "model_second_stage", as `second` does; "model_scann", its first 10 as the approximate index finds them (`hr@10` and `ndcg@10` alone);
-    "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
+    them; "model_second_stage", as `second` does; "model_scann", its first 10 as the approximate index finds them
+    (`hr@10` and `ndcg@10` alone); "most_popular", which scores items by their training events; and `others`. By slice, and where there are searches
     also: "query_without_history" and "history_without_query", the model with less to go by. How far the model leads
     each system is told target by target, which a pair of intervals does not tell; in the slices `LEADS` also of systems
     that say something of every target there, if not of all.
@@ -274,7 +277,8 @@ def _report(
         return _leads(gains, said.user[mask], config, seed)
 
     ahead = {name: leads(masks[name]) for name in LEADS if name in masks}
-    shown, lists, ahead_in_lists = within_shown(said, catalogue, batches, config, seed, list_scorers)
+    in_lists = list_values(said, catalogue, batches, list_scorers)
+    shown, lists, ahead_in_lists = within_shown(said, in_lists, config, seed)
     return Report(
         targets=len(said.ranks),
         values={system: {name: v["mean"] for name, v in values.items()} for system, values in found.metrics.items()},
@@ -290,7 +294,24 @@ def _report(
         unknown_targets=int(said.unknown.sum()),
         left_out=found.left_out,
         slice_leads=ahead,
+        each=_each(found.ranks, masks, said, in_lists),
     )
+
+
+def _each(
+    ranks: dict[str, np.ndarray],
+    masks: dict[str, np.ndarray],
+    said: model_answers.Answers,
+    in_lists: dict[str, dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """As `Report.each`."""
+    ndcg = lambda places: metrics.retrieval_metrics(np.maximum(places, 1), (10,))["ndcg@10"]
+    told = {f"ndcg@10/{name}": np.where(places[:, 0] > 0, ndcg(places), np.nan) for name, places in ranks.items()}
+    found = {"user": said.user} | {f"slice/{name}": mask for name, mask in masks.items()} | told
+    if in_lists:
+        found["list_user"] = said.user[said.shown]
+        found |= {f"list_mrr/{name}": values["list_mrr"] for name, values in in_lists.items()}
+    return found
 
 
 def _leads(values: dict[str, np.ndarray], users: np.ndarray, config: EvaluateConfig, seed: int):
@@ -358,31 +379,45 @@ def _popularity(targets: _Targets) -> System:
     return {name: v for name, v in found.items() if not name.startswith(("log_loss/", "calibration_error/"))}
 
 
-def within_shown(
+def list_values(
     said: model_answers.Answers,
     catalogue: Catalogue,
     batches: model_answers.Batches,
-    config: EvaluateConfig,
-    seed: int,
     scorers: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType(baselines.LISTS),
-):
-    """Ranking within the lists that were shown, by the first label: whether an item was chosen.
+) -> dict[str, dict[str, np.ndarray]]:
+    """`metrics.list_metrics` of the lists that were shown, by the first label, whether an item was chosen.
 
     Returns:
-      For the model, which said `said`, and for each of `scorers`, `metrics.list_metrics` in the form of
-      `metrics.summary`; the number of lists; and by metric how far the model leads. Lists of the chosen item alone are
-      left out.
+      By system, the model, which said `said`, and each of `scorers`; {} where there is no list with both. Lists of the
+      chosen item alone have NaN.
     """
-    labels, users = said.labels[said.shown, :, 0], said.user[said.shown]
-    lists = int(np.sum((labels == 1).any(1) & (labels == 0).any(1)))
-    if not lists:
-        return {}, 0, {}
+    labels = said.labels[said.shown, :, 0]
+    if not np.any((labels == 1).any(1) & (labels == 0).any(1)):
+        return {}
     scores = {"model": said.logits[said.shown, :, 0]}
     for name, score in scorers.items():
         scores[name] = np.concatenate(
             [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
         )
-    found = {name: metrics.list_metrics(labels, score) for name, score in scores.items()}
+    return {name: metrics.list_metrics(labels, score) for name, score in scores.items()}
+
+
+def within_shown(
+    said: model_answers.Answers, found: dict[str, dict[str, np.ndarray]], config: EvaluateConfig, seed: int
+):
+    """Ranking within the lists that were shown.
+
+    Args:
+      found: of `list_values`.
+
+    Returns:
+      By system `metrics.list_metrics` in the form of `metrics.summary`; the number of lists; and by metric how far the model
+      leads.
+    """
+    if not found:
+        return {}, 0, {}
+    labels, users = said.labels[said.shown, :, 0], said.user[said.shown]
+    lists = int(np.sum((labels == 1).any(1) & (labels == 0).any(1)))
     ahead = {"list_mrr": _leads({name: values["list_mrr"] for name, values in found.items()}, users, config, seed)}
     shown = {name: metrics.summary(values, users, config.bootstrap, seed) for name, values in found.items()}
     return shown, lists, ahead

@@ -100,6 +100,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
     about = {"split": part, "log": run.log.name, "step": opened.step, "protocol": stated}
     result = about | {"settings": findings.evaluated_by(config)} | findings.as_json(found)
     with workdir.reporting(out, elsewhere, result):
+        workdir.write_each(out / f"each_{part}.npz", found.each)
         workdir.write_json(out / f"evaluation_{part}.json", result)
         curves = None
         if (opened.folder / METRICS).exists():

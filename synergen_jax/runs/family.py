@@ -22,7 +22,7 @@ from synergen_jax import config as configs
 from synergen_jax.config import Config
 from synergen_jax.errors import Stopped, UserError
 from synergen_jax.evaluation import findings, report
-from synergen_jax.runs import workdir
+from synergen_jax.runs import comparison, workdir
 from synergen_jax.training.loop import NotFiniteError
 
 # Columns of the table: heading -> where the number lies in an evaluation's JSON, "SYSTEM" standing for the system.
@@ -85,6 +85,7 @@ def sweep(
     fit: typing.Callable[[Config, pathlib.Path], typing.Any],
     evaluate: typing.Callable[[pathlib.Path, str], dict[str, typing.Any]],
     say: typing.Callable[[str], None],
+    rerank: typing.Callable[[pathlib.Path], typing.Any] | None = None,
 ) -> dict[str, typing.Any]:
     """Trains and evaluates every variant with every seed, and writes `sweep_SPLIT.json` and `sweep_SPLIT.md`.
 
@@ -92,6 +93,7 @@ def sweep(
 
     Args:
       fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
+      rerank: fits the second stage of a workdir, before it is evaluated; None: there is none.
 
     Raises:
       UserError: nothing can be written to `folder`, which is told first; NotWritten: nor could it be at the end.
@@ -101,12 +103,13 @@ def sweep(
     workdir.try_writing(folder, elsewhere)
     failed: list[str] = []
     found: dict[str, list[dict[str, typing.Any]]] = {}
+    each: dict[str, list[comparison.Each]] = {}
     total = len(family.variants) * len(seeds)
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
         config = configs.seeded(family.variants[name], seed)
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
-        done = where / f"evaluation_{split}.json"
+        done, beside = where / f"evaluation_{split}.json", where / f"each_{split}.npz"
         try:
             trained = fit(config, where)
         except NotFiniteError as error:
@@ -116,20 +119,28 @@ def sweep(
         result = _found(done)
         # Not of an earlier checkpoint, nor by other settings: somebody may have looked at a run that was not finished.
         now = {"step": trained["best_step"], "settings": findings.evaluated_by(config)}
-        if {name: result.get(name) for name in now} != now:
+        whole = (rerank is None or "model_second_stage" in result) and beside.is_file()
+        if not whole or {name: result.get(name) for name in now} != now:
+            if rerank is not None:
+                rerank(where)
             result = evaluate(where, split)
         found.setdefault(name, []).append(result)
+        each.setdefault(name, []).append(workdir.read_each(beside))
     without = Stopped(f"{len(failed)} of {total} runs are without a result: {'; '.join(failed)}")
     if not found:
         raise without
     rows = table(found)
     protocol = next(iter(found.values()))[0]["protocol"].partition(", checkpoint of step")[0]
     title = f"{family.base}, {split} split, seeds {', '.join(map(str, seeds))}: mean ± standard deviation over seeds"
-    say(f"\n{title}\n{protocol}\n\n{report.table(rows)}")
+    ahead = comparison.leads(each)
+    told = "Leads, target by target, of means over seeds (95% bootstrap over users), and of each seed"
+    say(f"\n{title}\n{protocol}\n\n{report.table(rows)}\n\n{told}\n{report.table(ahead)}")
     summary = {"base": family.base, "split": split, "seeds": list(seeds), "protocol": protocol, "table": rows}
+    summary |= {"leads": ahead}
     with workdir.reporting(folder, elsewhere, summary):
         with report.replacing(folder / f"sweep_{split}.md") as temporary:
-            temporary.write_text(f"{title}\n\n{protocol}\n\n{report.markdown_table(rows)}\n", encoding="utf-8")
+            tables = report.markdown_table(rows), f"{told}:", report.markdown_table(ahead)
+            temporary.write_text("\n\n".join((title, protocol, *tables)) + "\n", encoding="utf-8")
         workdir.write_json(folder / f"sweep_{split}.json", summary | {"runs": found, "failed": failed})
     say(f"\ntable: {folder / f'sweep_{split}.md'}")
     if failed:

@@ -7,7 +7,9 @@ run.lock         who trains in it; empty when nobody does
 counts.npz       training events of each item and query
 checkpoints/     Orbax; each holds the config, too;  STEP.damaged  one that a resumed run could not read
 metrics.jsonl    one JSON object a logged step;  tensorboard/  the same for TensorBoard
+ranker/          the second stage, if `synergen rerank` fitted one
 evaluation_SPLIT.json, report_SPLIT.html   what `synergen evaluate` found, unless it was given another folder
+each_SPLIT.npz   the same target by target, for comparisons of runs
 """
 
 from __future__ import annotations
@@ -200,6 +202,25 @@ def read_counts(
         return None
     fit = sizes is None or [count.shape for count in counts] == [(size,) for size in sizes]
     return counts if fit and of == fingerprint and all(count.dtype == np.int32 for count in counts) else None
+
+
+def write_each(path: pathlib.Path, each: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name so that the file is there whole, or not at all.
+
+    Raises:
+      UserError: the disk is full, or the like.
+    """
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **typing.cast(dict[str, typing.Any], each))
+
+
+def read_each(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """What `write_each` wrote; {} where there is nothing, or nothing whole."""
+    try:
+        with path.open("rb") as file, np.load(file) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}
 
 
 def write_json(path: pathlib.Path, value: typing.Any) -> None:

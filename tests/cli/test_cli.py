@@ -125,7 +125,12 @@ def test_an_evaluation_goes_to_another_folder(place, capsys, tmp_path):
     before, out = contents(place.workdir), tmp_path / "new" / "folder"
     status, lines, errors = run(capsys, "evaluate", place.workdir, "--out", out, "--data-dir", place.data, "--json")
     assert (status, errors) == (0, []) and f"report: {out / 'report_test.html'}" in lines
-    assert {path.name for path in out.iterdir()} == {"evaluation_test.json", "report_test.html", "curves.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "each_test.npz",
+        "evaluation_test.json",
+        "report_test.html",
+        "curves.png",
+    }
     assert json.loads((out / "evaluation_test.json").read_text()) == json.loads(lines[-1])
     assert contents(place.workdir) == before
 

@@ -392,7 +392,8 @@ def test_lists_that_were_shown_are_resampled_by_user(setting):
     )
     batch = types.SimpleNamespace(user=said.user, shown=said.shown)
     backwards = {"backwards": lambda *_: -said.logits[..., 0]}
-    shown, count, leads = protocol.within_shown(said, setting[-1], [batch], CONFIG.evaluate, 0, backwards)
+    values = protocol.list_values(said, setting[-1], [batch], backwards)
+    shown, count, leads = protocol.within_shown(said, values, CONFIG.evaluate, 0)
     assert count == 20 and shown["model"]["list_mrr"] == {"mean": 0.75, "low": 0.5, "high": 1.0}
     assert leads["list_mrr"]["backwards"] == {"mean": 0.0, "low": -0.5, "high": 0.5}
 
