@@ -161,8 +161,8 @@ class EventLog:
             return self.source.get("note", "")
         made = self.source["queries"]
         return (
-            f"queries are generated from metadata ({made['templates']} templates, {made['share']:.0%} of events, seed "
-            f"{made['seed']}), nobody typed them"
+            f"queries are generated from {made.get('of', 'metadata')} ({made['templates']} templates, "
+            f"{made['share']:.0%} of events, seed {made['seed']}), nobody typed them"
         )
 
     def __len__(self) -> int:

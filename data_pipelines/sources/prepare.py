@@ -20,12 +20,13 @@ from data_pipelines.sources import (
     movielens,
     recbole,
     search_queries,
+    tmdb,
     trivago,
 )
 from data_pipelines.sources.interactions import log_parts
 from synergen_jax.errors import UserError
 
-SEARCH = {f"{name}-search": name for name in fetch.SOURCES}  # with generated queries
+SEARCH = {**{f"{name}-search": name for name in fetch.SOURCES}, tmdb.NAME: tmdb.OF}  # with generated queries
 KNOWN = (*fetch.SOURCES, *SEARCH)
 
 
@@ -92,24 +93,27 @@ def prepare(
     query_share: float | None = None,
     seed: int | None = None,
     matrix: typing.Sequence[str] = (),
+    films: str | pathlib.Path | None = None,
 ) -> EventLog:
     """Fetches, checks and converts a data set; a log that is already whole is reused.
 
-    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; one of `GIVEN`, which needs a
-    `source` (the logs of "trivago" and "amazon-reviews" are called after its files); or a folder of RecBole's atomic
-    files, whose log is then called after its .inter file; any other name needs `source`, that folder. A log that was
-    made with other settings, or from a given `source` of other bytes, is made anew, and so is everything with `force`;
-    without it, a log that was imported, or prepared from files of another place, is not replaced.
+    `name` is "ml-100k", "ml-1m", one of these with "-search" for generated queries; "ml-1m-tmdb", which needs `films`;
+    one of `GIVEN`, which needs a `source` (the logs of "trivago" and "amazon-reviews" are called after its files); or a
+    folder of RecBole's atomic files, whose log is then called after its .inter file; any other name needs `source`,
+    that folder. A log that was made with other settings, or from a given `source` of other bytes, is made anew, and so
+    is everything with `force`; without it, a log that was imported, or prepared from files of another place, is not
+    replaced.
 
     Args:
-      encoder: what `text.make` takes, or "none". By default "-search" logs, Amazon's, Last.fm's, and atomic files with
-        titles or tags, have "tfidf", others none.
-      query_share: share of the events that become searches, of MovieLens with "-search" alone; and `seed` of their
-        draws, or of the order of Last.fm's artists.
+      encoder: what `text.make` takes, or "none". By default "-search" and "-tmdb" logs, Amazon's, Last.fm's, and atomic
+        files with titles or tags, have "tfidf", others none.
+      query_share: share of the events that become searches, of MovieLens with "-search" and "-tmdb" alone; and `seed`
+        of their draws, or of the order of Last.fm's artists.
       matrix: further matrices of items, `NAME=FILE.npy` each.
+      films: the CSV file of TMDB's keywords and actors, for "ml-1m-tmdb" alone.
     """
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
-    given = GIVEN.get(name)
+    given, described = GIVEN.get(name), _described(name, films)
     name, source, raw = _named(name, source)
     files = [matrices.File.parse(text) for text in matrix]
     path = logs_folder(data_dir) / name
@@ -124,18 +128,31 @@ def prepare(
         words = name in SEARCH or (own and _has_words(own))
         encoder = given.TEXT if given else "tfidf" if words else "none"
     settings = _settings(name, given, encoder, query_share, seed, files)
+    if described:
+        settings["films"] = described.sha256()
     if not force and (path / "log.json").is_file():
         _refuse_another(path, raw if name not in KNOWN else None)
         if (log := _reusable(path, raw, settings, free)) is not None:
             return log
     raw = raw or fetch.fetch(SEARCH.get(name, name), downloads=data_dir / "downloads")
-    parts, said = _parts(name, given, raw, settings)
+    parts, said = _parts(name, given, raw, settings, described)
     about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings, **said}
     if files:
         about["matrices"] = _join(parts, files)
     if "text" in settings:
         _encode(parts, encoder, data_dir / "text-cache")
     return event_log.write(path, name=name, source=about, **parts)
+
+
+def _described(name: str, films: str | pathlib.Path | None) -> tmdb.File | None:
+    """The file of films, for the log that needs one and for no other."""
+    if name == tmdb.NAME:
+        if films is None:
+            raise UserError(f"{name} needs --films FILE.csv, a table with the columns {', '.join(tmdb.COLUMNS)}")
+        return tmdb.File.read(films)
+    if films is not None:
+        raise UserError(f"--films is for {tmdb.NAME} alone, not for {name}: leave it out, or prepare {tmdb.NAME}")
+    return None
 
 
 def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pathlib.Path | None, Raw | None]:
@@ -176,16 +193,21 @@ def _reusable(
 
 
 def _parts(
-    name: str, given: Given | None, raw: typing.Any, settings: dict[str, typing.Any]
+    name: str, given: Given | None, raw: typing.Any, settings: dict[str, typing.Any], described: tmdb.File | None
 ) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
     """What `event_log.write` takes, without further matrices and texts; and what the log's `source` says of it."""
     if given:
         return given.log_parts(raw, settings)
     of = SEARCH.get(name, name)
-    parts = log_parts(movielens.interactions(of, raw) if of in fetch.SOURCES else recbole.interactions(raw))
+    data = movielens.interactions(of, raw) if of in fetch.SOURCES else recbole.interactions(raw)
     if name not in SEARCH:
-        return parts, {}
+        return log_parts(data), {}
     made = {key: settings[key] for key in ("share", "seed")}
+    if described:
+        films = described.films(data.titles)
+        parts, queries = tmdb.add(log_parts(tmdb.with_texts(data, films)), films, **made)
+        return parts, {"generated_queries": True, "queries": queries | made, "films": str(described.path)}
+    parts = log_parts(data)
     queries = {"templates": len(search_queries.TEMPLATES), **made}
     return search_queries.add(parts, **made), {"generated_queries": True, "queries": queries}
 

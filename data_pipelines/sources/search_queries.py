@@ -3,6 +3,8 @@
 No public data set joins what people search with what they watch, so the text is drawn from the item's own metadata, as
 a person might type it: a word of the title, a genre with a decade, ... It never holds the item's id, and it rarely says
 all that is known of an item. A log with such queries says so in its `source`, and results on it must say so too.
+
+What can be said of an item is a function, here `options`, which goes by title and genres; `tmdb.options` knows more.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ TEMPLATES = {  # name -> how often it is drawn, where an item has what it needs
 }
 
 
-def options(title: str, genres: typing.Sequence[str], item_id: str) -> dict[str, list[str]]:
+Texts = dict[str, list[str]]  # template -> all queries that it can make of one item
+
+
+def options(title: str, genres: typing.Sequence[str], item_id: str) -> Texts:
     """All queries that each template can make of one item; none of them holds the id as a word.
 
     >>> options("Usual Suspects, The (1995)", ["Crime"], "12")["title"]
@@ -49,8 +54,7 @@ def options(title: str, genres: typing.Sequence[str], item_id: str) -> dict[str,
     name, year = split_title(title) if title != item_id else ("", "")
     title_words = words(name)
     telling = [word for word in title_words if word not in COMMON]
-    kinds = [" ".join(words(genre)) for genre in genres if genre != "unknown"]
-    decades = [f"{year[2]}0s" if year < "2000" else f"{year[:3]}0s"] if year else []
+    kinds, decades = genres_as_typed(genres), decade_as_typed(year)
     join = lambda *lists: list(dict.fromkeys(map(" ".join, itertools.product(*lists))))
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(title_words) if b not in COMMON]
     made = {
@@ -64,15 +68,49 @@ def options(title: str, genres: typing.Sequence[str], item_id: str) -> dict[str,
         "word year": join(telling, [year]) if year else [],
         "decade genre word": join(decades, kinds, telling),
     }
+    return without_id(made, item_id)
+
+
+def genres_as_typed(genres: typing.Iterable[str]) -> list[str]:
+    """Genres as words.
+
+    >>> genres_as_typed(["Film-Noir", "unknown", "Children's"])
+    ['film noir', 'childrens']
+    """
+    return [" ".join(words(genre)) for genre in genres if genre != "unknown"]
+
+
+def decade_as_typed(year: str) -> list[str]:
+    """The decade of a year in four digits; [] of none.
+
+    >>> decade_as_typed("1995"), decade_as_typed("2000"), decade_as_typed("")
+    (['90s'], ['2000s'], [])
+    """
+    return [f"{year[2]}0s" if year < "2000" else f"{year[:3]}0s"] if year else []
+
+
+def without_id(made: Texts, item_id: str) -> Texts:
+    """The queries that do not hold the item's id as a word."""
     own = set(words(item_id))
     return {template: [text for text in texts if not own & set(text.split())] for template, texts in made.items()}
 
 
-def add(parts: dict[str, typing.Any], *, share: float = SHARE, seed: int = 0) -> dict[str, typing.Any]:
+def add(
+    parts: dict[str, typing.Any],
+    *,
+    share: float = SHARE,
+    seed: int = 0,
+    options: typing.Callable[[str, typing.Sequence[str], str], Texts] = options,
+    templates: typing.Mapping[str, float] = TEMPLATES,
+) -> dict[str, typing.Any]:
     """The parts of a log, as `interactions.log_parts` gives them, with generated queries.
 
     Each event with an item becomes a search with probability `share`. Whether, and which text, is a function of
     (seed, user, event) alone; searches of a smaller share are among those of a larger one.
+
+    Args:
+      options: what can be said of an item, by its title, genres and id.
+      templates: how often each template of `options` is drawn, where an item has what it needs.
 
     Raises:
       UserError: share is no probability, the seed is below 0, or the log has queries already.
@@ -86,8 +124,8 @@ def add(parts: dict[str, typing.Any], *, share: float = SHARE, seed: int = 0) ->
     columns = parts["item_columns"].get("genres", [])
     flags = parts["item_matrices"]["genres"] > 0 if columns else np.zeros((len(parts["item_ids"]), 0), bool)
     genres = [[columns[i] for i in row.nonzero()[0]] for row in flags]
-    pools = [_Pool({})]
-    pools += [_Pool(options(*item)) for item in zip(parts["item_titles"][1:], genres[1:], parts["item_ids"][1:])]
+    items = zip(parts["item_titles"][1:], genres[1:], parts["item_ids"][1:])
+    pools = [_Pool({}, templates), *(_Pool(options(*item), templates) for item in items)]
 
     drawn = []
     for number, record in enumerate(parts["users"]):
@@ -107,9 +145,9 @@ def add(parts: dict[str, typing.Any], *, share: float = SHARE, seed: int = 0) ->
 class _Pool:
     """The queries of one item, from which two uniform numbers pick one."""
 
-    def __init__(self, options: dict[str, list[str]]):
-        self._texts = [texts for texts in options.values() if texts]
-        weights = [TEMPLATES[template] for template, texts in options.items() if texts]
+    def __init__(self, made: Texts, templates: typing.Mapping[str, float]):
+        self._texts = [texts for texts in made.values() if texts]
+        weights = [templates[template] for template, texts in made.items() if texts]
         self._ends = list(itertools.accumulate(weight / sum(weights) for weight in weights))[:-1]
 
     def draw(self, which: float, text: float) -> str:

@@ -41,8 +41,9 @@ def _declare_prepare(actions: shared.Commands) -> None:
     )
     made.add_argument(
         "name",
-        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries); with --source trivago, "
-        "amazon-beauty-search, amazon-reviews or lastfm (docs/public-data.md); or a folder of RecBole atomic files",
+        help="ml-100k, ml-1m, ml-100k-search or ml-1m-search (with generated queries); with --films ml-1m-tmdb "
+        "(queries of TMDB's keywords and actors); with --source trivago, amazon-beauty-search, amazon-reviews or lastfm "
+        "(docs/public-data.md); or a folder of RecBole atomic files",
     )
     made.add_argument(
         "--source", type=pathlib.Path, help="a copy that you have: folder, zip, wheel, parquet or .json.gz"
@@ -56,6 +57,12 @@ def _declare_prepare(actions: shared.Commands) -> None:
     )
     made.add_argument("--query-share", type=float, help="share of events that become searches (default: 0.3)")
     made.add_argument("--seed", type=int, help="seed of generated queries, or of the order of lastfm (default: 0)")
+    made.add_argument(
+        "--films",
+        type=pathlib.Path,
+        metavar="FILE.csv",
+        help="films by their numbers in MovieLens-1M, with TMDB's keywords and actors, for ml-1m-tmdb",
+    )
     made.add_argument(
         "--matrix",
         action="append",
@@ -180,6 +187,7 @@ def prepare(arguments, _) -> dict[str, typing.Any]:
         query_share=arguments.query_share,
         seed=arguments.seed,
         matrix=arguments.matrix,
+        films=arguments.films,
     )
     summary = _summary(log, start)
     if log.query_note:
