@@ -99,8 +99,8 @@ class File:
         if 2 * len(others) > len(found):
             item = others[0]
             raise UserError(
-                f"{found[item].row}: film {item} is {found[item].title!r}, but {titles[item]!r} in {OF}, and so are "
-                f"{len(others):,} of {len(found):,} films others than there: movieId must be the number in {OF}; {MEND}"
+                f"{found[item].row}: film {item} is {found[item].title!r}, but {titles[item]!r} in {OF}; "
+                f"{len(others):,} of {len(found):,} titles differ: movieId must be the film's number in {OF}; {MEND}"
             )
         return found
 

@@ -161,8 +161,8 @@ def test_searches_of_a_smaller_share_are_among_those_of_a_larger_one():
         (HEAD + OTHER, ": no movieId is that of a film of ml-1m"),
         (
             HEAD + LES.replace("2,", "3,", 1) + SEVEN + LAND.replace("3,", "2,", 1),
-            ":2: film 3 is 'Misérables, Les (1995)', but 'Land Before Time III (1995) (V)' in ml-1m, and so are 2 of 3 "
-            "films others than there: movieId must be the number in ml-1m",
+            ":2: film 3 is 'Misérables, Les (1995)', but 'Land Before Time III (1995) (V)' in ml-1m; 2 of 3 titles differ: "
+            "movieId must be the film's number in ml-1m",
         ),
     ],
 )
