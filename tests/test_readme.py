@@ -139,6 +139,7 @@ def test_every_kind_of_command_is_shown():
         "data",
         "train",
         "evaluate",
+        "rerank",
         "recommend",
         "search",
         "sweep",
