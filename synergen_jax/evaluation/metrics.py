@@ -18,7 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-CUTOFFS = (1, 5, 10, 50, 200)
+CUTOFFS = (1, 5, 10, 20, 50, 200)
 CALIBRATION_BINS = 15
 _CELLS = 2**22  # numbers that one chunk of a bootstrap may hold: some 32 MiB
 _AUC_RESAMPLES = 200  # each costs a pass over all candidates

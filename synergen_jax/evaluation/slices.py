@@ -13,7 +13,7 @@ from synergen_jax.evaluation import metrics
 if typing.TYPE_CHECKING:  # a validation needs no scipy
     import scipy.sparse
 
-METRICS = ("hr@10", "ndcg@10", "hr@50", "mrr")
+METRICS = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "hr@50", "mrr")
 NEW_PAIRS = "new pairs, never in training"
 OF_SEARCHES = ("queries met in training", "new queries", "pairs met in training", NEW_PAIRS)
 
