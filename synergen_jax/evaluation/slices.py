@@ -84,6 +84,6 @@ def table(ranks: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> dict[st
         found[name] = {"targets": int(mask.sum())}
         for system, values in ranks.items():
             if (values[mask] > 0).all():
-                measured = metrics.retrieval_metrics(values[mask], (10, 50))
+                measured = metrics.retrieval_metrics(values[mask], (10, 20, 50))
                 found[name][system] = {metric: float(np.mean(measured[metric])) for metric in METRICS}
     return found
