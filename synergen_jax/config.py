@@ -163,6 +163,7 @@ class EvaluateConfig:
     rank_candidates: int = 100  # candidates a target, the true one included, for the ranking metrics
     bootstrap: int = 1000  # resamples of the users behind each 95% interval
     rerank: int = 100  # items retrieved first that the ranking head orders; 0: none
+    baselines: bool = True  # what else there is for such a log, beside popularity
     neighbours: int = 100  # users that user-kNN adds up, among the baselines; 0: neither that nor item-kNN
     scann: bool = True  # approximate search beside the exact one, where ScaNN is installed
 

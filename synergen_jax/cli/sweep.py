@@ -45,8 +45,9 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     def fit(config, folder):
         return train(Run(config, logs[config.data.log]), folder)
 
-    def judge(folder, part):
-        return evaluate(folder, part, data_dir=arguments.data_dir)
+    def judge(folder, part, config):
+        settings = [f"--evaluate.baselines={str(config.evaluate.baselines).lower()}"]
+        return evaluate(folder, part, settings, arguments.data_dir)
 
     def second_stage(folder):
         return rerank.rerank(folder, data_dir=arguments.data_dir)

@@ -67,7 +67,9 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         if cluster.first():
             workdir.try_writing(out, elsewhere)
         targets = run.targets(part)
-    beside = _baselines(run) if cluster.first() else _Beside()
+    beside = _Beside()
+    if cluster.first() and config.evaluate.baselines:
+        beside = _baselines(run)
     second = None
     if not (opened.folder / rerank.FOLDER).is_dir():
         beside.leave_out("none was fitted (`synergen rerank`)", "model_second_stage")

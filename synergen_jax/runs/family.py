@@ -83,7 +83,7 @@ def sweep(
     folder: pathlib.Path,
     split: str,
     fit: typing.Callable[[Config, pathlib.Path], typing.Any],
-    evaluate: typing.Callable[[pathlib.Path, str], dict[str, typing.Any]],
+    evaluate: typing.Callable[[pathlib.Path, str, Config], dict[str, typing.Any]],
     say: typing.Callable[[str], None],
     rerank: typing.Callable[[pathlib.Path], typing.Any] | None = None,
 ) -> dict[str, typing.Any]:
@@ -92,7 +92,8 @@ def sweep(
     What is finished is not done again, so that a sweep that was stopped goes on when it is run again.
 
     Args:
-      fit: trains a config in a workdir; evaluate: evaluates a workdir on a split. Both return their JSON.
+      fit: trains a config in a workdir; evaluate: evaluates a workdir on a split, by a config's `evaluate`. Both return their
+        JSON. Baselines are the same for all variants, and evaluated beside the first one alone.
       rerank: fits the second stage of a workdir, before it is evaluated; None: there is none.
 
     Raises:
@@ -107,6 +108,8 @@ def sweep(
     total = len(family.variants) * len(seeds)
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
         config = configs.seeded(family.variants[name], seed)
+        if name != next(iter(family.variants)):
+            config = configs.override(config, ["--evaluate.baselines", "false"])
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
         done, beside = where / f"evaluation_{split}.json", where / f"each_{split}.npz"
@@ -123,7 +126,7 @@ def sweep(
         if not whole or {name: result.get(name) for name in now} != now:
             if rerank is not None:
                 rerank(where)
-            result = evaluate(where, split)
+            result = evaluate(where, split, config)
         found.setdefault(name, []).append(result)
         each.setdefault(name, []).append(workdir.read_each(beside))
     without = Stopped(f"{len(failed)} of {total} runs are without a result: {'; '.join(failed)}")

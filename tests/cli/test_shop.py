@@ -298,7 +298,7 @@ def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
         folder.mkdir(parents=True)
         return {"best_step": 3}
 
-    def evaluate(folder, split):
+    def evaluate(folder, split, config):
         return {"protocol": "p, checkpoint of step 3", "model": {"hr@10": 0.5}, "slices": {}, "shown": {}}
 
     with pytest.raises(Stopped, match=r"1 of 4 runs are without a result: wild, seed 1: step 7"):
