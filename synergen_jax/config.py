@@ -69,6 +69,7 @@ class ModelConfig:
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
     context_query: bool = True  # events in the context tell the query that led to them
     context_action: bool = True  # and their action, such as the rating
+    query_match: bool = False  # keys have a part of their own that queries, and nothing else, are compared with
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"

@@ -148,7 +148,7 @@ def ranked(model: SynerGen, params: Params, catalogue: Catalogue, cache: Cache, 
     pure = functools.partial(synergen.pure, model, params["model"])
     items, queries = synergen.token_vectors(model, params, catalogue, readers)
     hidden = pure(SynerGen.read)(cache, readers, items, queries)
-    wanted, keys = pure(SynerGen.retrieve)(hidden[:, :1]), pure(SynerGen.keys)(items[:, 1:])
+    wanted, keys = pure(SynerGen.retrieve)(hidden[:, :1], queries[:, :1]), pure(SynerGen.keys)(items[:, 1:])
     return pure(SynerGen.rank)(hidden[:, 1:], jnp.sum(wanted * keys, axis=-1))
 
 

@@ -131,14 +131,10 @@ def _masked_loss(model, params, catalogue: Catalogue, batch: TrainBatch, config:
         *(join(getattr(asked, name), getattr(tokens, name)) for name in ("item", "query", "time", "visible"))
     )
     context = synergen.token_vectors(model, params, catalogue, batch.events)
-    _, hidden = apply(
-        batch.events,
-        *context,
-        readers,
-        *synergen.token_vectors(model, params, catalogue, readers),
-        method=oracle.forward,
-    )
-    wanted = apply(hidden[:, : asked.item.shape[1]], method="retrieve")
+    items, queries = synergen.token_vectors(model, params, catalogue, readers)
+    _, hidden = apply(batch.events, *context, readers, items, queries, method=oracle.forward)
+    count = asked.item.shape[1]
+    wanted = apply(hidden[:, :count], queries[:, :count], method="retrieve")
     item = lambda ids: apply(synergen.item_vectors(model, params, catalogue, ids), method="keys")
     target = batch.target.reshape(-1)
     counts = catalogue.counts

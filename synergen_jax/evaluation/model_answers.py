@@ -44,7 +44,7 @@ class Answers(typing.NamedTuple, typing.Generic[Some]):
 
     user: Some  # (n,) whose targets they are
     ranks: Some  # (n, 2) first and last place, from 1; -1 where a score is NaN: `metrics.retrieval_metrics` refuses
-    vectors: Some  # (n, D) retrieval vectors
+    vectors: Some  # (n, W) retrieval vectors
     labels: Some  # (n, K, A) 1, 0, or -1 for unknown
     logits: Some  # (n, K, A)
     shown: Some  # (n,) True where the candidates are the list that was shown
@@ -117,7 +117,7 @@ def answer(asked: PlacedModel, batch: EvalBatch, rerank: int) -> tuple[Answers[A
     pure = functools.partial(synergen.pure, model, asked.params["model"])
     reader, listed, items = batch.reader, batch.ranking.readers(), model.spec.items
     read, (nothing, list_items), (wanted, list_queries) = _encoded(asked, batch, reader, listed)
-    query = pure(SynerGen.retrieve)(read(reader, nothing, wanted))[:, 0]
+    query = pure(SynerGen.retrieve)(read(reader, nothing, wanted), wanted)[:, 0]
     ranks = full_ranking.ranks(mesh, query, keys, batch.target, batch.seen, items)
     # Exact, as serving is: an accelerator's own choice of fewer bits changes the ranks of a quarter of the targets.
     list_keys = pure(SynerGen.keys)(list_items)
@@ -161,7 +161,7 @@ def retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[Array, A
     """
     read, (nothing,), (wanted,) = _encoded(asked, batch, batch.reader)
     retrieve = synergen.pure(asked.model, asked.params["model"], SynerGen.retrieve)
-    query = retrieve(read(batch.reader, nothing, wanted))[:, 0]
+    query = retrieve(read(batch.reader, nothing, wanted), wanted)[:, 0]
     items = asked.model.spec.items
     found = full_ranking.first(asked.mesh, query, asked.keys, batch.seen, most, items)
     found = *found, _by_head(asked, read, batch.reader, wanted, found)
@@ -194,7 +194,7 @@ def _ranks(asked: PlacedModel, batch: EvalBatch) -> Array:
     model = asked.model
     read, (nothing,), (wanted,) = _encoded(asked, batch, batch.reader)
     retrieve = synergen.pure(model, asked.params["model"], SynerGen.retrieve)
-    query = retrieve(read(batch.reader, nothing, wanted))[:, 0]
+    query = retrieve(read(batch.reader, nothing, wanted), wanted)[:, 0]
     ranks = full_ranking.ranks(asked.mesh, query, asked.keys, batch.target, batch.seen, model.spec.items)
     return jax.lax.with_sharding_constraint(ranks, device_mesh.whole(asked.mesh))
 

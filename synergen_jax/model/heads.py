@@ -18,24 +18,48 @@ from synergen_jax.model.blocks import boxed, dense
 
 
 class RetrievalHead(nn.Module):
-    """Vectors whose inner products with the keys of items are scores."""
+    """Vectors whose inner products with the keys of items are scores.
+
+    With `match` keys and vectors have a second part. A query's second part is the map of its own vector, times a learned
+    gain; that of a reader without a query is zero. So what a query says is matched with what an item is past the Transformer,
+    by parameters that recommendations do not move, and by one inner product still.
+    """
 
     config: ModelConfig
+    match: bool = False
 
     def setup(self):
         c = self.config
         # Starts as the identity, so that from the first step a query finds the items whose vectors are like its own.
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
         self.retrieval_head = dense(c.width, ("embed", "embed_out"), jnp.dtype(c.dtype), in_axis=-1, init=identity)
+        if self.match:
+            self.query_match = dense(c.width, ("embed", "embed_out"), jnp.dtype(c.dtype), in_axis=-1, init=identity)
+            self.match_gain = self.param("match_gain", nn.initializers.zeros, ())
 
-    def __call__(self, hidden: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Retrieval vectors of hidden states, float32."""
-        return self.keys(self.retrieval_head(hidden))
+    def __call__(self, hidden: Float[Array, "... d"], queries: Float[Array, "... d"] | None = None) -> Array:
+        """As `SynerGen.retrieve`."""
+        taste = self._unit(self.retrieval_head(hidden))
+        if not self.match:
+            return taste
+        if queries is None:
+            return jnp.concatenate([taste, jnp.zeros_like(taste)], axis=-1)
+        gain = jnp.exp(GAIN * self.match_gain - 1.0)
+        return jnp.concatenate([taste, gain * self._unit(self.query_match(queries))], axis=-1)
 
-    def keys(self, items: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Vectors of items in float32, of unit length if `config.normalise`."""
-        x = items.astype(jnp.float32)
+    def keys(self, items: Float[Array, "... d"]) -> Array:
+        """As `SynerGen.keys`."""
+        keys = self._unit(items)
+        return jnp.concatenate([keys, self._unit(self.query_match(items))], axis=-1) if self.match else keys
+
+    def _unit(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """In float32, of unit length if `config.normalise`; zeros stay zeros."""
+        x = x.astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6) if self.config.normalise else x
+
+
+# Adam moves the gain's logarithm by this many times the learning rate a step: it has to grow tenfold.
+GAIN = 10.0
 
 
 class RankingHead(nn.Module):

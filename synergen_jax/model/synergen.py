@@ -76,7 +76,7 @@ class SynerGen(nn.Module):
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
         self.final_norm = RMSNorm(dtype)
-        self.retrieval, self.ranking = RetrievalHead(c), RankingHead(c, self.spec)
+        self.retrieval, self.ranking = RetrievalHead(c, self.matches), RankingHead(c, self.spec)
         for head in (self.retrieval, self.ranking):
             nn.share_scope(self, head)  # their parameters lie beside those above, as they always have in checkpoints
         if self.spec.candidate_features:
@@ -86,6 +86,16 @@ class SynerGen(nn.Module):
             self.feature_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
         self.dropout = Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
+
+    @property
+    def matches(self) -> bool:
+        """Whether keys have a part for queries: `config.query_match`, where there are any."""
+        return self.config.query_match and self.spec.queries > 1
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of a key and of a retrieval vector, W: D, or 2 D where keys have a part for queries."""
+        return self.config.width * (1 + self.matches)
 
     def join_rows(self, rows: embed.Rows, ids: Int[AnyArray, "..."]) -> Array:
         """Vectors (..., D) of items or queries from their rows; id 0 gives zeros."""
@@ -179,12 +189,21 @@ class SynerGen(nn.Module):
         keys, values = jax.tree.map(put, (cache.keys, cache.values), (keys, values))
         return Cache(keys, values, time, cache.length + gained)
 
-    def retrieve(self, hidden: Array) -> Array:
-        """Retrieval vectors of readers: their inner product with `keys` scores an item."""
-        return self.retrieval(hidden)
+    def retrieve(self, hidden: Array, queries: Array | None = None) -> Array:
+        """Retrieval vectors of readers, (..., W) float32: their inner product with `keys` scores an item.
+
+        Args:
+          hidden: of retrieval readers, (..., D).
+          queries: the readers' query vectors, (..., D), zeros where there is none; None: nobody has a query. Without
+            `config.query_match` they are not used.
+        """
+        return self.retrieval(hidden, queries)
 
     def keys(self, items: Array) -> Array:
-        """What retrieval vectors are compared with: item vectors, of unit length if `config.normalise`."""
+        """What retrieval vectors are compared with, (..., W) float32, from item vectors (..., D).
+
+        Parts of unit length if `config.normalise`.
+        """
         return self.retrieval.keys(items)
 
     def rank(
@@ -257,7 +276,7 @@ def init(model: SynerGen, key: Array) -> Params:
         feature = jnp.zeros((1, 1, len(spec.candidate_features) + 1)) if spec.candidate_features else None
         readers = Readers(one, one, one, one, feature)
         hidden = model.read(model.encode(events, items, queries), readers, items, queries)
-        return model.retrieve(hidden), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)), feature)
+        return model.retrieve(hidden, queries), model.keys(items), model.rank(hidden, jnp.zeros((1, 1)), feature)
 
     return {"model": model.init(model_key, method=touch), "tables": tables}
 
@@ -300,8 +319,8 @@ def token_vectors(
     )
 
 
-def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v d"]:
-    """What every item of the catalogue is found by, (V, D) float32; row 0, the padding item, is zero."""
+def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v w"]:
+    """What every item of the catalogue is found by, (V, W) float32; row 0, the padding item, is zero."""
 
     @jax.jit
     def keys(params, catalogue, ids):

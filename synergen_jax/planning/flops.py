@@ -116,6 +116,8 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
     features = (len(spec.candidate_features) + 1) if spec.candidate_features else 0
     columns = feature_columns(len(spec.candidate_features)) if features else 0
     labels = len(spec.labels)
+    matches = m.query_match and spec.queries > 1
+    key = width * (1 + matches)
     gated = m.block == "hstu"  # a gate beside query, key, value and output, and no feed-forward layer
     return {
         "attention projections": Cost(2 * width * width * ((4 + gated) * tokens + 2 * work.events)),
@@ -126,9 +128,10 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
         "heads": Cost(2 * (width * width * work.readers + (width * width + width * labels) * candidates)),
         "candidate features": Cost(2 * (features * width + columns * (width + labels)) * candidates, times=2),
         "candidate feature vectors": Cost(2 * width * (width + labels) * candidates if features else 0),
-        "retrieval loss": Cost(2 * width * work.readers * (pool + 1) if loss.retrieval_weight else 0),
-        "candidate scores": Cost(2 * width * candidates),
-        "hard candidates": Cost(2 * width * requests * pool if loss.hard_candidates else 0, times=1),
+        "query match": Cost(2 * width * width * (2 * work.readers + candidates + pool) * matches),
+        "retrieval loss": Cost(2 * key * work.readers * (pool + 1) if loss.retrieval_weight else 0),
+        "candidate scores": Cost(2 * key * candidates),
+        "hard candidates": Cost(2 * key * requests * pool if loss.hard_candidates else 0, times=1),
     }
 
 

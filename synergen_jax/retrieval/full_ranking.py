@@ -31,9 +31,9 @@ _USERS = PartitionSpec("data")
 def item_keys(
     mesh: Mesh, model: synergen.SynerGen, params: synergen.Params, catalogue: StoredCatalogue
 ) -> Float[Array, "a c d"]:
-    """What every item is found by, (A, 768, D) float32, stored as a table is; zeros for id 0.
+    """What every item is found by, (A, 768, W) float32, stored as a table is; zeros for id 0.
 
-    `synergen.item_keys` are the same on one device, (V, D), for serving.
+    `synergen.item_keys` are the same on one device, (V, W), for serving.
     """
     stored = lookup.sources(model, params["tables"], catalogue, "item"), catalogue.item_counts
     lines = catalogue.item_counts.shape[0]
@@ -49,7 +49,7 @@ def item_keys(
         return jax.lax.dynamic_update_slice_in_dim(found, made, begin, 0)
 
     split = NamedSharding(mesh, table.SPLIT)
-    nothing = jnp.zeros((lines, table.COLUMNS, model.config.width))
+    nothing = jnp.zeros((lines, table.COLUMNS, model.key_width))
     return jax.lax.fori_loop(0, -(-lines // some), more, jax.lax.with_sharding_constraint(nothing, split))
 
 

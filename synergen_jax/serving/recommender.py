@@ -333,7 +333,8 @@ def _read(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
 @functools.partial(jax.jit, static_argnames="model")
 def _retrieve(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
     hidden = _read(model, params, catalogue, cache, readers)
-    return synergen.pure(model, params["model"], SynerGen.retrieve)(hidden)[:, 0]
+    queries = synergen.query_vectors(model, params, catalogue, readers.query)
+    return synergen.pure(model, params["model"], SynerGen.retrieve)(hidden, queries)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -341,7 +342,8 @@ def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
     pure = functools.partial(synergen.pure, model, params["model"])
     request = jax.tree.map(lambda x: x[:, :1], readers)
     request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
-    wanted = pure(SynerGen.retrieve)(_read(model, params, catalogue, cache, request))
+    queries = synergen.query_vectors(model, params, catalogue, request.query)
+    wanted = pure(SynerGen.retrieve)(_read(model, params, catalogue, cache, request), queries)
     keys = pure(SynerGen.keys)(synergen.item_vectors(model, params, catalogue, readers.item))
     score = jnp.sum(wanted * keys, axis=-1)
     return jax.nn.sigmoid(pure(SynerGen.rank)(_read(model, params, catalogue, cache, readers), score))

@@ -140,7 +140,7 @@ def loss(shared: Shared, variables, at: Placed, batch: TrainBatch, key: Array | 
     no_items = jnp.zeros_like(at.reader_queries)
     read = model(1, SynerGen.read)
     hidden = read(cache, batch.retrieval, no_items, at.reader_queries, key is None, 1)
-    wanted = model(1, SynerGen.retrieve)(hidden)  # (B, L, D)
+    wanted = model(1, SynerGen.retrieve)(hidden, at.reader_queries)  # (B, L, W)
     pool_keys = model.keys(at.pool.vectors)
     parts = {name: jnp.zeros(()) for name in shared.total}
     if config.retrieval_weight:

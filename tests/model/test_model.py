@@ -12,7 +12,7 @@ import small_model
 
 from synergen_jax.batch import Events, Readers
 from synergen_jax.config import ModelConfig
-from synergen_jax.model import blocks, rope, synergen
+from synergen_jax.model import blocks, heads, rope, synergen
 from synergen_jax.model import oracle as dense
 
 B, L, R = 3, 11, 14
@@ -87,7 +87,8 @@ def test_candidate_features_equal_the_dense_oracle_too_and_unknown_ones_add_noth
     model, params, catalogue = small_model.make(spec=spec)
     plain, without, _ = small_model.make()
     extra = set(params["model"]["params"]) - set(without["model"]["params"])
-    assert extra == {"feature_hidden", "feature_out", "feature_wide"}, "a log without features has no such parameters"
+    names = {f"feature_{name}" for name in ("hidden", "out", "wide", "deep_hidden", "deep_out")}
+    assert extra == names, "a log without features has no such parameters"
     rng = np.random.default_rng(12)
     events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
     feature = jnp.asarray(rng.normal(size=(B, R, 3)), jnp.float32).at[..., 2].set(1)
@@ -116,6 +117,8 @@ model/params/block_0/query/kernel
 model/params/block_0/time_bias
 model/params/block_0/up/kernel
 model/params/block_0/value/kernel
+model/params/feature_deep_hidden/kernel
+model/params/feature_deep_out/kernel
 model/params/feature_hidden/kernel
 model/params/feature_out/kernel
 model/params/feature_wide
@@ -483,14 +486,67 @@ def test_the_retrieval_score_and_known_features_weigh_in_the_logits():
     spec = dataclasses.replace(small_model.SPEC, candidate_features=("position",))
     model, params, _ = small_model.make(spec=spec)
     own = params["model"]["params"]
-    own = own | {"feature_wide": jnp.array([[2.0, 0.0], [0.5, 1.0]]), "ranking_match": jnp.array([1.0, 0.3])}
+    wide = jnp.array([[2.0, 0.0], [0.5, 1.0], [0.1, 0.2]])  # of the feature, that it is known, and its square
+    own = own | {"feature_wide": wide / heads.WIDE, "ranking_match": jnp.array([1.0, 0.3])}
     params = params | {"model": {"params": own}}
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 32)), jnp.float32)
     rank = lambda *more: np.asarray(small_model.apply(model, params, hidden, *more, method="rank"))[0]
     score, none = jnp.array([[0.5, -0.1]]), jnp.zeros((1, 2))
     np.testing.assert_allclose(rank(score) - rank(none), [[10.0, 3.0], [-2.0, -0.6]], atol=1e-5)
     known = jnp.array([[[3.0, 1.0], [0.0, 0.0]]])
-    np.testing.assert_allclose(rank(none, known) - rank(none), [[6.5, 1.0], [0.0, 0.0]], atol=1e-5)
+    np.testing.assert_allclose(rank(none, known) - rank(none), [[7.4, 2.8], [0.0, 0.0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [1, 3, 20])
+def test_a_hidden_layer_of_features_and_their_products_weighs_in_the_logits(features):
+    """Beside the Transformer; nothing of features that are not known."""
+    spec = dataclasses.replace(small_model.SPEC, candidate_features=tuple(f"f{i}" for i in range(features)))
+    model, params, _ = small_model.make(spec=spec)
+    own = params["model"]["params"]
+    rng = np.random.default_rng(0)
+    out = rng.normal(size=own["feature_deep_out"]["kernel"].shape)
+    params = params | {"model": {"params": own | {"feature_deep_out": {"kernel": jnp.asarray(out)}}}}
+    x = rng.normal(size=(2, features + 1)).astype(np.float32)
+    x[0, -1], x[1] = 1, 0
+    hidden, none = jnp.zeros((2, 32)), jnp.zeros(2)
+    rank = lambda *more: np.asarray(small_model.apply(model, params, hidden, none, *more, method="rank"))
+    columns = [*x[0], *(x[0, i] * x[0, j] for i in range(features) for j in range(i, features))]
+    if features > heads.PRODUCTS:
+        columns = [*x[0], *x[0, :-1] ** 2]
+    h = np.array(columns) @ np.asarray(own["feature_deep_hidden"]["kernel"])
+    wanted = h / (1 + np.exp(-h)) @ out
+    np.testing.assert_allclose(rank(jnp.asarray(x)) - rank(), [wanted, np.zeros(2)], rtol=1e-4, atol=1e-4)
+
+
+def test_queries_are_matched_with_a_part_of_the_keys_of_their_own():
+    """One inner product of what the hidden state asks for and, times the gain, of the query's cosine with the item."""
+    config = dataclasses.replace(small_model.CONFIG, query_match=True)
+    model, params, catalogue = small_model.make(config)
+    assert model.key_width == 64
+    own = params["model"]["params"]
+    rng = np.random.default_rng(1)
+    turn = rng.normal(size=(32, 32)).astype(np.float32)
+    own = own | {"query_match": {"kernel": jnp.asarray(turn)}, "match_gain": jnp.float32(0.2)}
+    params = params | {"model": {"params": own}}
+    call = functools.partial(small_model.apply, model, params)
+    hidden = jnp.asarray(rng.normal(size=(3, 32)), jnp.float32)
+    queries = jnp.asarray(rng.normal(size=(3, 32)), jnp.float32).at[0].set(0)  # the first one has none
+    items = synergen.item_vectors(model, params, catalogue, np.arange(60))
+    found = np.asarray(call(hidden, queries, method="retrieve") @ call(items, method="keys").T)
+    plain, without, _ = small_model.make()
+    assert set(own) - set(without["model"]["params"]) == {"query_match", "match_gain"}
+    less = {"model": {"params": {name: own[name] for name in without["model"]["params"]}}, "tables": params["tables"]}
+    taste = (
+        small_model.apply(plain, less, hidden, method="retrieve")
+        @ small_model.apply(plain, less, items, method="keys").T
+    )
+    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    match = unit(np.asarray(queries) @ turn) @ unit(np.asarray(items) @ turn).T
+    np.testing.assert_allclose(found, np.asarray(taste) + np.exp(10 * 0.2 - 1) * match, atol=1e-4)
+    np.testing.assert_allclose(found[0], taste[0], atol=1e-5)
+    np.testing.assert_allclose(call(hidden, method="retrieve")[:, 32:], 0)
+    no_queries = dataclasses.replace(small_model.SPEC, queries=1, query_matrices=())
+    assert "query_match" not in small_model.make(config, no_queries)[1]["model"]["params"]
 
 
 def test_a_subclass_has_its_own_methods():

@@ -16,7 +16,7 @@ from synergen_jax.model import synergen
 from synergen_jax.serving.recommender import Recommender, extended
 
 LOG = random_log(5, users=6, items=40, longest=12, least=10)
-CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2))
+CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2, query_match=True))
 ITEMS = 39  # of the catalogue, id 0 left out
 
 
@@ -40,7 +40,7 @@ def brute_force(served, cache, time, query):
     readers = Readers(one(0), one(query), one(time), one(int(cache.length[0])))
     vectors = small_model.vectors(served.model, served.params, served.catalogue, readers)
     hidden = small_model.apply(served.model, served.params, cache, readers, *vectors, method="read")
-    vector = small_model.apply(served.model, served.params, hidden, method="retrieve")[0, 0]
+    vector = small_model.apply(served.model, served.params, hidden, vectors[1], method="retrieve")[0, 0]
     return np.asarray(synergen.item_keys(served.model, served.params, served.catalogue)) @ np.asarray(vector)
 
 
