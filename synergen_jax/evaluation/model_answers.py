@@ -168,7 +168,7 @@ def retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[Array, A
     return jax.lax.with_sharding_constraint(found, device_mesh.whole(asked.mesh))
 
 
-def reranked(chosen: Array, there: Array, target: Array, ranks: Array) -> Array:
+def reranked(chosen: AnyArray, there: AnyArray, target: AnyArray, ranks: AnyArray) -> Array:
     """First and last place of each target, (B, 2), once the items retrieved first are in another order.
 
     A target that is not among them comes behind them. Of items whose retrieval score is equal at the cut those are

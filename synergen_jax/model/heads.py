@@ -97,7 +97,7 @@ class RankingHead(nn.Module):
         logits += self.ranking_bias.reshape(one) + scale * self.ranking_match.reshape(one) * score[..., None]
         if feature is None or not self.spec.candidate_features:
             return logits
-        feature = _expanded(feature.astype(jnp.float32))
+        feature = _expanded(jnp.asarray(feature, jnp.float32))
         deep = self.feature_deep_out(nn.silu(self.feature_deep_hidden(feature.astype(hidden.dtype))))
         return logits + WIDE * (feature @ self.feature_wide) + deep.astype(jnp.float32)
 

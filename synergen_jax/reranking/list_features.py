@@ -135,7 +135,8 @@ class ListFeatures:
                 rows = self._item_rows[name]
                 like = rows[had] @ rows[mine].T
                 by_text[2 * number : 2 * number + 2, row] = like.max(0), like[-LATEST:].mean(0)
-        return list(together), list(by_text)
+        apart = lambda whole: [whole[number] for number in range(len(whole))]
+        return apart(together), apart(by_text)
 
 
 def _met(history: np.ndarray, item: np.ndarray) -> list[np.ndarray]:

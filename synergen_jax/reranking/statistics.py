@@ -53,7 +53,7 @@ class Statistics:
             parts |= {f"{name}_{part}": getattr(matrix, part) for part in ("data", "indices", "indptr")}
             parts[f"{name}_shape"] = np.array(matrix.shape)
         with path.open("wb") as file:
-            np.savez_compressed(file, **parts)
+            np.savez_compressed(file, **typing.cast(dict[str, typing.Any], parts))
 
     @classmethod
     def load(cls, path: pathlib.Path) -> typing.Self:
