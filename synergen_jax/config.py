@@ -98,7 +98,7 @@ class LossConfig:
     pointwise_weight: float = 0.1
     pairwise_weight: float = 0.1
     listwise_weight: float = 0.0
-    label_weight: float = 1.0  # in both, of each known label after the first, such as "like": few are known
+    label_weight: float = 1.0  # in all three, of each known label after the first, such as "like": few are known
     rank_after: int = 0  # steps before the ranking losses count
     search_weight: float = 1.0  # of readers with a query, in every part
     recommendation_weight: float = 1.0  # of readers without one

@@ -24,19 +24,21 @@ def leads(found: collections.abc.Mapping[str, collections.abc.Sequence[Each]]) -
     order. Variants of other targets than the first one's are left out.
 
     Args:
-      found: variant -> seed by seed.
+      found: variant -> seed by seed, the same seeds in one order; {} where a seed has none, which is then left out of a
+        comparison on both sides.
     """
-    name, first = next(iter(found.items()))
+    name, runs = next(iter(found.items()))
+    first = next((run for run in runs if run), {})
     rows = []
     for metric, users in (("ndcg@10", "user"), ("list_mrr", "list_user")):
-        if users not in first[0]:
+        if users not in first:
             continue
-        masks = {"lists": np.ones(len(first[0][users]), bool)} if metric == "list_mrr" else _masks(first[0])
+        masks = {"lists": np.ones(len(first[users]), bool)} if metric == "list_mrr" else _masks(first)
         for where, mask in masks.items():
-            for of, over, mine, theirs in _pairs(name, found, metric, users):
-                gains = [one[mask] - other[mask] for one, other in zip(mine, theirs, strict=True)]
+            for of, over, both in _pairs(name, found, metric, users):
+                gains = [one[mask] - other[mask] for one, other in both]
                 if np.isfinite(gains).any() and (metric == "list_mrr" or np.isfinite(gains).all()):
-                    lead = metrics.summary({"lead": np.mean(gains, axis=0)}, first[0][users][mask])["lead"]
+                    lead = metrics.summary({"lead": np.mean(gains, axis=0)}, first[users][mask])["lead"]
                     seeds = " ".join(f"{np.nanmean(gain):+.4f}" for gain in gains)
                     rows.append(
                         {"metric": metric, "of": where, "system": of, "over": over, "lead": lead, "seeds": seeds}
@@ -50,21 +52,19 @@ def _masks(each: Each) -> dict[str, np.ndarray]:
 
 def _pairs(
     name: str, found: collections.abc.Mapping[str, collections.abc.Sequence[Each]], metric: str, users: str
-) -> collections.abc.Iterator[tuple[str, str, list[np.ndarray], list[np.ndarray]]]:
-    """What is compared: names, and values seed by seed."""
-    first, others = found[name], {variant: runs for variant, runs in found.items() if variant != name}
-    same = lambda run: users in run and np.array_equal(run[users], first[0][users])
-    values = lambda runs, system: [run[f"{metric}/{system}"] for run in runs if f"{metric}/{system}" in run]
-    for stage in STAGES:
-        mine = values(first, stage)
-        if len(mine) == len(first):
-            for variant, runs in others.items():
-                theirs = values(runs, stage)
-                if len(theirs) == len(mine) and all(map(same, runs)):
-                    yield f"{name}: {stage}", f"{variant}: {stage}", mine, theirs
-    systems = [key.removeprefix(f"{metric}/") for key in first[0] if key.startswith(f"{metric}/")]
-    mine = values(first, "model")
-    for system in systems:
-        theirs = values(first, system)
-        if system != "model" and len(theirs) == len(mine):
-            yield f"{name}: model", system, mine, theirs
+) -> collections.abc.Iterator[tuple[str, str, list[tuple[np.ndarray, np.ndarray]]]]:
+    """What is compared: names, and the values of both for each seed that has both."""
+    first = next(run for run in found[name] if run)
+    fits = lambda run, system: f"{metric}/{system}" in run and np.array_equal(run[users], first[users])
+
+    def both(variant: str, mine: str, theirs: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        seeds = zip(found[name], found[variant], strict=True)
+        kept = [(one, other) for one, other in seeds if fits(one, mine) and fits(other, theirs)]
+        return [(one[f"{metric}/{mine}"], other[f"{metric}/{theirs}"]) for one, other in kept]
+
+    systems = [key.removeprefix(f"{metric}/") for key in first if key.startswith(f"{metric}/")]
+    wanted = [(stage, variant, stage) for stage in STAGES for variant in found if variant != name]
+    wanted += [("model", name, system) for system in systems if system != "model"]
+    for mine, variant, theirs in wanted:
+        if values := both(variant, mine, theirs):
+            yield f"{name}: {mine}", theirs if variant == name else f"{variant}: {theirs}", values

@@ -70,6 +70,8 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
     beside = _Beside()
     if cluster.first() and config.evaluate.baselines:
         beside = _baselines(run)
+    elif not config.evaluate.baselines:
+        beside.leave_out("evaluate.baselines is false", "what is beside popularity")
     second = None
     if not (opened.folder / rerank.FOLDER).is_dir():
         beside.leave_out("none was fitted (`synergen rerank`)", "model_second_stage")

@@ -117,6 +117,7 @@ def sweep(
             trained = fit(config, where)
         except NotFiniteError as error:
             failed.append(f"{name}, seed {seed}: {error}")
+            each.setdefault(name, []).append({})
             say(f"without a result: {error}")
             continue
         result = _found(done)

@@ -79,3 +79,10 @@ def test_nothing_is_known_of_the_first_variant():
 
 def test_the_slices_are_those_of_an_evaluation():
     assert slices.NEW_PAIRS in comparison.SLICES
+
+
+def test_a_seed_without_a_result_is_left_out_on_both_sides():
+    """Not the second seed of one beside the third of the other."""
+    rows = comparison.leads({"joint": [each(0.3), {}, each(0.5)], "alone": [{}, each(0.9), each(0.1)]})
+    found = row(rows, "all", "alone: model")
+    assert found["lead"]["mean"] == pytest.approx(0.4) and found["seeds"] == "+0.4000"
