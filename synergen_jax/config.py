@@ -62,6 +62,7 @@ class ModelConfig:
     max_wavelength: int = 315_360_000  # seconds (ten years), of the slowest time plane
     time_bias: bool = False  # attention has a learned bias by elapsed time, beside the rotary planes
     request_time: bool = True  # readers know when they are asked; otherwise the time of the last event that they see
+    request_date: bool = False  # and readers' tokens tell the date of that: what is bought changes over the years
     matrices: bool = True  # use the log's semantic matrices
     leave_out: str = ""  # comma-separated: names of semantic matrices that are not used
     item_ids: bool = True  # learn a collaborative vector for each item, beside the semantic matrices
@@ -69,7 +70,7 @@ class ModelConfig:
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
     context_query: bool = True  # events in the context tell the query that led to them
     context_action: bool = True  # and their action, such as the rating
-    query_match: bool = False  # keys have a part of their own that queries, and nothing else, are compared with
+    query_match: int = 0  # numbers of a second part of vectors, by which queries, and nothing else, are matched with items
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"
@@ -344,6 +345,7 @@ _AT_LEAST = {
     "data.drop_query": 0,
     "data.cold_items": 0,
     "model.id_dropout": 0,
+    "model.query_match": 0,
     "optimiser.learning_rate": 0,
     "optimiser.warmup": 0,
     "optimiser.final": 0,

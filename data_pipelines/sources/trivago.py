@@ -2,12 +2,8 @@
 
 Each row is one step of a session. Rows are sorted by user, time, session and step, and become events:
 
-- a clickout is an event with an item and with the list that was shown, in its order. The features of a list's items
-  are "position", the logarithm of the place from 1, and "price", the logarithm of the price less its mean over the
-  list, over its standard deviation in the list (0 where all prices are equal); "seen" is 1 / (1 + how many other items
-  the user has met since the item's last event), 0 for items that the user never met; "met" is 1 in lists of which the
-  user has met an item, and "step" how many places, n, an item stands after the one of them met last, as
-  sign(n) log(1 + |n|): lists are read downwards, and what was looked at last is often followed by what stands below it;
+- a clickout is an event with an item and with the list that was shown, in its order. What is known of the items of a list
+  is told by `trivago_lists.FEATURES`;
 - other steps with an item (image, info, rating, deals, a search for the item) are events with an item, the context of
   what follows. Of consecutive steps of one session with the same action and item the first is kept: they are mostly
   pictures that are leafed through, and how many there will be is not known when the first one comes;
@@ -37,6 +33,7 @@ import numpy as np
 from data_pipelines.files.rows import LATEST
 from data_pipelines.sources.fetch import Raw
 from data_pipelines.sources.interactions import ordered
+from data_pipelines.sources.trivago_lists import FEATURES, History
 from synergen_jax.errors import UserError, first_line
 
 NAME = "trivago"
@@ -54,7 +51,6 @@ DESTINATION, POI = "search for destination", "search for poi"
 QUERY_ACTIONS = ("change of sort order", "filter selection", DESTINATION, POI)
 SAYS_FILTERS = ("filter selection", DESTINATION, POI, CLICKOUT)
 ACTIONS = ("", *ITEM_ACTIONS, *QUERY_ACTIONS)
-FEATURES = ("position", "price", "seen", "met", "step")
 SETTINGS: dict[str, typing.Any] = {"features": list(FEATURES)}  # a log with other ones is prepared again
 CODE = 64  # width of the random codes
 TEXTS = ("user_id", "session_id", "action_type", "reference", "city", "current_filters", "impressions", "prices")
@@ -185,37 +181,36 @@ class _Search:
 def _events(table, counts: collections.Counter) -> dict[str, list[Event]]:
     """The events of each user that has one, users in the order of their ids."""
     users: dict[str, list[Event]] = {}
-    met: dict[str, dict[str, None]] = collections.defaultdict(dict)  # items of each user, by their last event
+    histories: dict[str, History] = collections.defaultdict(History)
     searches: dict[tuple[str, str], _Search] = collections.defaultdict(_Search)
     before = None
     for row in table.iter_rows():
         user, time, session, _, action, *texts = row
         reference, city, filters, impressions, prices = ((text or "").strip() for text in texts)
         query = searches[user, session].step(action, reference, city, filters)
-        item, shown = "", None
+        item, shown, history = "", None, histories[user]
         if action in ITEM_ACTIONS:
             if not _is_item(reference):
                 counts["references without an item"] += 1
                 continue
             item = reference
             if action == CLICKOUT:
-                shown = _shown(item, impressions, prices, list(met[user])[::-1], counts)
+                shown = _shown(item, impressions, prices, history, counts)
             elif before == (user, session, action, item):
                 counts["repeats"] += 1
+                history.add(time, item)
                 continue
         elif not query or (action in (DESTINATION, POI) and not reference):
             counts["searches without a text"] += 1
             continue
         before = (user, session, action, item)
-        if item:
-            met[user].pop(item, None)
-            met[user][item] = None
+        history.add(time, item, action == CLICKOUT, shown[0] if shown else ())
         users.setdefault(user, []).append(Event(item, ACTIONS.index(action), query, time, shown))
     return users
 
 
-def _shown(clicked: str, impressions: str, prices: str, met: list[str], counts: collections.Counter):
-    """A clickout's list with its features; None, and counted, where it is not to be had. `met`: items, newest first."""
+def _shown(clicked: str, impressions: str, prices: str, history: History, counts: collections.Counter):
+    """A clickout's list with its features; None, and counted, where it is not to be had."""
     if not impressions:
         counts["lists missing"] += 1
         return None
@@ -231,24 +226,7 @@ def _shown(clicked: str, impressions: str, prices: str, met: list[str], counts: 
     if clicked not in items:
         counts["lists without the clicked item"] += 1
         return None
-    since = {item: place for place, item in enumerate(met)}
-    return items, features(price, np.array([since.get(item, np.inf) for item in items]))
-
-
-def features(price: np.ndarray, since: np.ndarray) -> np.ndarray:
-    """The `FEATURES` of the items of a list, in its order: float32 (n, F).
-
-    Args:
-      price: (n,); since: how many other items the user has met since each item's last event, (n,), infinite for new ones.
-    """
-    price = np.log(price)
-    spread = price.std()
-    price = (price - price.mean()) / spread if spread > 1e-9 else np.zeros(len(price))
-    place = np.arange(len(price))
-    met = np.full(len(price), np.isfinite(since).any())
-    step = (place - np.argmin(since)) * met
-    columns = [np.log1p(place), price, 1 / (1 + since), met, np.sign(step) * np.log1p(np.abs(step))]
-    return np.stack(columns, axis=1).astype(np.float32)
+    return items, history.features(items, price)
 
 
 def codes(rows: typing.Sequence[typing.Sequence[str]]) -> np.ndarray:

@@ -23,15 +23,24 @@ Rows = dict[str, Float[Array, "..."]]
 """Looked-up rows by source: "id" is the collaborative one, every other name a semantic matrix. (..., width) each."""
 
 
+def vector_width(config: ModelConfig, spec: LogSpec) -> int:
+    """Numbers of the vector of an item or a query, V: D, and `config.query_match` more where the log has queries.
+
+    The first D are what tokens are made of. By the others queries are matched with items, and nothing else.
+    """
+    return config.width + (config.query_match if spec.queries > 1 else 0)
+
+
 def init_tables(key: Array, config: ModelConfig, spec: LogSpec) -> dict[str, nn.LogicallyPartitioned]:
-    """The learned tables, {"item": (A, 768, D), "query": (A, 768, D)}, see `table`; one that is not wanted is left out.
+    """The learned tables, {"item": (A, 768, V), "query": (A, 768, V)}, see `table`; one that is not wanted is left out.
 
     Rows are drawn from a normal distribution of standard deviation 0.02.
     """
     wanted = {"item": config.item_ids and spec.items, "query": config.query_ids and spec.queries > 1 and spec.queries}
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("lines", "rows", "embed"))
     keys = dict(zip(wanted, jax.random.split(key, len(wanted))))
-    return {name: init(keys[name], (table.lines(n), table.COLUMNS, config.width)) for name, n in wanted.items() if n}
+    width = vector_width(config, spec)
+    return {name: init(keys[name], (table.lines(n), table.COLUMNS, width)) for name, n in wanted.items() if n}
 
 
 class IdentityDropout(typing.NamedTuple):
@@ -83,7 +92,7 @@ def known(
 
 
 class Join(nn.Module):
-    """Rows to one vector each, (..., D); `nothing` marks the ids that are 0, whose vector is zero."""
+    """Rows to one vector each, (..., V); `nothing` marks the ids that are 0, whose vector is zero."""
 
     width: int
     dtype: typing.Any

@@ -20,13 +20,14 @@ from synergen_jax.model.blocks import boxed, dense
 class RetrievalHead(nn.Module):
     """Vectors whose inner products with the keys of items are scores.
 
-    With `match` keys and vectors have a second part. A query's second part is the map of its own vector, times a learned
-    gain; that of a reader without a query is zero. So what a query says is matched with what an item is past the Transformer,
-    by parameters that recommendations do not move, and by one inner product still.
+    With `match` the vectors of items and queries have a second part (`embed.vector_width`), and so have keys and what readers
+    want: there it is the query's, times a learned gain, and zero for a reader without a query. So what a query says is
+    matched with what an item is past the Transformer, by parameters that recommendations do not move, and by one inner
+    product still.
     """
 
     config: ModelConfig
-    match: bool = False
+    match: int = 0  # numbers of the second part
 
     def setup(self):
         c = self.config
@@ -34,23 +35,23 @@ class RetrievalHead(nn.Module):
         identity = lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)
         self.retrieval_head = dense(c.width, ("embed", "embed_out"), jnp.dtype(c.dtype), in_axis=-1, init=identity)
         if self.match:
-            self.query_match = dense(c.width, ("embed", "embed_out"), jnp.dtype(c.dtype), in_axis=-1, init=identity)
             self.match_gain = self.param("match_gain", nn.initializers.zeros, ())
 
-    def __call__(self, hidden: Float[Array, "... d"], queries: Float[Array, "... d"] | None = None) -> Array:
+    def __call__(self, hidden: Float[Array, "... d"], queries: Float[Array, "... v"] | None = None) -> Array:
         """As `SynerGen.retrieve`."""
         taste = self._unit(self.retrieval_head(hidden))
         if not self.match:
             return taste
         if queries is None:
-            return jnp.concatenate([taste, jnp.zeros_like(taste)], axis=-1)
+            return jnp.concatenate([taste, jnp.zeros((*taste.shape[:-1], self.match))], axis=-1)
         gain = jnp.exp(GAIN * self.match_gain - 1.0)
-        return jnp.concatenate([taste, gain * self._unit(self.query_match(queries))], axis=-1)
+        return jnp.concatenate([taste, gain * self._unit(queries[..., self.config.width :])], axis=-1)
 
-    def keys(self, items: Float[Array, "... d"]) -> Array:
+    def keys(self, items: Float[Array, "... v"]) -> Array:
         """As `SynerGen.keys`."""
-        keys = self._unit(items)
-        return jnp.concatenate([keys, self._unit(self.query_match(items))], axis=-1) if self.match else keys
+        width = self.config.width
+        keys = self._unit(items[..., :width])
+        return jnp.concatenate([keys, self._unit(items[..., width:])], axis=-1) if self.match else keys
 
     def _unit(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """In float32, of unit length if `config.normalise`; zeros stay zeros."""

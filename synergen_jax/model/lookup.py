@@ -107,5 +107,5 @@ def vectors(
             joined = join(model, params["model"], one.rows, one.counts, jnp.maximum(one.asked.ids, 0)).astype(dtype)
             made[name] = at_places(mesh, joined, one, parts)[0]
         else:
-            made[name] = [jnp.zeros((*part.shape, model.config.width), dtype) for part in parts]
+            made[name] = [jnp.zeros((*part.shape, model.key_width), dtype) for part in parts]
     return made

@@ -59,12 +59,12 @@ def forward(
 ) -> tuple[Array, Array]:
     """Final hidden states of the context tokens, (B, L, D), and of the readers, (B, R, D). A method of a bound model."""
     length = events.time.shape[1]
-    h = jnp.concatenate(
-        [model.context_tokens(events, event_items, event_queries), model.reader_tokens(readers, items, queries)], axis=1
-    )
+    asked = model.asked_at(readers, events.time)
+    context = model.context_tokens(events, event_items, event_queries)
+    h = jnp.concatenate([context, model.reader_tokens(readers, items, queries, asked)], axis=1)
     order = jnp.broadcast_to(jnp.arange(length), events.time.shape)
     order = jnp.concatenate([within(order, events.first), within(readers.visible, readers.first)], axis=1)
-    time = jnp.concatenate([events.time, model.asked_at(readers, events.time)], axis=1)
+    time = jnp.concatenate([events.time, asked], axis=1)
     angle = model.angles(time, order)
     seen = Masked(mask(length, readers.visible, events.first, readers.first), time)
     h, _, _ = model.run(h, angle, [seen] * model.config.depth, True)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from synergen_jax.batch import AnyArray, Catalogue, Events, LogSpec, Readers
 from synergen_jax.config import ModelConfig
-from synergen_jax.model import embed, rope
+from synergen_jax.model import date, embed, rope
 from synergen_jax.model.attention import Causal, Grown, Prefix
 from synergen_jax.model.attention_xla import join
 from synergen_jax.model.blocks import KINDS, RMSNorm, boxed, dense
@@ -35,7 +35,7 @@ from synergen_jax.model.heads import RankingHead, RetrievalHead
 CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
 
 Params = dict[str, typing.Any]
-"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, D), "query": (A, 768, D)}}; `table` says how rows lie."""
+"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, V), "query": (A, 768, V)}}; `table` says how rows lie."""
 
 
 @jax.tree_util.register_dataclass
@@ -72,11 +72,11 @@ class SynerGen(nn.Module):
         small = boxed(nn.initializers.normal(0.02), (None, "embed"))
         block = nn.remat(KINDS[c.block], static_argnums=(4,)) if c.remat else KINDS[c.block]
         self.blocks = [block(c, name=f"block_{i}") for i in range(c.depth)]
-        self.join = embed.Join(c.width, dtype)  # one for both: matrices of one name come from one encoder
+        self.join = embed.Join(self.key_width, dtype)  # one for both: matrices of one name come from one encoder
         self.action = self.param("action", small, (self.spec.actions, c.width))
         self.kind = self.param("kind", small, (3, c.width))
         self.final_norm = RMSNorm(dtype)
-        self.retrieval, self.ranking = RetrievalHead(c, self.matches), RankingHead(c, self.spec)
+        self.retrieval, self.ranking = RetrievalHead(c, self.key_width - c.width), RankingHead(c, self.spec)
         for head in (self.retrieval, self.ranking):
             nn.share_scope(self, head)  # their parameters lie beside those above, as they always have in checkpoints
         if self.spec.candidate_features:
@@ -84,38 +84,46 @@ class SynerGen(nn.Module):
             # Small, as the other vectors of a token are: or else features would drown the candidate's own vector.
             init = nn.initializers.normal(0.02)
             self.feature_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=init)
+        if c.request_date:
+            self.date_hidden = dense(c.width, (None, "embed"), dtype, in_axis=-1)
+            self.date_out = dense(c.width, ("embed", "embed_out"), dtype, in_axis=-1, init=nn.initializers.normal(0.02))
         self.dropout = Dropout(c.dropout)
         self.angles = self.phase or rope.make_phase(c)
 
     @property
-    def matches(self) -> bool:
-        """Whether keys have a part for queries: `config.query_match`, where there are any."""
-        return self.config.query_match and self.spec.queries > 1
-
-    @property
     def key_width(self) -> int:
-        """Numbers of a key and of a retrieval vector, W: D, or 2 D where keys have a part for queries."""
-        return self.config.width * (1 + self.matches)
+        """Numbers of a key and of a retrieval vector, V: those of an item's or a query's vector, `embed.vector_width`."""
+        return embed.vector_width(self.config, self.spec)
 
     def join_rows(self, rows: embed.Rows, ids: Int[AnyArray, "..."]) -> Array:
-        """Vectors (..., D) of items or queries from their rows; id 0 gives zeros."""
+        """Vectors (..., V) of items or queries from their rows; id 0 gives zeros."""
         return self.join(rows, ids == 0)
 
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
         """Tokens (B, L, D) that say what happened."""
-        dtype = items.dtype
+        dtype, (items, queries) = items.dtype, self._token_parts(items, queries)
         h = items + self.kind.astype(dtype)[None, None, CONTEXT]
         if self.config.context_action:
             h = h + self.action.astype(dtype)[events.action]
         return h + queries if self.config.context_query else h
 
-    def reader_tokens(self, readers: Readers, items: Array, queries: Array) -> Array:
+    def _token_parts(self, items: Array, queries: Array) -> tuple[Array, Array]:
+        """What tokens are made of, (..., D) each, of the vectors of items and queries, (..., V)."""
+        return items[..., : self.config.width], queries[..., : self.config.width]
+
+    def reader_tokens(self, readers: Readers, items: Array, queries: Array, time: Int[AnyArray, "b r"]) -> Array:
         """Tokens (B, R, D) that ask: retrieval where a reader has no item, ranking where it has one.
 
         Candidate features add a vector to them, which is zero where the features are not known.
+
+        Args:
+          time: what the readers go by, `asked_at`.
         """
         kind = jnp.where(readers.item > 0, RANKING, RETRIEVAL)
+        items, queries = self._token_parts(items, queries)
         h = items + queries + self.kind.astype(items.dtype)[kind]
+        if self.config.request_date:
+            h = h + self.date_out(nn.silu(self.date_hidden(date.features(time).astype(h.dtype))))
         if readers.feature is None or not self.spec.candidate_features:
             return h
         return h + self.feature_out(nn.silu(self.feature_hidden(readers.feature.astype(h.dtype))))
@@ -136,7 +144,7 @@ class SynerGen(nn.Module):
 
         Args:
           events: (B, L), padding last.
-          items, queries: their vectors, (B, L, D) each.
+          items, queries: their vectors, (B, L, V) each.
           deterministic: False applies dropout, which needs `rngs={"dropout": key}`.
         """
         h = self.context_tokens(events, items, queries)
@@ -159,12 +167,12 @@ class SynerGen(nn.Module):
         Args:
           cache: of the same B users.
           readers: (B, R); `visible` at most the events in the cache.
-          items, queries: the readers' vectors, (B, R, D) each; an item's is zero for a retrieval reader.
+          items, queries: the readers' vectors, (B, R, V) each; an item's is zero for a retrieval reader.
           per_event: n > 0 promises n readers an event, in the order of events, with `visible[:, r] <= r // n`: half the
             work of attention. 0 promises nothing.
         """
-        h = self.reader_tokens(readers, items, queries)
         time, visible, first = self.asked_at(readers, cache.time), readers.visible, readers.first
+        h = self.reader_tokens(readers, items, queries, time)
         overs = [Prefix(k, v, visible, first, per_event, time, cache.time) for k, v in zip(cache.keys, cache.values)]
         return self.run(h, self.angles(time, within(visible, first)), overs, deterministic)[0]
 
@@ -174,7 +182,7 @@ class SynerGen(nn.Module):
         Args:
           cache: of the same B users, whose rows are not packed.
           events: the new ones, (B, L), padding last; a row may have none.
-          items, queries: their vectors, (B, L, D) each.
+          items, queries: their vectors, (B, L, V) each.
         """
         h = self.context_tokens(events, items, queries)
         gained = jnp.sum(events.mask, axis=1, dtype=jnp.int32)
@@ -190,17 +198,17 @@ class SynerGen(nn.Module):
         return Cache(keys, values, time, cache.length + gained)
 
     def retrieve(self, hidden: Array, queries: Array | None = None) -> Array:
-        """Retrieval vectors of readers, (..., W) float32: their inner product with `keys` scores an item.
+        """Retrieval vectors of readers, (..., V) float32: their inner product with `keys` scores an item.
 
         Args:
           hidden: of retrieval readers, (..., D).
-          queries: the readers' query vectors, (..., D), zeros where there is none; None: nobody has a query. Without
+          queries: the readers' query vectors, (..., V), zeros where there is none; None: nobody has a query. Without
             `config.query_match` they are not used.
         """
         return self.retrieval(hidden, queries)
 
     def keys(self, items: Array) -> Array:
-        """What retrieval vectors are compared with, (..., W) float32, from item vectors (..., D).
+        """What retrieval vectors are compared with, (..., V) float32, from item vectors (..., V).
 
         Parts of unit length if `config.normalise`.
         """
@@ -265,7 +273,7 @@ def init(model: SynerGen, key: Array) -> Params:
     tables = embed.init_tables(table_key, c, spec)
 
     def rows(table, matrices):
-        learned = {"id": jnp.zeros((1, 1, c.width))} if table in tables else {}
+        learned = {"id": jnp.zeros((1, 1, model.key_width))} if table in tables else {}
         return learned | {name: jnp.zeros((1, 1, width)) for name, width in matrices if c.uses(name)}
 
     def touch(model: SynerGen):
@@ -288,7 +296,7 @@ def item_vectors(
     ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
-    """Vectors (..., D) of item ids."""
+    """Vectors (..., V) of item ids."""
     return _vectors(model, params, "item", catalogue.item_matrices, catalogue.counts, ids, dropout)
 
 
@@ -299,7 +307,7 @@ def query_vectors(
     ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
-    """Vectors (..., D) of query ids."""
+    """Vectors (..., V) of query ids."""
     return _vectors(model, params, "query", catalogue.query_matrices, catalogue.query_counts, ids, dropout)
 
 
@@ -312,15 +320,15 @@ def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids,
 def token_vectors(
     model: SynerGen, params: Params, catalogue: Catalogue, tokens: Events | Readers
 ) -> tuple[Array, Array]:
-    """Item and query vectors, (B, L, D) each, of events or readers: what `encode`, `read` and `append` take."""
+    """Item and query vectors, (B, L, V) each, of events or readers: what `encode`, `read` and `append` take."""
     return (
         item_vectors(model, params, catalogue, tokens.item),
         query_vectors(model, params, catalogue, tokens.query),
     )
 
 
-def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v w"]:
-    """What every item of the catalogue is found by, (V, W) float32; row 0, the padding item, is zero."""
+def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "n v"]:
+    """What every item of the catalogue is found by, (items, V) float32; row 0, the padding item, is zero."""
 
     @jax.jit
     def keys(params, catalogue, ids):

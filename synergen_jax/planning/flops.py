@@ -17,6 +17,7 @@ import numpy as np
 
 from synergen_jax.batch import LogSpec, TrainBatch
 from synergen_jax.config import Config
+from synergen_jax.model import date, embed
 from synergen_jax.model.heads import feature_columns
 
 
@@ -115,23 +116,22 @@ def parts(config: Config, spec: LogSpec, work: Work) -> dict[str, Cost]:
     )
     features = (len(spec.candidate_features) + 1) if spec.candidate_features else 0
     columns = feature_columns(len(spec.candidate_features)) if features else 0
-    labels = len(spec.labels)
-    matches = m.query_match and spec.queries > 1
-    key = width * (1 + matches)
+    labels, asked = len(spec.labels), work.readers + candidates
+    vector = embed.vector_width(m, spec)  # of keys, too
     gated = m.block == "hstu"  # a gate beside query, key, value and output, and no feed-forward layer
     return {
         "attention projections": Cost(2 * width * width * ((4 + gated) * tokens + 2 * work.events)),
         "attention": Cost(2 * 2 * width * pairs),
         "feed-forward": Cost(0 if gated else 2 * 3 * width * m.mlp_hidden * tokens),
         # The rows of a semantic matrix are frozen: the backward pass has the projection's gradient alone.
-        "semantic projections": Cost(2 * width * (item_width * items + query_width * queries), times=2),
+        "semantic projections": Cost(2 * vector * (item_width * items + query_width * queries), times=2),
         "heads": Cost(2 * (width * width * work.readers + (width * width + width * labels) * candidates)),
+        "dates": Cost(2 * width * (2 * len(date.PERIODS) + width) * asked * m.request_date),
         "candidate features": Cost(2 * (features * width + columns * (width + labels)) * candidates, times=2),
         "candidate feature vectors": Cost(2 * width * (width + labels) * candidates if features else 0),
-        "query match": Cost(2 * width * width * (2 * work.readers + candidates + pool) * matches),
-        "retrieval loss": Cost(2 * key * work.readers * (pool + 1) if loss.retrieval_weight else 0),
-        "candidate scores": Cost(2 * key * candidates),
-        "hard candidates": Cost(2 * key * requests * pool if loss.hard_candidates else 0, times=1),
+        "retrieval loss": Cost(2 * vector * work.readers * (pool + 1) if loss.retrieval_weight else 0),
+        "candidate scores": Cost(2 * vector * candidates),
+        "hard candidates": Cost(2 * vector * requests * pool if loss.hard_candidates else 0, times=1),
     }
 
 

@@ -100,7 +100,7 @@ def validation(mesh: Mesh, model: synergen.SynerGen, params, catalogue: StoredCa
     padded = lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // data) * data, *x.shape[1:]), x.dtype)
     targets = placed(jax.tree.map(padded, targets), NamedSharding(mesh, PartitionSpec("data")))
     made = hlo.memory(full_ranking.item_keys.lower(mesh, model, params, catalogue).compile())
-    shape = (*catalogue.item_counts.shape, model.config.width)
+    shape = (*catalogue.item_counts.shape, model.key_width)
     keys = placed(jax.ShapeDtypeStruct(shape, jnp.float32), NamedSharding(mesh, table.SPLIT))
     asked = model_answers.PlacedModel(mesh, model, params, catalogue, keys)
     said = hlo.memory(model_answers.answer.lower(asked, targets, 0).compile())

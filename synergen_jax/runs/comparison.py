@@ -25,7 +25,7 @@ def leads(found: collections.abc.Mapping[str, collections.abc.Sequence[Each]]) -
 
     Args:
       found: variant -> seed by seed, the same seeds in one order; {} where a seed has none, which is then left out of a
-        comparison on both sides.
+        comparison on both sides. A baseline that the first seed alone has is the same for all.
     """
     name, runs = next(iter(found.items()))
     first = next((run for run in runs if run), {})
@@ -58,7 +58,10 @@ def _pairs(
     fits = lambda run, system: f"{metric}/{system}" in run and np.array_equal(run[users], first[users])
 
     def both(variant: str, mine: str, theirs: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        seeds = zip(found[name], found[variant], strict=True)
+        others = found[variant]
+        if variant == name and theirs not in STAGES:
+            others = [run if f"{metric}/{theirs}" in run else first for run in others]
+        seeds = zip(found[name], others, strict=True)
         kept = [(one, other) for one, other in seeds if fits(one, mine) and fits(other, theirs)]
         return [(one[f"{metric}/{mine}"], other[f"{metric}/{theirs}"]) for one, other in kept]
 

@@ -93,7 +93,7 @@ def sweep(
 
     Args:
       fit: trains a config in a workdir; evaluate: evaluates a workdir on a split, by a config's `evaluate`. Both return their
-        JSON. Baselines are the same for all variants, and evaluated beside the first one alone.
+        JSON. Baselines are the same for all runs, and evaluated beside the first one alone.
       rerank: fits the second stage of a workdir, before it is evaluated; None: there is none.
 
     Raises:
@@ -106,9 +106,11 @@ def sweep(
     found: dict[str, list[dict[str, typing.Any]]] = {}
     each: dict[str, list[comparison.Each]] = {}
     total = len(family.variants) * len(seeds)
+    first = next(iter(family.variants))
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
         config = configs.seeded(family.variants[name], seed)
-        if name != next(iter(family.variants)):
+        # The items that training does not meet are drawn by the seed; without such, all runs have the same baselines.
+        if name != first or (found and not config.data.cold_items):
             config = configs.override(config, ["--evaluate.baselines", "false"])
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")
@@ -162,12 +164,13 @@ def _found(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:
-    """A row a variant, then a row each other system, as the first variant's evaluations have it."""
+    """A row a variant, then a row each other system, as those of the first variant's evaluations have it that know it."""
     first = next(iter(found.values()))
     systems = dict.fromkeys(s for part in (first[0], *first[0]["slices"].values(), first[0]["shown"]) for s in part)
-    others = [s for s in systems if s not in ("model", "model_scann") and _numbers(first, s)]
     rows = {name: _numbers(results, "model") for name, results in found.items()}
-    rows |= {f"{next(iter(found))}: {system}": _numbers(first, system) for system in others}
+    for system in (system for system in systems if system not in ("model", "model_scann")):
+        if knowing := [result for result in first if _numbers([result], system)]:
+            rows[f"{next(iter(found))}: {system}"] = _numbers(knowing, system)
     return [{"variant": name} | numbers for name, numbers in rows.items()]
 
 

@@ -80,7 +80,7 @@ class Placed(typing.NamedTuple):
 def placed(shared: Shared, vectors: dict[str, Array], found: dict[str, lookup.Found], batch: TrainBatch) -> Placed:
     """Spreads the vectors of distinct ids over the places of a batch."""
     events, readers, candidates = batch.events, batch.retrieval, batch.ranking
-    dtype, width = jnp.dtype(shared.model.config.dtype), shared.model.config.width
+    dtype = jnp.dtype(shared.model.config.dtype)
     spread = functools.partial(lookup.at_places, shared.mesh)
     ids = (events.item, batch.target, candidates.item)
     last = shared.negatives.size
@@ -90,7 +90,7 @@ def placed(shared: Shared, vectors: dict[str, Array], found: dict[str, lookup.Fo
     if "query" in found:
         queries, _ = spread(vectors["query"], found["query"], ids)
     else:
-        queries = [jnp.zeros((*part.shape, width)) for part in ids]
+        queries = [jnp.zeros((*part.shape, shared.model.key_width)) for part in ids]
     event_queries, reader_queries, candidate_queries = (x.astype(dtype) for x in queries)
     if shared.config.full_softmax:
         counts = shared.catalogue.item_counts

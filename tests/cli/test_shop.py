@@ -298,13 +298,17 @@ def test_a_sweep_goes_on_after_a_run_that_is_not_finite(tmp_path):
         folder.mkdir(parents=True)
         return {"best_step": 3}
 
+    beside = []
+
     def evaluate(folder, split, config):
+        beside.append(config.evaluate.baselines)
         return {"protocol": "p, checkpoint of step 3", "model": {"hr@10": 0.5}, "slices": {}, "shown": {}}
 
     with pytest.raises(Stopped, match=r"1 of 4 runs are without a result: wild, seed 1: step 7"):
         families.sweep(family, (0, 1), tmp_path, "test", fit, evaluate, said.append)
     found = json.loads((tmp_path / "sweep_test.json").read_text())
     assert [len(found["runs"][name]) for name in ("wild", "tame")] == [1, 2] and len(found["failed"]) == 1
+    assert beside == [True, False, False]
     with pytest.raises(Stopped, match="1 of 1 runs are without"):
         only = family._replace(variants={"wild": family.variants["wild"]})
         families.sweep(only, (1,), tmp_path, "test", fit, evaluate, said.append)

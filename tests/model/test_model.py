@@ -12,7 +12,7 @@ import small_model
 
 from synergen_jax.batch import Events, Readers
 from synergen_jax.config import ModelConfig
-from synergen_jax.model import blocks, heads, rope, synergen
+from synergen_jax.model import blocks, date, heads, rope, synergen
 from synergen_jax.model import oracle as dense
 
 B, L, R = 3, 11, 14
@@ -29,9 +29,10 @@ def both(model, params, catalogue, events, readers):
 
 BIASED = {"time_bias": True}
 GATED = {"block": "hstu", "rope": "none", "time_bias": True}
+DATED = {"request_date": True, "query_match": 8}
 KINDS = pytest.mark.parametrize(
     "kind",
-    [{"rope": "time"}, {"rope": "order"}, {}, BIASED, {"block": "hstu"}, GATED, {"request_time": False}],
+    [{"rope": "time"}, {"rope": "order"}, {}, BIASED, {"block": "hstu"}, GATED, {"request_time": False}, DATED],
     ids=str,
 )
 
@@ -518,35 +519,66 @@ def test_a_hidden_layer_of_features_and_their_products_weighs_in_the_logits(feat
     np.testing.assert_allclose(rank(jnp.asarray(x)) - rank(), [wanted, np.zeros(2)], rtol=1e-4, atol=1e-4)
 
 
-def test_queries_are_matched_with_a_part_of_the_keys_of_their_own():
-    """One inner product of what the hidden state asks for and, times the gain, of the query's cosine with the item."""
-    config = dataclasses.replace(small_model.CONFIG, query_match=True)
+def test_queries_are_matched_with_items_by_a_part_of_their_own():
+    """One inner product of what the hidden state asks for and, times the gain, of the cosine of query and item in that part."""
+    config = dataclasses.replace(small_model.CONFIG, query_match=8)
     model, params, catalogue = small_model.make(config)
-    assert model.key_width == 64
-    own = params["model"]["params"]
-    rng = np.random.default_rng(1)
-    turn = rng.normal(size=(32, 32)).astype(np.float32)
-    own = own | {"query_match": {"kernel": jnp.asarray(turn)}, "match_gain": jnp.float32(0.2)}
-    params = params | {"model": {"params": own}}
+    assert model.key_width == 40 and {table.shape[-1] for table in params["tables"].values()} == {40}
+    params["model"]["params"]["match_gain"] = jnp.float32(0.2)
     call = functools.partial(small_model.apply, model, params)
+    rng = np.random.default_rng(1)
     hidden = jnp.asarray(rng.normal(size=(3, 32)), jnp.float32)
-    queries = jnp.asarray(rng.normal(size=(3, 32)), jnp.float32).at[0].set(0)  # the first one has none
     items = synergen.item_vectors(model, params, catalogue, np.arange(60))
+    queries = synergen.query_vectors(model, params, catalogue, np.array([0, 1, 2]))  # the first reader has none
+    assert items.shape == (60, 40)
     found = np.asarray(call(hidden, queries, method="retrieve") @ call(items, method="keys").T)
-    plain, without, _ = small_model.make()
-    assert set(own) - set(without["model"]["params"]) == {"query_match", "match_gain"}
-    less = {"model": {"params": {name: own[name] for name in without["model"]["params"]}}, "tables": params["tables"]}
-    taste = (
-        small_model.apply(plain, less, hidden, method="retrieve")
-        @ small_model.apply(plain, less, items, method="keys").T
-    )
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-    match = unit(np.asarray(queries) @ turn) @ unit(np.asarray(items) @ turn).T
-    np.testing.assert_allclose(found, np.asarray(taste) + np.exp(10 * 0.2 - 1) * match, atol=1e-4)
-    np.testing.assert_allclose(found[0], taste[0], atol=1e-5)
+    unit = lambda x: np.asarray(x) / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    taste = unit(hidden @ params["model"]["params"]["retrieval_head"]["kernel"]) @ unit(items[:, :32]).T
+    match = unit(queries[:, 32:]) @ unit(items[:, 32:]).T
+    np.testing.assert_allclose(found, taste + np.exp(10 * 0.2 - 1) * match, atol=1e-4)
     np.testing.assert_allclose(call(hidden, method="retrieve")[:, 32:], 0)
     no_queries = dataclasses.replace(small_model.SPEC, queries=1, query_matrices=())
-    assert "query_match" not in small_model.make(config, no_queries)[1]["model"]["params"]
+    without, those, _ = small_model.make(config, no_queries)
+    assert without.key_width == 32 and "match_gain" not in those["model"]["params"]
+
+
+def test_the_part_for_queries_is_no_part_of_tokens():
+    """Neither of the context's nor of readers', and recommendations do not move it."""
+    model, params, catalogue = small_model.make(dataclasses.replace(small_model.CONFIG, query_match=8))
+    rng = np.random.default_rng(3)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+
+    def hidden(params):
+        vectors = (small_model.vectors(model, params, catalogue, part) for part in (events, readers))
+        (items, queries), (reader_items, reader_queries) = vectors
+        cache = small_model.apply(model, params, events, items, queries, method="encode")
+        return small_model.apply(model, params, cache, readers, reader_items, reader_queries, method="read")
+
+    weight = jnp.asarray(rng.normal(size=(B, R, 32)), jnp.float32)
+    moved = jax.grad(lambda tables: jnp.sum(weight * hidden(params | {"tables": tables})))(params["tables"])
+    for table in moved.values():
+        assert table[..., :32].any() and not table[..., 32:].any()
+
+
+def test_readers_may_know_the_date():
+    """By the time that they go by; the same histories read a year later give something else, and only then."""
+    later = lambda x, seconds: dataclasses.replace(x, time=x.time + seconds)
+    rng = np.random.default_rng(4)
+    events, readers = small_model.events(rng, B, L), small_model.readers(rng, B, R, L)
+    for request_date in (False, True):
+        model = small_model.make(dataclasses.replace(small_model.CONFIG, request_date=request_date))
+        _, now, _ = both(*model, events, readers)
+        _, then, _ = both(*model, later(events, 365 * date.DAY), later(readers, 365 * date.DAY))
+        assert np.allclose(now, then, atol=1e-3) != request_date
+
+
+def test_dates_are_places_within_periods():
+    time = jnp.array([0, 16 * date.DAY, 64 * date.DAY, 2**31 - 1])
+    found = np.asarray(date.features(time))
+    assert found.shape == (4, 2 * len(date.PERIODS)) and np.abs(found).max() <= 1
+    np.testing.assert_allclose(found[:3, [0, 9]], [[0, 1], [1, 0], [0, 1]], atol=1e-6)
+    angle = np.array([(2**31 - 1) % period / period for period in date.PERIODS.tolist()]) * 2 * np.pi
+    np.testing.assert_allclose(found[3], [*np.sin(angle), *np.cos(angle)], atol=1e-5)
 
 
 def test_a_subclass_has_its_own_methods():

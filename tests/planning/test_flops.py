@@ -171,3 +171,16 @@ def test_mfu_needs_a_peak():
     assert flops.peak("Tesla V100-SXM2-16GB", "bfloat16") is None
     assert flops.mfu(1e12, 1.0, "cpu", "float32") is None
     assert math.isclose(flops.mfu(989.4e12, 2.0, "NVIDIA H100 80GB HBM3", "bfloat16", devices=4), 0.125)
+
+
+def test_the_part_for_queries_makes_keys_wider():
+    spec = dataclasses.replace(SPEC, queries=9)
+    wide = flops.parts(config(model={"query_match": 4}), spec, flops.full_work(config()))
+    assert wide["retrieval loss"].forward == 8 * 2 * 12 * (5 + 3 + 1)
+    assert wide["candidate scores"].forward == 6 * 2 * 12
+
+
+def test_dates_of_readers():
+    dated = flops.parts(config(model={"request_date": True}), SPEC, flops.full_work(config()))
+    assert dated["dates"].forward == 2 * 8 * (18 + 8) * (8 + 6)
+    assert flops.parts(config(), SPEC, flops.full_work(config()))["dates"].step == 0

@@ -47,6 +47,12 @@ def test_baselines_are_those_of_the_first_variant_where_they_say_something():
     assert row(rows, "recommendation", "query_lookup") is None and row(rows, "all", "query_lookup") is None
 
 
+def test_a_baseline_that_the_first_seed_alone_has_is_that_of_all():
+    later = {name: value for name, value in each(0.5).items() if not name.endswith("query_lookup")}
+    found = row(comparison.leads({"joint": [each(0.3), later]}), "search", "query_lookup")
+    assert found["lead"]["mean"] == pytest.approx(0.3) and found["seeds"] == "+0.2000 +0.4000"
+
+
 def test_second_stages_are_compared_with_each_other_and_with_their_models():
     second = {"ndcg@10/model_second_stage": np.full(100, 0.6)}
     rows = comparison.leads({"joint": [each(0.3, **second)], "alone": [each(0.2, **second)], "third": [each(0.1)]})

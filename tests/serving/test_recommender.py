@@ -16,7 +16,7 @@ from synergen_jax.model import synergen
 from synergen_jax.serving.recommender import Recommender, extended
 
 LOG = random_log(5, users=6, items=40, longest=12, least=10)
-CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2, query_match=True))
+CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2, query_match=8))
 ITEMS = 39  # of the catalogue, id 0 left out
 
 

@@ -14,6 +14,7 @@ from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.feed import examples, feed, splits
 from data_pipelines.sources import prepare, trivago
+from data_pipelines.sources.trivago_lists import History
 from synergen_jax.batch import Candidates, EvalBatch, Events, Readers
 from synergen_jax.config import (
     Config,
@@ -103,14 +104,17 @@ def test_a_log_worked_by_hand(tmp_path):
     assert [log.item_ids[i] for i in u["shown_item"]] == ["20", "100", "9", "9"]
     assert [log.actions[a] for a in u["shown_action"]] == ["", CLICK, "", CLICK]
     z = np.sqrt(1.5)  # of log 10, log 100, log 1000
-    np.testing.assert_allclose(
-        # Item 20 was the last that u had met before the first list, item 9 before the second.
-        u["shown_feature"],
-        [[0, -z, 1, 1, 0], [np.log(2), 0, 0, 1, np.log(2)], [np.log(3), z, 0, 1, np.log(3)], [0, 0, 1, 1, 0]],
-        rtol=1e-6,
-        atol=1e-6,
-    )
-    np.testing.assert_allclose(log[1]["shown_feature"], [[0] * 5, [np.log(2), 0, 0, 0, 0]], rtol=1e-6)  # equal prices
+    # Item 20, whose repeats count, was the last that u had met before the first list, item 9 before the second.
+    first = [[0, -z, 1, np.log(31), np.log(4)], [np.log(2), 0, 0, 0, 0], [np.log(3), z, 0, 0, 0]]
+    columns = [trivago.FEATURES.index(name) for name in ("position", "price", "seen", "ago", "times")]
+    found = u["shown_feature"][:, columns]
+    np.testing.assert_allclose(found, [*first, [0, 0, 1, 0, np.log(6)]], rtol=1e-6, atol=1e-6)
+    kept, steps = (u["shown_feature"][:, trivago.FEATURES.index(name)] for name in ("kept", "steps"))
+    assert kept.tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(np.exp(steps) - 1, [6, 6, 6, 13], rtol=1e-5)  # rows that are kept, and repeats
+    position = np.zeros((2, 16))
+    position[1, 0] = np.log(2)  # equal prices
+    np.testing.assert_allclose(log[1]["shown_feature"], position, rtol=1e-6)
     assert log.source["counts"] == {
         "rows": 18,
         "repeats": 2,
@@ -125,9 +129,9 @@ def test_a_log_worked_by_hand(tmp_path):
 @pytest.mark.parametrize("prices", ["10|x|1000", "10|0|1000", "10|nan|1000", "", "10|100|1000|1", "10|-1|5"])
 def test_a_list_with_wrong_prices_is_left_out(prices):
     counts = collections.Counter()
-    assert trivago._shown("9", "20|100|9", prices, [], counts) is None and counts == {"lists malformed": 1}
-    assert trivago._shown("9", "20|20|9", "1|2|3", [], counts) is None  # an item twice
-    assert trivago._shown("9", "20|?|9", "1|2|3", [], counts) is None and counts == {"lists malformed": 3}
+    assert trivago._shown("9", "20|100|9", prices, History(), counts) is None and counts == {"lists malformed": 1}
+    assert trivago._shown("9", "20|20|9", "1|2|3", History(), counts) is None  # an item twice
+    assert trivago._shown("9", "20|?|9", "1|2|3", History(), counts) is None and counts == {"lists malformed": 3}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_features_belong_to_the_fingerprint_and_are_checked(tmp_path):
     others = [plain, write(moved, **names), write(records, candidate_features=("cost", *trivago.FEATURES[1:]))]
     assert len({log.fingerprint, *(other.fingerprint for other in others)}) == 4
     for wrong, reason in (
-        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 5\), not float32 of shape"),
+        (records[0]["shown_feature"][:, :1], r"shown_feature must be numbers of shape \(4, 16\), not float32 of shape"),
         (records[0]["shown_feature"] * np.float32(np.nan), "row 0: shown_feature holds a value that is not finite"),
     ):
         with pytest.raises(UserError, match=reason):
@@ -269,7 +273,7 @@ def test_features_and_targets_in_training(tmp_path):
     for _ in range(20):
         batch = next(batches)
         ranking = batch.ranking
-        assert ranking.feature.shape == (4, 2, 5, 6) and ranking.feature.dtype == np.float32
+        assert ranking.feature.shape == (4, 2, 5, 17) and ranking.feature.dtype == np.float32
         known = ranking.feature[..., -1]
         assert np.array_equal(known == 1, ranking.item > 0), "only clickouts are ranked, within their lists"
         assert not ranking.feature[known == 0].any()
@@ -343,7 +347,7 @@ def test_a_model_learns_that_the_first_is_clicked_on_a_mesh(tmp_path):
     step = train_step.make_step(config, model, mesh, shardings)
     catalogue = place_catalogue(examples.catalogue(log, split), mesh)
     batches = feed.train_feed(log, split, config)(0)
-    for _ in range(60):
+    for _ in range(100):
         state, _ = step(state, device_mesh.place(next(batches), device_mesh.batch_shardings(mesh)), catalogue)
     batches.close()
     params, catalogue = jax.device_get((state.params, examples.catalogue(log, split)))
@@ -390,10 +394,3 @@ def test_baselines_by_hand():
     unseen = dataclasses.replace(batch, events=dataclasses.replace(batch.events, item=np.zeros((1, 6), np.int32)))
     shown = baselines.last_seen_first(unseen, counts)[0]
     assert np.argsort(-shown, kind="stable").tolist() == [1, 0, 2, 3, 4, 5]
-
-
-def test_how_long_ago_an_item_was_met():
-    counts = collections.Counter()
-    items, found = trivago._shown("9", "7|8|9|5", "1|1|1|1", ["9", "4", "7"], counts)
-    assert items == ["7", "8", "9", "5"] and not counts
-    np.testing.assert_allclose(found[:, 2], [1 / 3, 0, 1, 0])
