@@ -70,7 +70,9 @@ class ModelConfig:
     id_dropout: float = 0.0  # share of the ids whose learned vector a training step leaves out, for new items' sake
     context_query: bool = True  # events in the context tell the query that led to them
     context_action: bool = True  # and their action, such as the rating
-    query_match: int = 0  # numbers of a second part of vectors, by which queries, and nothing else, are matched with items
+    query_match: int = (
+        0  # numbers of a second part of vectors, by which queries, and nothing else, are matched with items
+    )
     normalise: bool = True  # score items by cosine similarity in place of the inner product
     dtype: str = "float32"  # of the computation; parameters are always float32
     attention: str = "auto"  # backend: "auto" (by device and dtype), "xla", "cudnn", "tokamax" or "splash"

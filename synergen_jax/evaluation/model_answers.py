@@ -153,12 +153,18 @@ def _by_head(asked: PlacedModel, read, reader: Readers, queries: Array, retrieve
     return rank(read(readers, vectors, wide(queries)), score)[..., 0]
 
 
-@functools.partial(jax.jit, static_argnames="most")
-def retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[Array, Array, Array]:
-    """Scores and ids of the `most` items that are retrieved first, best first, and their logits by the ranking head.
+def retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `most` items that are retrieved first, best first, 0 where there are no more; their scores and the head's logits.
 
-    (B, F) each, as `full_ranking.first` gives them.
+    (B, F) each, on the host.
     """
+    score, item, logit = jax.device_get(_retrieved(asked, batch, most))
+    return np.where(np.isfinite(score), item, 0), score, logit
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def _retrieved(asked: PlacedModel, batch: EvalBatch, most: int) -> tuple[Array, Array, Array]:
+    """Scores and ids, as `full_ranking.first` gives them, and logits, (B, F) each."""
     read, (nothing,), (wanted,) = _encoded(asked, batch, batch.reader)
     retrieve = synergen.pure(asked.model, asked.params["model"], SynerGen.retrieve)
     query = retrieve(read(batch.reader, nothing, wanted), wanted)[:, 0]

@@ -222,12 +222,11 @@ def _add_second_stage(found: _Systems, targets: _Targets, asked: model_answers.P
     ranks, done = [], 0
     for batch in targets.batches:
         real = np.asarray(batch.user) >= 0
-        score, item, logit = map(np.asarray, model_answers.retrieved(asked, batch, second.first))
-        there = np.isfinite(score)
-        chosen = second(batch, np.where(there, item, 0), score, logit)
+        item, score, logit = model_answers.retrieved(asked, batch, second.first)
+        chosen = second(batch, item, score, logit)
         mine = targets.said.ranks[done : done + int(real.sum())]
         same = item == np.asarray(batch.target)[:, None]
-        ranks.append(np.asarray(model_answers.reranked(chosen[real], there[real], same[real], mine)))
+        ranks.append(np.asarray(model_answers.reranked(chosen[real], item[real] > 0, same[real], mine)))
         done += len(mine)
     name = "model_second_stage"
     found.ranks[name] = np.concatenate(ranks)

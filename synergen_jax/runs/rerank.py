@@ -66,12 +66,6 @@ def statistics(run: Run) -> Statistics:
     return Statistics.of(item, moment, near, query_counts.pair_counts(query, item, (spec.queries, spec.items)))
 
 
-def retrieved(asked: model_answers.PlacedModel, batch: EvalBatch, first: int) -> Retrieved:
-    """The items that a model retrieves first for a batch, on the host."""
-    score, item, logit = map(np.asarray, model_answers.retrieved(asked, batch, first))
-    return Retrieved(np.where(np.isfinite(score), item, 0), score, logit)
-
-
 def collect(
     opened: Opened, features: ListFeatures, part: str, first: int, most: int | None = None, seed: int = 0
 ) -> tuple[fit.Lists, dict[str, np.ndarray]]:
@@ -92,7 +86,7 @@ def collect(
     found = []
     for batch in tqdm.tqdm(targets, desc=part, unit="batch", disable=None, leave=False):
         said, real = model_answers.answer(asked, batch, 0)
-        mine = retrieved(asked, batch, first)
+        mine = Retrieved(*model_answers.retrieved(asked, batch, first))
         place = mine.item == np.asarray(batch.target)[:, None]
         target = np.where(place.any(axis=1), place.argmax(axis=1), -1)
         search = np.asarray(batch.reader.query)[:, 0] > 0

@@ -67,7 +67,7 @@ def test_what_is_measured_is_what_it_says_of_each_list(place):
         opened.run.model, opened.params, place_catalogue(opened.run.catalogue, opened.mesh)
     )
     batch = next(iter(opened.run.targets("test")))
-    found = rerank.retrieved(asked, batch, 20)
+    found = model_answers.retrieved(asked, batch, 20)
     score = second(batch, *found)
     lists, beside = rerank.collect(opened, second.features, "test", 20)
     real = batch.user >= 0
