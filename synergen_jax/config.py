@@ -37,6 +37,7 @@ class DataConfig:
     rank_candidates: int = 8  # K: candidates a ranked event, the true one included
     workers: int = 0  # feed processes; 0 reads in threads of this process
     drop_query: float = 0.0  # share of searches that training asks without their query, as recommendations
+    lend_query: float = 0.0  # and of recommendations with a query that led somebody to their item, as searches
     cold_items: float = 0.0  # share of items that training never meets, to measure what becomes of new ones
     target_actions: str = ""  # comma-separated: events of these actions alone are evaluated, and ranked; "": of all
     filter_seen: bool = (
@@ -345,6 +346,7 @@ _AT_LEAST = {
     "loss.recommendation_weight": 0,
     "loss.hard_candidates": 0,
     "data.drop_query": 0,
+    "data.lend_query": 0,
     "data.cold_items": 0,
     "model.id_dropout": 0,
     "model.query_match": 0,
@@ -411,8 +413,9 @@ def _checked(config: Config, where: str) -> Config:
         )
     if data.crop and not data.stride:
         raise UserError(f"{where}: data.crop moves windows by half of data.stride, which is 0: set data.stride")
-    if data.drop_query > 1:
-        raise UserError(f"{where}: data.drop_query must be at most 1, not {data.drop_query}")
+    for name, share in (("drop_query", data.drop_query), ("lend_query", data.lend_query)):
+        if share > 1:
+            raise UserError(f"{where}: data.{name} must be at most 1, not {share}")
     if not loss.search_weight + loss.recommendation_weight > 0:
         raise UserError(f"{where}: loss.search_weight and loss.recommendation_weight are both 0: nothing is learned")
     if m.width % m.heads or (m.width // m.heads) % 2:

@@ -78,8 +78,9 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
         raise UserError(f"{log.name}: no training event follows another one of its user, or has a query")
     windows.action_table(log, data.target_actions)  # refuses unknown names before the first batch is asked for
     items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
+    lent = windows.queries_of_items(log, split.train_stop) if data.lend_query else None
     log = kept.Kept(log)
-    make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config)
+    make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config, lent)
     if not data.pack:
         return Training(items, where, make)
     sizes = where[:, 2] - where[:, 1], ranked_events(log, where, split.train_stop, config)
@@ -152,6 +153,7 @@ def example(
     table: np.ndarray,
     train_stop: np.ndarray,
     config: Config,
+    lent: windows.QueriesOfItems | None,
     index: int | tuple[int, ...],
     place: np.ndarray,
     packed: bool = False,
@@ -175,6 +177,9 @@ def example(
     moment[: stop - start] = windows.asked_at(record, start, stop, seen)
     rng = np.random.default_rng((data.seed, EXAMPLE, *np.atleast_1d(index).tolist()))
     query = events.query * (rng.random(length) >= data.drop_query) if data.drop_query else events.query
+    if lent is not None:
+        lends = (events.query == 0) & (rng.random(length) < data.lend_query)
+        query = np.where(lends, lent.draw(rng, events.item), query)
     # Nothing is known to a reader that sees no event and has no query.
     target = events.item * ((visible > 0) | (query > 0))
 

@@ -83,6 +83,27 @@ def trained(log, train_stop: np.ndarray, field: str) -> tuple[np.ndarray, np.nda
     return np.concatenate(users), np.concatenate(items), np.concatenate(values)
 
 
+class QueriesOfItems(typing.NamedTuple):
+    """The queries that led to each item, once an event: those of item v are `query[start[v] : start[v + 1]]`."""
+
+    start: np.ndarray  # (V + 1,)
+    query: np.ndarray  # int32
+
+    def draw(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
+        """A query of each item, as likely as it led there, int32; 0 where none did."""
+        size = self.start[item + 1] - self.start[item]
+        place = self.start[item] + (rng.random(item.shape) * size).astype(np.int64)
+        return np.where(size > 0, np.append(self.query, 0)[place], 0).astype(np.int32)
+
+
+def queries_of_items(log, train_stop: np.ndarray) -> QueriesOfItems:
+    """Those of the training events that have both."""
+    _, item, query = trained(log, train_stop, "query")
+    item, query = item[query > 0], query[query > 0]
+    start = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=log.spec.items))])
+    return QueriesOfItems(start, query[np.argsort(item, kind="stable")].astype(np.int32))
+
+
 def training_lists(log, train_stop: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The lists shown at training events of the actions `names`, of which something was chosen and something was not.
 

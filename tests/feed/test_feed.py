@@ -31,7 +31,7 @@ def only_training(log):
 def example(log, config, place=(0, 0, 6), index=0):
     """One training window, unbatched."""
     return examples.example(
-        log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, index, np.array(place)
+        log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, None, index, np.array(place)
     )
 
 
@@ -708,3 +708,32 @@ def test_searches_that_are_asked_without_their_query():
     assert 0.2 < np.mean(asked > 0) < 0.8 and not every.retrieval.query.any() and not every.ranking.query.any()
     blind = (every.retrieval.visible == 0) & (every.target > 0)
     assert not blind.any(), "what had a query alone to go by is no target without it"
+
+
+def test_recommendations_that_are_asked_with_a_query_that_led_to_their_item():
+    log = random_log(users=30, least=8)
+    split = splits.split(log, configure().data)
+    first = lambda share: next(feed.train_feed(log, split, configure(lend_query=share))(0))
+    none, half, every = first(0.0), first(0.5), first(1.0)
+    led = [set() for _ in range(log.spec.items)]
+    for number in range(len(log)):
+        stop, record = split.train_stop[number], log[number]
+        for item, query in zip(record["item"][:stop].tolist(), record["query"][:stop].tolist()):
+            led[item].add(query)
+    shares = []
+    for batch in (half, every):
+        np.testing.assert_array_equal(batch.events.query, none.events.query), "the context tells what was searched"
+        own = none.events.query > 0
+        np.testing.assert_array_equal(batch.retrieval.query[own], none.events.query[own])
+        item, query = batch.events.item[~own], batch.retrieval.query[~own]
+        assert all(q in led[i] or not q for i, q in zip(item.tolist(), query.tolist()))
+        shares.append(np.mean(query[[bool(led[i] - {0}) for i in item.tolist()]] > 0))
+    assert 0.3 < shares[0] < 0.7 and shares[1] == 1
+
+
+def test_a_query_is_drawn_as_often_as_it_led_to_the_item():
+    log = SmallLog([user([1, 1, 1, 1, 2, 3], query=[1, 1, 1, 2, 0, 3]), user([2, 1], query=[2, 2])], 9)
+    lent = windows.queries_of_items(log, np.array([5, 1]))  # the last events of both are not trained on
+    drawn = lent.draw(np.random.default_rng(0), np.array([1] * 4000 + [2, 3, 0, 8]))
+    assert np.abs(np.bincount(drawn[:4000], minlength=3) / 4000 - [0, 0.75, 0.25]).max() < 0.03
+    assert drawn[4000:].tolist() == [2, 0, 0, 0]
