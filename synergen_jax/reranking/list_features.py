@@ -124,13 +124,15 @@ class ListFeatures:
         """How like the items are to those of the history: by what goes together, and by each matrix."""
         together = np.zeros((3, *item.shape), np.float32)
         by_text = np.zeros((2 * len(self._items), *item.shape), np.float32)
+        place = np.full(self._known.near.shape[1], -1, np.int32)  # of each item in the list at hand
         for row, (had, mine) in enumerate(zip(history, item)):
             had = had[had > 0]
             if not len(had):
                 continue
-            near = np.stack([_picked(self._known.near, one, mine) for one in dict.fromkeys(had.tolist())])
-            together[:2, row] = near.sum(0), near.max(0)
-            together[2, row] = _picked(self._known.near, had[-1], mine)
+            place[mine] = np.arange(len(mine))
+            together[:2, row] = _gathered(self._known.near, np.unique(had), place, len(mine))
+            together[2, row] = _gathered(self._known.near, had[-1:], place, len(mine))[0]
+            place[mine] = -1
             for number, name in enumerate(self._items):
                 rows = self._item_rows[name]
                 like = rows[had] @ rows[mine].T
@@ -145,6 +147,22 @@ def _met(history: np.ndarray, item: np.ndarray) -> list[np.ndarray]:
     after = np.cumsum((history > 0)[:, ::-1], axis=1)[:, ::-1] - (history > 0)  # events after each
     since = np.where(same, 1 / (1.0 + after[:, None]), 0).max(axis=-1, initial=0.0)
     return [np.log1p(same.sum(axis=-1)), since]
+
+
+def _gathered(matrix, rows: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
+    """Sum and maximum, (2, size), of the entries of some sparse rows, by the places of their columns; -1: of none.
+
+    Entries are above 0.
+    """
+    start = matrix.indptr[rows].astype(np.int64)
+    count = matrix.indptr[rows + 1] - start
+    entry = np.repeat(start - (np.cumsum(count) - count), count) + np.arange(count.sum())
+    at = place[matrix.indices[entry]]
+    at, value = at[at >= 0], matrix.data[entry][at >= 0]
+    found = np.zeros((2, size), np.float32)
+    np.add.at(found[0], at, value)
+    np.maximum.at(found[1], at, value)
+    return found
 
 
 def _picked(matrix, row: int, columns: np.ndarray) -> np.ndarray:
