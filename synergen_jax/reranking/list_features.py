@@ -124,7 +124,7 @@ class ListFeatures:
         """How like the items are to those of the history: by what goes together, and by each matrix."""
         together = np.zeros((3, *item.shape), np.float32)
         by_text = np.zeros((2 * len(self._items), *item.shape), np.float32)
-        place = np.full(self._known.near.shape[1], -1, np.int32)  # of each item in the list at hand
+        place = np.full(len(self._known.begin) - 1, -1, np.int32)  # of each item in the list at hand
         for row, (had, mine) in enumerate(zip(history, item)):
             had = had[had > 0]
             if not len(had):
