@@ -80,7 +80,7 @@ def training(log, split: Split, config: Config, counts: np.ndarray | None = None
     items = np.flatnonzero(catalogue(log, split).counts if counts is None else counts).astype(np.int32)
     lent = windows.queries_of_items(log, split.train_stop) if data.lend_query else None
     log = kept.Kept(log)
-    make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config, lent)
+    make = functools.partial(example, log, items, windows.label_table(log), split.train_stop, config, lent=lent)
     if not data.pack:
         return Training(items, where, make)
     sizes = where[:, 2] - where[:, 1], ranked_events(log, where, split.train_stop, config)
@@ -153,14 +153,15 @@ def example(
     table: np.ndarray,
     train_stop: np.ndarray,
     config: Config,
-    lent: windows.QueriesOfItems | None,
     index: int | tuple[int, ...],
     place: np.ndarray,
     packed: bool = False,
+    lent: windows.QueriesOfItems | None = None,
 ) -> dict[str, typing.Any]:
     """The arrays of one window, by the names of `TrainBatch`; `index` is its place in the endless stream.
 
-    Padded to `data.max_history` events and `data.rank_events` ranked ones; `packed` leaves the padding to the row.
+    Padded to `data.max_history` events and `data.rank_events` ranked ones; `packed` leaves the padding to the row. `lent` are
+    the queries that `data.lend_query` draws from.
     """
     data = config.data
     user, start, stop = place.tolist()

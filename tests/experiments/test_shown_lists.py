@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -40,9 +41,8 @@ def runs(tmp_path_factory):
     assert main(["data", "prepare", "trivago", "--source", str(place / "trips.parquet"), *data]) == 0
     small = "--data.log trips --data.batch 8 --data.negatives 8 --data.max_history 8 --data.stride 8 --loss.in_batch 8"
     small += " --model.width 16 --run.steps 2 --run.eval_every 2 --run.checkpoint_every 2"
-    for number in range(2):
-        seeds = ["--run.seed", str(number)]
-        assert main(["train", "trivago", "--workdir", str(place / str(number)), *small.split(), *seeds, *data]) == 0
+    assert main(["train", "trivago", "--workdir", str(place / "0"), *small.split(), *data]) == 0
+    shutil.copytree(place / "0", place / "1")
     settings = ["--evaluate.scann", "false", "--evaluate.bootstrap", "10"]
     assert main(["evaluate", str(place / "0"), "--split", "test", *settings, *data]) == 0
     return place

@@ -31,7 +31,7 @@ def only_training(log):
 def example(log, config, place=(0, 0, 6), index=0):
     """One training window, unbatched."""
     return examples.example(
-        log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, None, index, np.array(place)
+        log, np.arange(1, log.spec.items), windows.label_table(log), log.lengths, config, index, np.array(place)
     )
 
 
