@@ -180,7 +180,7 @@ def example(
     query = events.query * (rng.random(length) >= data.drop_query) if data.drop_query else events.query
     if lent is not None:
         lends = (events.query == 0) & (rng.random(length) < data.lend_query)
-        query = np.where(lends, lent.draw(rng, events.item), query)
+        query = np.where(lends, lent.draw(rng, np.asarray(events.item)), query)
     # Nothing is known to a reader that sees no event and has no query.
     target = events.item * ((visible > 0) | (query > 0))
 
