@@ -12,14 +12,14 @@ columns; a fifth of the users says when it stops.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 import time
 import typing
 
-import lightgbm
+import boosted
 import numpy as np
+import script
 
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import metrics, model_answers
@@ -28,51 +28,25 @@ from synergen_jax.runs import rerank
 from synergen_jax.runs.run import open_run
 
 HELD = 5  # one user of so many says when LightGBM stops
-ROUNDS, PATIENCE = 1000, 50
-SETTINGS: dict[str, typing.Any] = {
-    "objective": "lambdarank",
-    "metric": "ndcg",
-    "eval_at": [10],
-    "learning_rate": 0.05,
-    "num_leaves": 31,
-    "min_data_in_leaf": 200,
-    "feature_fraction": 0.8,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "verbosity": -1,
-    "deterministic": True,
-}
+SETTINGS = {"learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 200}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    one = argparse.ArgumentParser(
-        "ceiling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    one = script.parser("ceiling.py", __doc__)
     one.add_argument("run", type=pathlib.Path, help="a workdir of `synergen train`, after `synergen rerank`")
     one.add_argument("--lists", type=int, default=50_000, help="lists of the validation part, at most")
-    one.add_argument("--threads", type=int, default=1, help="of LightGBM")
-    one.add_argument("--seed", type=int, default=0, help="of LightGBM, of who is held back, and of the bootstrap")
-    one.add_argument("--data-dir", help="where logs lie (default: as `synergen`)")
-    one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
     return one
 
 
-def boosted(lists: fit.Lists, arguments: argparse.Namespace) -> lightgbm.Booster:
+def learned_by(lists: fit.Lists, arguments: argparse.Namespace) -> boosted.lightgbm.Booster:
     """LightGBM, fitted on the lists that hold their target."""
     draw = np.random.default_rng(arguments.seed).random(int(lists.user.max()) + 1)
-    held, told = draw[lists.user] < 1 / HELD, lists.target >= 0
-
-    def data(which: np.ndarray, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        there = lists.there[which]
-        chosen = np.arange(there.shape[1]) == lists.target[which][:, None]
-        y = chosen[there].astype(np.int32)
-        return lightgbm.Dataset(lists.feature[which][there], y, group=there.sum(axis=1), reference=reference)
-
-    train = data(told & ~held)
+    lists = fit.Lists(*(part[lists.target >= 0] for part in lists))
+    number, place = lists.there.nonzero()
+    held = (draw[lists.user] < 1 / HELD)[number]
     settings = SETTINGS | {"seed": arguments.seed, "num_threads": arguments.threads}
-    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    return lightgbm.train(settings, train, ROUNDS, [data(told & held, train)], callbacks=[stop])
+    return boosted.fit(lists.feature[lists.there], number, place == lists.target[number], held, settings)
 
 
 def orders(lists: fit.Lists, ranks: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,10 +88,9 @@ def measured(arguments: argparse.Namespace) -> dict[str, typing.Any]:
         raise UserError(f"{arguments.run} has no second stage yet: `synergen rerank {arguments.run}` fits it")
     learned, _ = rerank.collect(opened, second.features, rerank.PART, second.first, arguments.lists, arguments.seed)
     lists, beside = rerank.collect(opened, second.features, "test", second.first)
-    booster = boosted(learned, arguments)
+    booster = learned_by(learned, arguments)
     scores = {"head": beside["logit"], "second stage": second.ranker.scores(lists.feature)}
-    flat = booster.predict(lists.feature.reshape(-1, lists.feature.shape[-1]))
-    scores["lightgbm"] = np.asarray(flat, np.float32).reshape(lists.there.shape)
+    scores["lightgbm"] = boosted.scores(booster, lists.feature).astype(np.float32)
     share = booster.feature_importance("gain")
     return {
         "run": str(arguments.run),
@@ -145,19 +118,5 @@ def text(found: dict[str, typing.Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measures, prints, and exits with 2 where the input is wrong."""
-    arguments = parser().parse_args()
-    try:
-        found = measured(arguments)
-    except UserError as error:
-        print(f"ceiling.py: {error}", file=sys.stderr)
-        return 2
-    print(text(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script.main(parser(), measured, text))

@@ -11,13 +11,13 @@ of the test part, and how far the runs are ahead: list by list, the mean of the 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 import typing
 
-import lightgbm
+import boosted
 import numpy as np
+import script
 
 from data_pipelines.feed import windows
 from synergen_jax.errors import UserError
@@ -27,20 +27,7 @@ from synergen_jax.runs import workdir
 from synergen_jax.runs.run import Run, open_run
 
 HELD = 10  # one training list of so many says when LightGBM stops
-ROUNDS, PATIENCE = 1000, 50
-SETTINGS: dict[str, typing.Any] = {
-    "objective": "lambdarank",
-    "metric": "ndcg",
-    "eval_at": [10],
-    "learning_rate": 0.04,
-    "num_leaves": 15,
-    "min_data_in_leaf": 60,
-    "feature_fraction": 0.8,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "verbosity": -1,
-    "deterministic": True,
-}
+SETTINGS = {"learning_rate": 0.04, "num_leaves": 15, "min_data_in_leaf": 60}
 
 
 class Lists(typing.NamedTuple):
@@ -53,15 +40,9 @@ class Lists(typing.NamedTuple):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    one = argparse.ArgumentParser(
-        "shown_lists.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    one = script.parser("shown_lists.py", __doc__)
     one.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of one config, evaluated on the test part")
     one.add_argument("--only", help="names of candidate features, comma-separated, for a regression on these alone")
-    one.add_argument("--threads", type=int, default=1, help="of LightGBM")
-    one.add_argument("--seed", type=int, default=0, help="of LightGBM and the bootstrap")
-    one.add_argument("--data-dir", help="where logs lie (default: as `synergen`)")
-    one.add_argument("--json", type=pathlib.Path, help="write what was found here, too")
     return one
 
 
@@ -84,23 +65,14 @@ def regression(lists: Lists, learned: tuple[np.ndarray, np.ndarray, np.ndarray],
     return fitted.scores(np.concatenate([lists.feature[..., columns], known], axis=-1))
 
 
-def boosted(
+def by_trees(
     lists: Lists, learned: tuple[np.ndarray, np.ndarray, np.ndarray], arguments: argparse.Namespace
 ) -> np.ndarray:
     """Scores (n, K) of the test lists by LightGBM."""
     feature, number, chosen = learned
     held = (np.random.default_rng(arguments.seed).random(int(number[-1]) + 1) < 1 / HELD)[number]
-
-    def data(which: np.ndarray, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        _, sizes = np.unique(number[which], return_counts=True)
-        return lightgbm.Dataset(feature[which], chosen[which].astype(np.int32), group=sizes, reference=reference)
-
-    train = data(~held)
     settings = SETTINGS | {"seed": arguments.seed, "num_threads": arguments.threads}
-    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-    booster = lightgbm.train(settings, train, ROUNDS, [data(held, train)], callbacks=[stop])
-    flat = booster.predict(lists.feature.reshape(-1, lists.feature.shape[-1]))
-    return np.asarray(flat, np.float64).reshape(lists.label.shape)
+    return boosted.scores(boosted.fit(feature, number, chosen, held, settings), lists.feature)
 
 
 def evaluated(folder: pathlib.Path, users: np.ndarray) -> np.ndarray:
@@ -123,7 +95,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, typing.Any]:
     learned = windows.training_lists(log, split.train_stop, run.config.data.target_actions)
     scores = {f"regression on {len(only)}": regression(lists, learned, [names.index(n) for n in only])} if only else {}
     scores[f"regression on all {len(names)}"] = regression(lists, learned, list(range(len(names))))
-    scores["lightgbm"] = boosted(lists, learned, arguments)
+    scores["lightgbm"] = by_trees(lists, learned, arguments)
     told = {name: metrics.list_metrics(lists.label, score)["list_mrr"] for name, score in scores.items()}
     told = {"runs": runs.mean(axis=0), **told}
     summary = lambda values: metrics.summary(values, lists.user, 1000, arguments.seed)
@@ -148,19 +120,5 @@ def text(found: dict[str, typing.Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Measures, prints, and exits with 2 where the input is wrong."""
-    arguments = parser().parse_args()
-    try:
-        found = measured(arguments)
-    except UserError as error:
-        print(f"shown_lists.py: {error}", file=sys.stderr)
-        return 2
-    print(text(found))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script.main(parser(), measured, text))
