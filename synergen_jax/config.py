@@ -283,6 +283,8 @@ def _replace(config: Config, section: str, key: str, value: typing.Any, where: s
     hints = typing.get_type_hints(type(part))
     if key not in hints:
         raise UserError(f"{where}: unknown key {section}.{key}{nearest(key, hints)}")
+    if value is False and f"{section}.{key}" in _WERE_SWITCHES:
+        value = 0
     value = _typed(value, hints[key], f"{where}: {section}.{key}", parse)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: value})})
 
@@ -307,6 +309,7 @@ def _typed(value: typing.Any, kind: typing.Any, where: str, parse: bool) -> typi
     return value
 
 
+_WERE_SWITCHES = ("model.query_match",)  # and are numbers now: in the configs of runs of before off is false
 _AUTO = bool | typing.Literal["auto"]
 _KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

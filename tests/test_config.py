@@ -242,3 +242,17 @@ def test_packing_is_on_off_or_by_the_lengths(text, value):
     assert config.data.pack is value or config.data.pack == value == "auto"
     assert configs.from_dict(configs.to_dict(config)) == config, "as config.json has it"
     assert configs.load("own_log").data.pack == "auto"
+
+
+def test_what_was_a_switch_is_off_in_configs_of_before():
+    assert configs.from_dict({"model": {"query_match": False}}).model.query_match == 0
+    with pytest.raises(UserError, match=r"model\.query_match must be a whole number, not True"):
+        configs.from_dict({"model": {"query_match": True}})
+
+
+@pytest.mark.parametrize("name", ["drop_query", "lend_query"])
+def test_shares_of_queries(name):
+    assert getattr(configs.from_dict({"data": {name: 1}}).data, name) == 1
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(UserError, match=rf"data\.{name} must be at (least 0|most 1)"):
+            configs.from_dict({"data": {name: wrong}})

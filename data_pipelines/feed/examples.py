@@ -132,7 +132,7 @@ def ranked_events(log, where: np.ndarray, train_stop: np.ndarray, config: Config
     for window, (user, start, stop) in enumerate(where.tolist()):
         record = log[user]
         item, action, query = (record[name][start:stop] for name in ("item", "action", "query"))
-        known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0)
+        known = (first_of_request(record["request"][start:stop]) > 0) | (query > 0) | (config.data.lend_query > 0)
         moves = _moves(config.data, stop, int(train_stop[user]))  # it may be where more is ranked
         count = len(item) if moves else np.count_nonzero((item > 0) & asked[action] & known)
         found[window] = min(count, config.data.rank_events)

@@ -87,13 +87,13 @@ class QueriesOfItems(typing.NamedTuple):
     """The queries that led to each item, once an event: those of item v are `query[start[v] : start[v + 1]]`."""
 
     start: np.ndarray  # (V + 1,)
-    query: np.ndarray  # int32
+    query: np.ndarray  # int32; 0 behind the last one
 
     def draw(self, rng: np.random.Generator, item: np.ndarray) -> np.ndarray:
         """A query of each item, as likely as it led there, int32; 0 where none did."""
         size = self.start[item + 1] - self.start[item]
         place = self.start[item] + (rng.random(item.shape) * size).astype(np.int64)
-        return np.where(size > 0, np.append(self.query, 0)[place], 0).astype(np.int32)
+        return np.where(size > 0, self.query[place], 0)
 
 
 def queries_of_items(log, train_stop: np.ndarray) -> QueriesOfItems:
@@ -101,7 +101,7 @@ def queries_of_items(log, train_stop: np.ndarray) -> QueriesOfItems:
     _, item, query = trained(log, train_stop, "query")
     item, query = item[query > 0], query[query > 0]
     start = np.concatenate([[0], np.cumsum(np.bincount(item, minlength=log.spec.items))])
-    return QueriesOfItems(start, query[np.argsort(item, kind="stable")].astype(np.int32))
+    return QueriesOfItems(start, np.append(query[np.argsort(item, kind="stable")], 0).astype(np.int32))
 
 
 def training_lists(log, train_stop: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def _encoded(asked: PlacedModel, batch: EvalBatch, *readers: Readers):
     """`read(readers, items, queries)`: hidden states over the encoded context of a batch; and the vectors of some readers.
 
     Returns:
-      The function, the item vectors (B, R, D) of each of `readers`, and their query vectors.
+      The function, the item vectors (B, R, W) of each of `readers`, and their query vectors.
     """
     mesh, model, params = asked.mesh, asked.model, asked.params
     tokens = batch.events, *readers

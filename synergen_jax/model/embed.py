@@ -24,7 +24,7 @@ Rows = dict[str, Float[Array, "..."]]
 
 
 def vector_width(config: ModelConfig, spec: LogSpec) -> int:
-    """Numbers of the vector of an item or a query, V: D, and `config.query_match` more where the log has queries.
+    """Numbers of the vector of an item or a query, W: D, and `config.query_match` more where the log has queries.
 
     The first D are what tokens are made of. By the others queries are matched with items, and nothing else.
     """
@@ -32,7 +32,7 @@ def vector_width(config: ModelConfig, spec: LogSpec) -> int:
 
 
 def init_tables(key: Array, config: ModelConfig, spec: LogSpec) -> dict[str, nn.LogicallyPartitioned]:
-    """The learned tables, {"item": (A, 768, V), "query": (A, 768, V)}, see `table`; one that is not wanted is left out.
+    """The learned tables, {"item": (A, 768, W), "query": (A, 768, W)}, see `table`; one that is not wanted is left out.
 
     Rows are drawn from a normal distribution of standard deviation 0.02.
     """
@@ -92,7 +92,7 @@ def known(
 
 
 class Join(nn.Module):
-    """Rows to one vector each, (..., V); `nothing` marks the ids that are 0, whose vector is zero."""
+    """Rows to one vector each, (..., W); `nothing` marks the ids that are 0, whose vector is zero."""
 
     width: int
     dtype: typing.Any

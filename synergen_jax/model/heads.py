@@ -37,7 +37,7 @@ class RetrievalHead(nn.Module):
         if self.match:
             self.match_gain = self.param("match_gain", nn.initializers.zeros, ())
 
-    def __call__(self, hidden: Float[Array, "... d"], queries: Float[Array, "... v"] | None = None) -> Array:
+    def __call__(self, hidden: Float[Array, "... d"], queries: Float[Array, "... w"] | None = None) -> Array:
         """As `SynerGen.retrieve`."""
         taste = self._unit(self.retrieval_head(hidden))
         if not self.match:
@@ -47,7 +47,7 @@ class RetrievalHead(nn.Module):
         gain = jnp.exp(GAIN * self.match_gain - 1.0)
         return jnp.concatenate([taste, gain * self._unit(queries[..., self.config.width :])], axis=-1)
 
-    def keys(self, items: Float[Array, "... v"]) -> Array:
+    def keys(self, items: Float[Array, "... w"]) -> Array:
         """As `SynerGen.keys`."""
         width = self.config.width
         keys = self._unit(items[..., :width])

@@ -72,7 +72,7 @@ def join(
     ids: Array,
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
-    """The vectors (..., D), float32, of ids whose rows were found; those of stored rows where `ids` are all of them."""
+    """The vectors (..., W), float32, of ids whose rows were found; those of stored rows where `ids` are all of them."""
     learned = {"id": embed.known(rows["id"], counts, ids, dropout)} if "id" in rows else {}
     return synergen.pure(model, variables, synergen.SynerGen.join_rows)(rows | learned, ids).astype(jnp.float32)
 
@@ -98,7 +98,7 @@ def at_places(
 def vectors(
     mesh: Mesh, model: synergen.SynerGen, params: synergen.Params, catalogue: StoredCatalogue, ids: Ids
 ) -> dict[str, list[Array]]:
-    """The vectors (B, ..., D), of the model's dtype, of all ids: zeros for kinds of id that have neither rows nor matrices."""
+    """The vectors (B, ..., W), of the model's dtype, of all ids: zeros for kinds of id that have neither rows nor matrices."""
     found = look_up(mesh, model, params["tables"], catalogue, ids)
     dtype, made = jnp.dtype(model.config.dtype), {}
     for name, parts in ids.items():

@@ -35,7 +35,7 @@ from synergen_jax.model.heads import RankingHead, RetrievalHead
 CONTEXT, RETRIEVAL, RANKING = range(3)  # kinds of token
 
 Params = dict[str, typing.Any]
-"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, V), "query": (A, 768, V)}}; `table` says how rows lie."""
+"""{"model": variables of `SynerGen`, "tables": {"item": (A, 768, W), "query": (A, 768, W)}}; `table` says how rows lie."""
 
 
 @jax.tree_util.register_dataclass
@@ -92,11 +92,11 @@ class SynerGen(nn.Module):
 
     @property
     def key_width(self) -> int:
-        """Numbers of a key and of a retrieval vector, V: those of an item's or a query's vector, `embed.vector_width`."""
+        """Numbers of a key and of a retrieval vector, W: those of an item's or a query's vector, `embed.vector_width`."""
         return embed.vector_width(self.config, self.spec)
 
     def join_rows(self, rows: embed.Rows, ids: Int[AnyArray, "..."]) -> Array:
-        """Vectors (..., V) of items or queries from their rows; id 0 gives zeros."""
+        """Vectors (..., W) of items or queries from their rows; id 0 gives zeros."""
         return self.join(rows, ids == 0)
 
     def context_tokens(self, events: Events, items: Array, queries: Array) -> Array:
@@ -108,7 +108,7 @@ class SynerGen(nn.Module):
         return h + queries if self.config.context_query else h
 
     def _token_parts(self, items: Array, queries: Array) -> tuple[Array, Array]:
-        """What tokens are made of, (..., D) each, of the vectors of items and queries, (..., V)."""
+        """What tokens are made of, (..., D) each, of the vectors of items and queries, (..., W)."""
         return items[..., : self.config.width], queries[..., : self.config.width]
 
     def reader_tokens(self, readers: Readers, items: Array, queries: Array, time: Int[AnyArray, "b r"]) -> Array:
@@ -144,7 +144,7 @@ class SynerGen(nn.Module):
 
         Args:
           events: (B, L), padding last.
-          items, queries: their vectors, (B, L, V) each.
+          items, queries: their vectors, (B, L, W) each.
           deterministic: False applies dropout, which needs `rngs={"dropout": key}`.
         """
         h = self.context_tokens(events, items, queries)
@@ -167,7 +167,7 @@ class SynerGen(nn.Module):
         Args:
           cache: of the same B users.
           readers: (B, R); `visible` at most the events in the cache.
-          items, queries: the readers' vectors, (B, R, V) each; an item's is zero for a retrieval reader.
+          items, queries: the readers' vectors, (B, R, W) each; an item's is zero for a retrieval reader.
           per_event: n > 0 promises n readers an event, in the order of events, with `visible[:, r] <= r // n`: half the
             work of attention. 0 promises nothing.
         """
@@ -182,7 +182,7 @@ class SynerGen(nn.Module):
         Args:
           cache: of the same B users, whose rows are not packed.
           events: the new ones, (B, L), padding last; a row may have none.
-          items, queries: their vectors, (B, L, V) each.
+          items, queries: their vectors, (B, L, W) each.
         """
         h = self.context_tokens(events, items, queries)
         gained = jnp.sum(events.mask, axis=1, dtype=jnp.int32)
@@ -198,17 +198,17 @@ class SynerGen(nn.Module):
         return Cache(keys, values, time, cache.length + gained)
 
     def retrieve(self, hidden: Array, queries: Array | None = None) -> Array:
-        """Retrieval vectors of readers, (..., V) float32: their inner product with `keys` scores an item.
+        """Retrieval vectors of readers, (..., W) float32: their inner product with `keys` scores an item.
 
         Args:
           hidden: of retrieval readers, (..., D).
-          queries: the readers' query vectors, (..., V), zeros where there is none; None: nobody has a query. Without
+          queries: the readers' query vectors, (..., W), zeros where there is none; None: nobody has a query. Without
             `config.query_match` they are not used.
         """
         return self.retrieval(hidden, queries)
 
     def keys(self, items: Array) -> Array:
-        """What retrieval vectors are compared with, (..., V) float32, from item vectors (..., V).
+        """What retrieval vectors are compared with, (..., W) float32, from item vectors (..., W).
 
         Parts of unit length if `config.normalise`.
         """
@@ -296,7 +296,7 @@ def item_vectors(
     ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
-    """Vectors (..., V) of item ids."""
+    """Vectors (..., W) of item ids."""
     return _vectors(model, params, "item", catalogue.item_matrices, catalogue.counts, ids, dropout)
 
 
@@ -307,7 +307,7 @@ def query_vectors(
     ids: Int[AnyArray, "..."],
     dropout: embed.IdentityDropout | None = None,
 ) -> Array:
-    """Vectors (..., V) of query ids."""
+    """Vectors (..., W) of query ids."""
     return _vectors(model, params, "query", catalogue.query_matrices, catalogue.query_counts, ids, dropout)
 
 
@@ -320,15 +320,15 @@ def _vectors(model: SynerGen, params: Params, table: str, matrices, counts, ids,
 def token_vectors(
     model: SynerGen, params: Params, catalogue: Catalogue, tokens: Events | Readers
 ) -> tuple[Array, Array]:
-    """Item and query vectors, (B, L, V) each, of events or readers: what `encode`, `read` and `append` take."""
+    """Item and query vectors, (B, L, W) each, of events or readers: what `encode`, `read` and `append` take."""
     return (
         item_vectors(model, params, catalogue, tokens.item),
         query_vectors(model, params, catalogue, tokens.query),
     )
 
 
-def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "n v"]:
-    """What every item of the catalogue is found by, (items, V) float32; row 0, the padding item, is zero."""
+def item_keys(model: SynerGen, params: Params, catalogue: Catalogue, chunk: int = 65_536) -> Float[Array, "v w"]:
+    """What every item of the catalogue is found by, (V, W) float32; row 0, the padding item, is zero."""
 
     @jax.jit
     def keys(params, catalogue, ids):

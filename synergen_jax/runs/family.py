@@ -164,13 +164,18 @@ def _found(path: pathlib.Path) -> dict[str, typing.Any]:
 
 
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:
-    """A row a variant, then a row each other system, as those of the first variant's evaluations have it that know it."""
+    """A row a variant, then a row each other system of the first variant's evaluations.
+
+    Baselines may be known beside some of these alone, and are the same for all; what a model says must be known in each.
+    """
     first = next(iter(found.values()))
     systems = dict.fromkeys(s for part in (first[0], *first[0]["slices"].values(), first[0]["shown"]) for s in part)
     rows = {name: _numbers(results, "model") for name, results in found.items()}
     for system in (system for system in systems if system not in ("model", "model_scann")):
-        if knowing := [result for result in first if _numbers([result], system)]:
-            rows[f"{next(iter(found))}: {system}"] = _numbers(knowing, system)
+        baseline = not system.startswith("model")
+        knowing = [result for result in first if not baseline or _numbers([result], system)]
+        if knowing and (numbers := _numbers(knowing, system)):
+            rows[f"{next(iter(found))}: {system}"] = numbers
     return [{"variant": name} | numbers for name, numbers in rows.items()]
 
 

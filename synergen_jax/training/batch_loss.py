@@ -58,7 +58,7 @@ def task_weight(query: AnyArray, config: LossConfig) -> Array:
 class _Pool(typing.NamedTuple):
     """Items that all targets of a batch compete with: the shared negatives, or with the full softmax every item."""
 
-    vectors: Array  # (N, D), or (A, 768, D)
+    vectors: Array  # (N, W), or (A, 768, W)
     ids: Array
     counts: Array  # training events of each
 
@@ -66,15 +66,15 @@ class _Pool(typing.NamedTuple):
 class Placed(typing.NamedTuple):
     """The vectors of a batch, each where its id stands."""
 
-    events: Array  # items, (B, L, D)
+    events: Array  # items, (B, L, W)
     targets: Array
-    candidates: Array  # (B, E, K, D)
+    candidates: Array  # (B, E, K, W)
     pool: _Pool
     target_counts: Array  # training events of each target, (B, L)
     candidate_counts: Array
     event_queries: Array
     reader_queries: Array
-    candidate_queries: Array  # (B, E, D)
+    candidate_queries: Array  # (B, E, W)
 
 
 def placed(shared: Shared, vectors: dict[str, Array], found: dict[str, lookup.Found], batch: TrainBatch) -> Placed:
@@ -161,7 +161,7 @@ def _retrieval_loss(shared: Shared, model: _Model, at: Placed, batch: TrainBatch
     """The retrieval loss of all targets.
 
     Args:
-      scored: what each retrieval reader wants, (B, L, D), and the keys of the pool.
+      scored: what each retrieval reader wants, (B, L, W), and the keys of the pool.
     """
     (wanted, pool_keys), config = scored, shared.config
     log_q = shared.log_count if config.log_q else lambda counts: None
@@ -183,7 +183,7 @@ def _ranking_losses(
     candidates, vectors = batch.ranking, at.candidates
     assert candidates.event is not None, "training knows the event of each list"
     # What a ranked event is after, its retrieval reader has asked already.
-    wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, D)
+    wanted = jnp.take_along_axis(wanted, candidates.event[..., None], axis=1)  # (B, E, W)
     hard = None
     if shared.config.hard_candidates:
         hard = _hard(shared, model, at, batch, (wanted, pool_keys))
@@ -207,7 +207,7 @@ def _ranked(
     """Logits of the candidates' labels, (B, E, K, A).
 
     Args:
-      vectors: of the candidates, (B, E, K, D), and of their queries, (B, E, D).
+      vectors: of the candidates, (B, E, K, W), and of their queries, (B, E, W).
       score: of retrieval, (B, E, K).
     """
     items, queries = vectors
@@ -225,7 +225,7 @@ class _Hard(typing.NamedTuple):
     """Lists with hard candidates at their ends, and what corrects their logits."""
 
     candidates: Candidates
-    vectors: Array  # of all candidates, (B, E, K, D)
+    vectors: Array  # of all candidates, (B, E, K, W)
     best: hard_negatives.Best
     log_pooled: Array | None  # log of how often each comes up in the pool, (B, E, K)
     sampled: Array  # () how often each item comes up among the sampled ones
@@ -240,7 +240,7 @@ def _hard(shared: Shared, model: _Model, at: Placed, batch: TrainBatch, scored: 
     """Draws hard candidates for each list from the pool.
 
     Args:
-      scored: what each ranked event is after, (B, E, D), and the keys of the pool.
+      scored: what each ranked event is after, (B, E, W), and the keys of the pool.
     """
     (wanted, pool_keys), config, pool, candidates = scored, shared.config, at.pool, batch.ranking
     log_pooled = shared.log_count(at.candidate_counts)
@@ -265,7 +265,7 @@ def _retrieval(mesh: Mesh, config: LossConfig, mine: tuple, ours: tuple) -> Arra
     """The retrieval loss; every device has its own users, and computes in tiles of its own.
 
     Args:
-      mine: retrieval vectors and their targets' keys (B, R, D), targets, whether training meets those, weights, log-Q (B, R),
+      mine: retrieval vectors and their targets' keys (B, R, W), targets, whether training meets those, weights, log-Q (B, R),
         or None.
       ours: the pool's keys, ids, whether each takes part, log-Q or None; split over all devices with the full softmax.
     """

@@ -111,7 +111,7 @@ def value_and_grad(
     join = functools.partial(lookup.join, model, dropout=dropout)
 
     def vectors(variables, learned, whole):
-        """Vectors of the distinct ids, (S, U, D), and for the full softmax of all items, (A, 768, D)."""
+        """Vectors of the distinct ids, (S, U, W), and for the full softmax of all items, (A, 768, W)."""
         made = {
             name: join(variables, f.rows | learned.get(name, {}), f.counts, jnp.maximum(f.asked.ids, 0))
             for name, f in found.items()

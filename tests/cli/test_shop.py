@@ -368,3 +368,13 @@ def test_the_table_by_hand():
         {"variant": "a: most_popular", "HR@10": "0.1000 ± 0.0000"},
         {"variant": "a: bm25", "search NDCG@10": "0.7000 ± 0.0000"},
     ]
+
+
+def test_a_baseline_may_be_known_once_and_a_second_stage_in_every_run():
+    """A mean over fewer runs than the row beside it would be no comparison."""
+    one = lambda **more: {"model": {"hr@10": 0.2}, "slices": {}, "shown": {}, **more}
+    second = {"model_second_stage": {"hr@10": 0.6}}
+    rows = families.table({"a": [one(user_knn={"hr@10": 0.4}, **second), one()]})
+    assert rows[1:] == [{"variant": "a: user_knn", "HR@10": "0.4000"}]
+    rows = families.table({"a": [one(**second), one(**second)]})
+    assert rows[1:] == [{"variant": "a: model_second_stage", "HR@10": "0.6000 ± 0.0000"}]

@@ -737,3 +737,15 @@ def test_a_query_is_drawn_as_often_as_it_led_to_the_item():
     drawn = lent.draw(np.random.default_rng(0), np.array([1] * 4000 + [2, 3, 0, 8]))
     assert np.abs(np.bincount(drawn[:4000], minlength=3) / 4000 - [0, 0.75, 0.25]).max() < 0.03
     assert drawn[4000:].tolist() == [2, 0, 0, 0]
+
+
+def test_a_packed_row_has_room_for_what_is_ranked_with_a_lent_query():
+    """An event that nothing came before is ranked, too, once it is asked with a query."""
+    log, config = random_log(users=30, least=8), configure(lend_query=1.0, rank_events=6)
+    split = splits.split(log, config.data)
+    made = examples.training(log, split, config)
+    room = examples.ranked_events(log, made.rows, split.train_stop, config)
+    ranked = [np.sum(made.make(n, row)["ranking"].item[:, 0] > 0) for n, row in enumerate(made.rows)]
+    assert (ranked <= room).all()
+    plain = configure(rank_events=6)
+    assert (ranked > examples.ranked_events(log, made.rows, split.train_stop, plain)).any()
