@@ -33,7 +33,7 @@ def text(found: Report, protocol: str, config: Config, labels: tuple[str, ...]) 
     )
     if found.shown:
         rows = [{name: v["mean"] if isinstance(v, dict) else v for name, v in row.items()} for row in _shown(found)]
-        best = [name for name in rows[0] if name != "system"]
+        best = [name for name in rows[0] if name not in ("system", "knows")]
         parts.append(
             f"ranking within the list that was shown, {found.lists:,} lists\n{report.table(rows, highlight=best)}"
         )
@@ -56,6 +56,7 @@ def as_json(found: Report) -> dict[str, typing.Any]:
         "unknown_targets": found.unknown_targets,
         "left_out": found.left_out,
         "slice_leads": found.slice_leads,
+        "knows": found.knows,
     }
 
 
@@ -95,7 +96,7 @@ def sections(
 
 def _retrieval(found: Report) -> Rows:
     return [
-        {"system": system} | {name: values[name] for name in COLUMNS if name in values}
+        {"system": system} | {name: values[name] for name in COLUMNS if name in values} | {"knows": found.knows[system]}
         for system, values in found.values.items()
         if "hr@10" in values
     ]
@@ -133,7 +134,7 @@ def _ranking(found: Report, labels: tuple[str, ...]) -> Rows:
 
 
 def _shown(found: Report) -> Rows:
-    return [{"system": system} | values for system, values in found.shown.items()]
+    return [{"system": system} | values | {"knows": found.knows[system]} for system, values in found.shown.items()]
 
 
 def evaluated_by(config: Config) -> dict[str, typing.Any]:

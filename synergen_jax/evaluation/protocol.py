@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from synergen_jax.batch import Catalogue, EvalBatch, LogSpec
 from synergen_jax.config import EvaluateConfig
 from synergen_jax.errors import UserError
-from synergen_jax.evaluation import baselines, metrics, model_answers, slices
+from synergen_jax.evaluation import baselines, knowledge, metrics, model_answers, slices
 from synergen_jax.model import synergen
 from synergen_jax.processes import cluster
 from synergen_jax.retrieval import full_ranking, index
@@ -96,6 +96,7 @@ class Report(typing.NamedTuple):
     unknown_targets: int  # of which nothing is known, neither a learned vector nor a semantic row that is used
     left_out: dict[str, str]  # system that could not be made, or says nothing -> why
     slice_leads: dict[str, dict[str, metrics.Interval]]  # slice -> system -> lead in NDCG@10, for `LEADS`
+    knows: dict[str, str]  # system -> what it goes by, in words: `knowledge`
     # Target by target, for comparisons with other runs: "user", (n,); "slice/NAME", bool (n,); "ndcg@10/SYSTEM", (n,), NaN
     # where it says nothing; of m lists that were shown "list_user" and "list_mrr/SYSTEM", (m,).
     each: dict[str, np.ndarray]
@@ -166,7 +167,8 @@ def evaluate(
     if keys is not None:
         scann, values = approximate(keys, batches, said.vectors)
         found.metrics["model_scann"] = targets.summary(values)
-    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs)
+    known = knowledge.of_model(model.config, model.spec, model.phase is not None)
+    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs, known)
     for reason in dict.fromkeys(report.left_out.values()):
         names = [name for name, why in report.left_out.items() if why == reason]
         say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {reason}")
@@ -262,8 +264,9 @@ def _report(
     scann: dict[str, typing.Any] | None,
     list_scorers: collections.abc.Mapping[str, baselines.ListScorer],
     pairs: scipy.sparse.csr_array | None,
+    known: tuple[str, ...],
 ) -> Report:
-    """Puts together what was found; the model with less to go by, `less`, is reported by slice alone."""
+    """Puts together what was found; the model, which knows `known`, with less to go by, `less`, is reported by slice alone."""
     _, catalogue, batches, said, config, seed = targets
     masks, every = slices.masks(batches, catalogue, pairs), found.ranks | less
 
@@ -293,6 +296,7 @@ def _report(
         unknown_targets=int(said.unknown.sum()),
         left_out=found.left_out,
         slice_leads=ahead,
+        knows=knowledge.of_systems([*found.metrics, *every, *in_lists], known),
         each=_each(found.ranks, masks, said, in_lists),
     )
 

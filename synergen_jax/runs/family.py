@@ -166,16 +166,18 @@ def _found(path: pathlib.Path) -> dict[str, typing.Any]:
 def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]:
     """A row a variant, then a row each other system of the first variant's evaluations.
 
-    Baselines may be known beside some of these alone, and are the same for all; what a model says must be known in each.
+    The last column says what each goes by (`knowledge`): like is to be compared with like. Baselines may be known beside some
+    of these alone, and are the same for all; what a model says must be known in each.
     """
     first = next(iter(found.values()))
     systems = dict.fromkeys(s for part in (first[0], *first[0]["slices"].values(), first[0]["shown"]) for s in part)
-    rows = {name: _numbers(results, "model") for name, results in found.items()}
+    knows = lambda results, system: {"knows": results[0].get("knows", {}).get(system, "")}
+    rows = {name: _numbers(results, "model") | knows(results, "model") for name, results in found.items()}
     for system in (system for system in systems if system not in ("model", "model_scann")):
         baseline = not system.startswith("model")
         knowing = [result for result in first if not baseline or _numbers([result], system)]
         if knowing and (numbers := _numbers(knowing, system)):
-            rows[f"{next(iter(found))}: {system}"] = numbers
+            rows[f"{next(iter(found))}: {system}"] = numbers | knows(knowing, system)
     return [{"variant": name} | numbers for name, numbers in rows.items()]
 
 

@@ -176,6 +176,7 @@ def test_leads_are_told_by_slice_too(setting):
     assert found.leads["list_mrr"]["twin"] == found.leads["list_mrr"]["most_popular"]
     assert set(found.slice_leads) == {"all", "search", "recommendation", slices.NEW_PAIRS}
     assert found.slice_leads["all"] == found.leads["ndcg@10"]
+    assert found.knows.keys() == {*found.values, *found.shown, *found.slices["search"]} - {"targets"}
     assert "quiet" not in found.slice_leads["all"] and "quiet" not in found.slice_leads["recommendation"]
     for name in ("search", slices.NEW_PAIRS):
         leads, measured = found.slice_leads[name], found.slices[name]
