@@ -96,7 +96,7 @@ class _Remote(event_files.EventFiles):
     def __init__(self, pattern: str):
         self.where = pattern
         found = [match.path for match in shared_files.systems().match([pattern])[0].metadata_list]
-        endings = (*event_files.TABLES, ".txt")
+        endings = (*event_files.TABLES, ".txt", ".json")
         if not found or (found == [pattern.rstrip("/")] and not pathlib.PurePosixPath(pattern).suffix):
             folder = f"{pattern.rstrip('/')}/*"
             found = [match.path for match in shared_files.systems().match([folder])[0].metadata_list]
@@ -105,12 +105,10 @@ class _Remote(event_files.EventFiles):
         kept, self.ignored = event_files.tables([*urls], endings)
         found = [urls[path] for path in kept]
         if not found:
-            raise UserError(f"{pattern}: there is no .parquet, .csv or .tsv file")
+            raise UserError(f"{pattern}: there is no .parquet, .csv, .tsv or .jsonl file")
         self.urls = tuple(sorted(found))
         self.paths = [pathlib.PurePosixPath(url) for url in self.urls]
-        if len({path.suffix == ".parquet" for path in self.paths}) > 1:
-            raise UserError(f"{pattern}: parquet and other files together: give them apart")
-        self.parquet = self.paths[0].suffix == ".parquet"
+        self.form = event_files.one_form(pattern, self.paths)
         with shared_files.fetched(self.urls[0]) as path:
             self.names = event_files.EventFiles(path).names
 

@@ -89,9 +89,10 @@ def _cleaned(number: int, job: Job, found: Found) -> typing.Iterator[event_rows.
     with shared_files.fetched(url) as path:
         try:
             file = event_files.EventFiles(path)
-            if lacking := [name for name in columns if name not in file.names]:
+            lacking = [name for name in columns if name not in file.names]
+            if lacking and file.form != "JSON lines":
                 raise UserError(f"{path}: there is no column {lacking[0]!r}; it has {', '.join(file.names)}")
-            for piece in file.pieces(columns):
+            for piece in file.pieces(columns, [role for role in event_rows.ROLES if role not in job.roles]):
                 base = number * event_files.FILE
                 broken = {reason: base + rows for reason, rows in piece.broken.items()}
                 piece = dataclasses.replace(piece, rows=base + piece.rows, broken=broken)

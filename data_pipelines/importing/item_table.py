@@ -10,7 +10,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines.importing import event_files
+from data_pipelines.importing import delimited_text, event_files, packed_text
 from data_pipelines.importing.bad_rows import Problems, is_missing
 from data_pipelines.sources.interactions import MAX_TAGS, multi_hot
 from synergen_jax.errors import UserError
@@ -52,7 +52,7 @@ def read(
     drop: typing.Collection[str],
     options: bool = True,
 ) -> Items:
-    """Reads a CSV, TSV or parquet file.
+    """Reads a CSV, TSV, JSON lines or parquet file.
 
     Args:
       columns: role -> name of its column; roles are ROLES.
@@ -72,7 +72,8 @@ def read(
     wanted = list(dict.fromkeys([*roles.values(), *tags]))
     if missing := [name for name in tags if name not in files.names]:
         raise UserError(f"{path}: there is no column {missing[0]!r} for --tags; it has {', '.join(files.names)}")
-    table, numbers = (_parquet if files.parquet else _csv)(files.paths[0], files.names, wanted, problems)
+    read = _csv if files.form == "delimited text" else _pieces
+    table, numbers = read(files, wanted, problems)
     ids = [value.strip() for value in table[roles["item"]]]
     first: dict[str, int] = {}
     for number, item in zip(numbers, ids):
@@ -83,8 +84,7 @@ def read(
         else:
             first[item] = number
     rows = len(ids) + problems.counts().get("bad-lines", 0)
-    place = files.place if files.parquet else "line {}".format
-    problems.check(str(path), rows, place, "--drop" if options else "")
+    problems.check(str(path), rows, files.place, "--drop" if options else "")
     keep = [place for place, number in enumerate(numbers) if first.get(ids[place]) == number]
     there = lambda text: "" if is_missing(text := " ".join(text.split())) else text
     column = lambda role: [there(table[roles[role]][i]) for i in keep] if role in roles else [""] * len(keep)
@@ -138,25 +138,31 @@ def _vectors(path: pathlib.Path, keep: np.ndarray, rows: int) -> np.ndarray:
     return vectors
 
 
-def _parquet(path, names, wanted, problems) -> tuple[dict[str, list[str]], range]:
-    pieces = list(event_files.EventFiles(path).pieces(wanted))
+def _pieces(files: event_files.EventFiles, wanted, problems: Problems) -> tuple[dict[str, list[str]], list[int]]:
+    """Parquet and JSON lines."""
     table: dict[str, list[str]] = {name: [] for name in wanted}
-    for piece in pieces:
+    numbers: list[int] = []
+    for piece in files.pieces(wanted):
         for name in wanted:
-            values = event_files.text(piece.columns[name], f"{path}: column {name!r}", lists="|")
+            values = event_files.text(piece.columns[name], f"{files.where}: column {name!r}", lists="|")
             table[name] += [value or "" for value in values.to_list()]
-    return table, range(1, 1 + len(table[wanted[0]]))
+        for why, rows in piece.broken.items():
+            problems.add("bad-lines", f"with {why}", rows)
+        numbers += piece.rows.tolist()
+    return table, numbers
 
 
-def _csv(path: pathlib.Path, names, wanted, problems) -> tuple[dict[str, list[str]], list[int]]:
+def _csv(files: event_files.EventFiles, wanted, problems: Problems) -> tuple[dict[str, list[str]], list[int]]:
     """As RFC 4180 has it: a quoted text may hold line breaks. Numbers are those of each row's last line."""
-    data = path.read_bytes()
+    path, names = files.paths[0], files.names
+    with packed_text.Reader(path) as file:
+        data = file.read_all()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8 text: save it as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=event_files.separator(path), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimited_text.Header(path).separator, strict=True)
     places = [names.index(name) for name in wanted]
     rows, numbers = [], []
     try:

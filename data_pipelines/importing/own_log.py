@@ -56,7 +56,7 @@ def import_log(
     data_dir: str | pathlib.Path | None = None,
     now: float | None = None,
 ) -> EventLog:
-    """Imports a CSV, TSV or parquet table, or a folder or pattern of them; a log of that name is replaced.
+    """Imports a table, or a folder or pattern of them (`event_files`); a log of that name is replaced.
 
     What was read, dropped and found is in the log's `source`.
 
@@ -144,8 +144,9 @@ class _Gathered:
         """All pieces of the files, to one store in the order of rows."""
         self.store = sorted_events.Store(self.folder, "all")
         names = list(dict.fromkeys(self.roles.values()))
+        watched = [role for role in ROLES if role not in self.roles]
         with tqdm(total=self.files.bytes, desc="read", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-            for piece in self.files.pieces(names):
+            for piece in self.files.pieces(names, watched):
                 rows = event_rows.clean(piece, self.roles, self.files.where, self.found)
                 self.store.append(*event_rows.encode(rows, self.vocabularies))
                 check_actions(self.files.where, self.roles, len(self.vocabularies["action"]))

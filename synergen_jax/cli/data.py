@@ -76,13 +76,16 @@ def _declare_import(actions: shared.Commands) -> None:
     own = shared.command(
         actions,
         "import",
-        "Import events of your own, a CSV, TSV or parquet table with a row an event, into an event log (docs/your-data.md).",
+        "Import events of your own, a table with a row an event in CSV, TSV, JSON lines or parquet, into an event log (docs/your-data.md).",
         "synergen data import events.csv --name shop --items items.csv --tags category --label bought=purchase\n"
         "  synergen data import 'logs/*.parquet' --name shop --columns user=visitor,item=sku --drop bad-times,duplicates",
         import_,
         leaves=True,
     )
-    own.add_argument("events", help="a .csv, .tsv or .parquet file, a folder of them, or a pattern in quotes")
+    own.add_argument(
+        "events",
+        help="a .csv, .tsv, .jsonl or .parquet file, text packed or not (.csv.gz, .csv.zst), a folder of them, or a pattern in quotes",
+    )
     own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
     own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
     own.add_argument(

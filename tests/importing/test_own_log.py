@@ -14,7 +14,7 @@ import pytest
 
 from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
-from data_pipelines.importing import event_files, item_table, own_log, sorted_events
+from data_pipelines.importing import delimited_text, event_files, item_table, own_log, packed_text, sorted_events
 from data_pipelines.importing.own_log import Options, import_log
 from data_pipelines.sources import interactions
 from synergen_jax.cli import data as data
@@ -168,7 +168,7 @@ def test_repeats_within_a_second_are_those_of_one_moment(tmp_path):
 
 def test_any_order_gives_the_same_log_also_within_a_second(tmp_path, monkeypatch):
     monkeypatch.setattr(sorted_events, "BUCKET", 300)
-    monkeypatch.setattr(event_files, "BLOCK", 5000)
+    monkeypatch.setattr(delimited_text, "BLOCK", 5000)
     time = pl.int_range(pl.len()) * 7 + 1_600_000_000_000  # many events a second, no two at one moment
     table = random_table(count=1000).with_columns(time=time)
     prints = set()
@@ -292,6 +292,26 @@ def test_whole_numbers_of_any_type_are_ids(tmp_path):
         assert import_log(tmp_path / "t.parquet", name="t", data_dir=tmp_path, now=NOW).item_ids == ["", text]
 
 
+def test_whole_floats_are_whole_numbers(tmp_path):
+    """As pandas makes of a column with gaps, in which a missing one is NaN."""
+    read = lambda: import_log(tmp_path / "t.parquet", name="t", data_dir=tmp_path, now=NOW)
+    for kind in (pl.Float32, pl.Float64):
+        item = pl.Series([101.0, float("nan"), None, 7.0]).cast(kind)
+        pl.DataFrame({"user": [1.0] * 4, "item": item, "query": ["x"] * 4, "time": [NOW] * 4}).write_parquet(
+            tmp_path / "t.parquet"
+        )
+        with pytest.raises(UserError, match=r"1 that repeat an earlier row"):
+            read()
+        pl.DataFrame({"user": [1.0] * 2, "item": item[[0, 3]], "time": [NOW] * 2}).write_parquet(tmp_path / "t.parquet")
+        assert read().item_ids == ["", "7", "101"] and read().user_ids == ["1"]
+        much = pl.Series([2.0 ** (24 if kind == pl.Float32 else 53)]).cast(
+            kind
+        )  # which two whole numbers may have become
+        pl.DataFrame({"user": ["ann"], "item": much, "time": [NOW]}).write_parquet(tmp_path / "t.parquet")
+        with pytest.raises(UserError, match=r"'item' is of type Float\d\d and holds"):
+            read()
+
+
 def test_missing_words_are_counted(tmp_path):
     content = f"user,item,time,query\nann,NULL,{NOW - 3},hat\nann,a,{NOW - 2},NaN\nann,b,{NOW - 1},\\N\n"
     log = load(tmp_path, content)
@@ -341,7 +361,7 @@ def test_csv_and_parquet_and_any_order_give_the_same_log(tmp_path, monkeypatch):
     table.with_columns(times.dt.strftime("%Y-%m-%dT%H:%M:%S+00:00")).write_csv(tmp_path / "iso.csv")
     table.with_columns(times).write_parquet(tmp_path / "typed.parquet")
     table.with_columns(pl.col("time") * 1000).write_csv(tmp_path / "milliseconds.csv")
-    monkeypatch.setattr(event_files, "BLOCK", 5000)  # many pieces, many buckets
+    monkeypatch.setattr(delimited_text, "BLOCK", 5000)  # many pieces, many buckets
     monkeypatch.setattr(event_files, "ROWS", 600)
     monkeypatch.setattr(sorted_events, "BUCKET", 500)
     monkeypatch.setattr(sorted_events, "SLICE", 700)
@@ -522,7 +542,7 @@ def test_bad_parquet(tmp_path):
         path, name="t", options=Options(**settings), data_dir=tmp_path / "d", now=NOW
     )
     with pytest.raises(
-        UserError, match=r"'item' is of type Float64, where text or whole numbers are wanted: store 7\.0 as 7"
+        UserError, match=r"'item' is of type Float64 and holds 1\.5, where text or whole numbers are wanted"
     ):
         read(tmp_path / "t.parquet")
     table = table.with_columns(item=pl.Series(["a", "b"]))
@@ -547,7 +567,7 @@ def test_bad_parquet(tmp_path):
 def test_places_and_names(tmp_path):
     with pytest.raises(UserError, match="there is no such file or folder"):
         import_log(tmp_path / "none.csv", name="x", data_dir=tmp_path)
-    with pytest.raises(UserError, match=r"holds no \.parquet, \.csv or \.tsv file"):
+    with pytest.raises(UserError, match=r"holds no \.parquet, \.csv, \.tsv or \.jsonl file"):
         import_log(tmp_path, name="x", data_dir=tmp_path)
     with pytest.raises(UserError, match="'ml-1m' stands for the published data set"):
         import_log(tmp_path, name="ml-1m", data_dir=tmp_path)
@@ -557,7 +577,7 @@ def test_places_and_names(tmp_path):
         import_log(tmp_path, name="../x", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("odd", ["b.csv.gz", "b.CSV", "b.parquet"])
+@pytest.mark.parametrize("odd", ["b.csv.xz", "b.CSV", "b.parquet"])
 def test_no_table_of_a_folder_is_passed_over(tmp_path, odd):
     (folder := tmp_path / "events").mkdir()
     for name in ("a.csv", "_SUCCESS", ".a.csv.crc", "readme.txt", "_c.csv", "d.gz"):
@@ -569,7 +589,9 @@ def test_no_table_of_a_folder_is_passed_over(tmp_path, odd):
     assert f"in {folder}, not read: _c.csv, d.gz, readme.txt, year=2022/" in data._notes(log)
     (folder / odd).write_text(HEAD + GOOD)
     message = (
-        "parquet and other files together" if odd == "b.parquet" else rf"{odd}: a table by its name, but none that ends"
+        "delimited text and parquet together"
+        if odd == "b.parquet"
+        else rf"{odd}: a table by its name, but none that ends"
     )
     with pytest.raises(UserError, match=message):
         read("two")
@@ -730,7 +752,7 @@ def test_too_many_actions(tmp_path):
 
 
 def test_every_broken_line_of_a_big_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files, "BLOCK", 997)
+    monkeypatch.setattr(delimited_text, "BLOCK", 997)
     rng = np.random.default_rng(0)
     kinds = {4: b"short,row", 5: b'ann,"open,1', 6: b"ann,\xff,1", 7: b'ann,in"side,1', 8: b"", 9: b"a,b,c,d"}
     choice = rng.integers(0, 60, 3000)
@@ -751,16 +773,16 @@ def test_every_broken_line_of_a_big_file_is_found(tmp_path, monkeypatch):
     }
     expected = {
         "2 columns where the header has 3": 4,
-        event_files.UNCLOSED: 5,
-        event_files.NOT_UTF8: 6,
-        event_files.STRAY: 7,
+        delimited_text.UNCLOSED: 5,
+        packed_text.NOT_UTF8: 6,
+        delimited_text.STRAY: 7,
         "4 columns where the header has 3": 9,
     }
     assert broken == {why: (np.flatnonzero(choice == kind) + 2).tolist() for why, kind in expected.items()}
 
 
 def test_pieces_without_a_good_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(event_files, "BLOCK", 40)
+    monkeypatch.setattr(delimited_text, "BLOCK", 40)
     log = load(tmp_path, HEAD + "ann,b\n" * 30 + "\n" * 100 + ",c,5\n" * 30 + GOOD + "ann\n" * 30, drop=["all"])
     assert len(rows(log)) == 1 and log.source["dropped"] == {"bad-lines": 60, "missing": 30}
     refused(tmp_path / "none", HEAD + "ann,b\n" * 3, "events.csv: no event is left of 3 rows", drop=["all"])
