@@ -67,6 +67,8 @@ def import_log(
     """
     shared_files.systems().set_options(_options(runner, beam_options))
     options = own_log.checked(name, items, options or Options())
+    if options.order == "file":
+        raise UserError("--order file is the order in which one machine reads: leave out --beam, or give times")
     logs = logs_folder(data_dir)
     files = _Remote(str(events)) if shared_files.is_remote(events) else event_files.EventFiles(events)
     inputs = files.urls if isinstance(files, _Remote) else tuple(map(shared_files.absolute, files.paths))
@@ -80,7 +82,8 @@ def import_log(
         )
         if not shared_files.systems().exists(shared):
             shared_files.systems().mkdirs(shared)
-        job = beam_workers.Job(inputs, files.where, roles, time.time() if now is None else now, shared)
+        now = time.time() if now is None else now
+        job = beam_workers.Job(inputs, files.where, roles, now, shared, shape=options.shape)
         try:
             run = _Import(job, files, options, lambda build: _run(_options(runner, beam_options), build))
             return run.write(logs / name, name, items, table, own)

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.event_log import shared_files
 from data_pipelines.files.records import DTYPES, validate
-from data_pipelines.importing import event_files, event_rows, sorted_events, timestamps
+from data_pipelines.importing import event_files, event_rows, row_shapes, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import Problems
 from data_pipelines.importing.event_rows import CODED, Found
 from synergen_jax.batch import LogSpec
@@ -43,6 +43,7 @@ class Job:
     least: int = 1  # events that a user must have, when buckets are thinned
     stage: str = "sort"  # which wrote the buckets
     sizes: LogSpec | None = None
+    shape: row_shapes.Shape = row_shapes.EVENTS
 
     def found(self) -> Found:
         return Found(Problems(), timestamps.Census(self.now), example=self.example)
@@ -96,6 +97,7 @@ def _cleaned(number: int, job: Job, found: Found) -> typing.Iterator[event_rows.
                 base = number * event_files.FILE
                 broken = {reason: base + rows for reason, rows in piece.broken.items()}
                 piece = dataclasses.replace(piece, rows=base + piece.rows, broken=broken)
+                piece = job.shape.events(piece, job.roles, 0)
                 yield event_rows.clean(piece, job.roles, job.where, found)
         except UserError as error:
             raise UserError(str(error).replace(str(path), url)) from None

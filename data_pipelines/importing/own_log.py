@@ -20,7 +20,7 @@ from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import text
 from data_pipelines.files import disk
 from data_pipelines.files.records import MATRIX_NAME
-from data_pipelines.importing import event_files, event_rows, item_table, sorted_events, timestamps
+from data_pipelines.importing import event_files, event_rows, item_table, row_shapes, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import KINDS, Problems
 from data_pipelines.importing.event_rows import MAX_ACTIONS, ROLES, Found
 from data_pipelines.sources.fetch import SOURCES
@@ -45,6 +45,13 @@ class Options:
     )
     min_item_events: int = 1  # items with fewer events are left out, with their events; then
     min_user_events: int = 1  # users with fewer
+    lists: str | None = None  # rows are not events but hold lists of them, side by side: `row_shapes.Shape`
+    order: str = "time"  # "file": there are no times but the order in which events come
+
+    @property
+    def shape(self) -> row_shapes.Shape:
+        """What a row of the table is."""
+        return row_shapes.Shape(self.lists, self.order)
 
 
 def import_log(
@@ -93,6 +100,10 @@ def checked(name: str, items, options: Options) -> Options:
     if wrong := [kind for kind in options.drop if kind not in (*KINDS, "all")]:
         near = nearest(wrong[0], KINDS)
         raise UserError(f"--drop {wrong[0]!r} is none of {', '.join(KINDS)}, all{near}")
+    if options.order not in row_shapes.ORDERS:
+        raise UserError(f"--order {options.order!r} is none of {', '.join(row_shapes.ORDERS)}")
+    if options.order == "file" and ("time" in options.columns or options.time_unit != "auto"):
+        raise UserError("--order file takes no times: give neither --columns time=... nor --time-unit, or leave it out")
     for flag, given in (
         ("--item-columns", options.item_columns),
         ("--tags", options.tags),
@@ -111,7 +122,12 @@ def checked(name: str, items, options: Options) -> Options:
 
 def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict[str, str], item_table.Items | None]:
     """The column of each role, and the table of items if one is given."""
-    roles = event_files.roles(files, options.columns, ROLES, required=("user", "time"), flag="--columns")
+    if options.lists == "" and files.form == "delimited text":
+        raise UserError("--lists needs what sets the entries of a list apart, as in --lists '|'")
+    timed = ("time",) * (options.order == "time")
+    roles = event_files.roles(files, options.columns, ROLES, required=("user", *timed), flag="--columns")
+    if not timed:
+        roles["time"] = row_shapes.TIMES
     if not {"item", "query"} & set(roles):
         event_files.roles(files, options.columns, ROLES, required=("item",), flag="--columns")
     if items is None:
@@ -143,10 +159,13 @@ class _Gathered:
     def read(self) -> None:
         """All pieces of the files, to one store in the order of rows."""
         self.store = sorted_events.Store(self.folder, "all")
-        names = list(dict.fromkeys(self.roles.values()))
+        names = [name for name in dict.fromkeys(self.roles.values()) if name != row_shapes.TIMES]
         watched = [role for role in ROLES if role not in self.roles]
+        before, shape = 0, self.options.shape
         with tqdm(total=self.files.bytes, desc="read", unit="B", unit_scale=True, disable=None, leave=False) as bar:
             for piece in self.files.pieces(names, watched):
+                piece = shape.events(piece, self.roles, before)
+                before += len(piece.rows)
                 rows = event_rows.clean(piece, self.roles, self.files.where, self.found)
                 self.store.append(*event_rows.encode(rows, self.vocabularies))
                 check_actions(self.files.where, self.roles, len(self.vocabularies["action"]))
@@ -280,6 +299,8 @@ def source(
         "ignored_files": files.ignored,
         "rows": found.rows,
         "settings": {},
+        "note": "times are made up, and tell the order of the file alone" if options.order == "file" else "",
+        "lists": options.lists is not None,
         "time_unit": kind,
         "time_unit_was_given": options.time_unit != "auto",
         "zoneless_times": found.census.zoneless if kind == "iso" else 0,

@@ -105,6 +105,17 @@ def _declare_import(actions: shared.Commands) -> None:
         help="seconds, milliseconds, microseconds, nanoseconds or iso (default: told from the whole column, or asked)",
     )
     own.add_argument(
+        "--lists",
+        nargs="?",
+        const="",
+        metavar="SEPARATOR",
+        help="each row is a user or a session, and all columns but the user's hold lists, side by side, whose entries this "
+        "sets apart, as in --lists '|'; lists of parquet and JSON need none",
+    )
+    own.add_argument(
+        "--order", default="time", help="time, or file: there are no times, and events come in the order of the file"
+    )
+    own.add_argument(
         "--drop",
         action="append",
         default=[],
@@ -222,6 +233,8 @@ def import_(arguments, _) -> dict[str, typing.Any]:
         text=arguments.text,
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
+        lists=arguments.lists,
+        order=arguments.order,
     )
     was_there = (logs_folder(arguments.data_dir) / name / "log.json").is_file()
     settings = {"name": name, "items": arguments.items, "options": options, "data_dir": arguments.data_dir}
@@ -261,7 +274,8 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     from data_pipelines.importing.bad_rows import KINDS
 
     source = log.source
-    columns = ", ".join(role if role == name else f"{role}={name}" for role, name in source["columns"].items())
+    used = {role: name for role, name in source["columns"].items() if role != "time" or not source["note"]}
+    columns = ", ".join(role if role == name else f"{role}={name}" for role, name in used.items())
     yield f"columns: {columns}" + (
         f"; not used: {', '.join(source['unused_columns'])}" * bool(source["unused_columns"])
     )
@@ -271,7 +285,7 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     kind = "ISO 8601" if source["time_unit"] == "iso" else source["time_unit"]
     zoneless = f"; {source['zoneless_times']:,} of {source['rows']:,} name no zone and are taken for UTC"
     told = "as was given" if source["time_unit_was_given"] else "told from the whole column"
-    yield f"times: {kind}, {told}" + zoneless * bool(source["zoneless_times"])
+    yield source["note"] or f"times: {kind}, {told}" + zoneless * bool(source["zoneless_times"])
     dropped = ", ".join(f"{count:,} with {KINDS[kind]}" for kind, count in source["dropped"].items())
     yield f"rows: {source['rows']:,} read, {source['out_of_order']:,} out of order were sorted" + (
         f"; dropped: {dropped}" if dropped else "; none dropped"

@@ -11,6 +11,7 @@ from test_own_log import GOOD, HEAD, NOW, load, random_table, refused, rows, sho
 
 from data_pipelines.importing import delimited_text, event_files, item_table, json_lines, packed_text
 from data_pipelines.importing.own_log import Options, import_log
+from synergen_jax.cli import data
 from synergen_jax.errors import UserError
 
 MEND = "; mend them, or leave them out with --drop "
@@ -146,10 +147,69 @@ def test_tables_of_items_in_every_form(tmp_path):
         "items.json.gz": gzip.compress(objects.encode()),
     }
     found = []
-    for name, data in forms.items():
-        (tmp_path / name).write_bytes(data)
+    for name, content in forms.items():
+        (tmp_path / name).write_bytes(content)
         found.append(item_table.read(tmp_path / name, {}, ["kind"], {}, []))
     assert all(one == found[0] for one in found) and found[0].tags == {"kind": [("x", "y"), ("y",)]}
     (tmp_path / "items.jsonl").write_text(objects + "nothing\n")
     with pytest.raises(UserError, match=r"1 of 3 rows cannot be imported: 1 with what is no JSON object \(line 3\)"):
         item_table.read(tmp_path / "items.jsonl", {}, [], {}, [])
+
+
+# --- rows of other shapes -------------------------------------------------------------------------------------
+
+
+def test_a_row_a_user_with_lists_side_by_side(tmp_path):
+    plain = "user,item,time,action\n" + "".join(
+        f"{user},{item},{NOW - n},{action}\n"
+        for user, item, n, action in (("ann", "a", 9, "view"), ("ann", "b", 8, "buy"), ("bob", "a", 7, "view"))
+    )
+    expected = load(tmp_path, plain).fingerprint
+    text = f"user,item,time,action\nann,a b ,{NOW - 9}  {NOW - 8},view buy\nbob,a,{NOW - 7},view\ncid,,,\n"
+    for separator, content in ((" ", text), ("|", text.replace("b ,", "b,").replace("  ", " ").replace(" ", "|"))):
+        log = load(tmp_path, content, lists=separator)
+        assert log.fingerprint == expected and log.source["lists"] and log.source["rows"] == 3
+    objects = line(user="ann", item=["a", "b"], time=[NOW - 9, NOW - 8], action=["view", "buy"]) + line(
+        user="bob", item=["a"], time=[NOW - 7], action="view"
+    )
+    assert (
+        load(tmp_path, objects + line(user="cid", item=[], time=[]), file="t.jsonl", lists="").fingerprint == expected
+    )
+    columns = {"user": ["ann", "bob"], "item": [["a", "b"], ["a"]], "time": [[NOW - 9, NOW - 8], [NOW - 7]]}
+    table = pl.DataFrame(columns | {"action": [["view", "buy"], ["view"]]})
+    table.write_parquet(tmp_path / "t.parquet")
+    log = import_log(tmp_path / "t.parquet", name="t", options=Options(lists=""), data_dir=tmp_path, now=NOW)
+    assert log.fingerprint == expected
+    assert not load(tmp_path, plain).source["lists"]
+
+
+def test_lists_that_do_not_fit(tmp_path):
+    text = f"user,item,time\nann,a|b,{NOW - 9}\nbob,a,{NOW - 7}\ncid,,{NOW}\n"
+    why = (
+        "events.csv: 2 of 3 rows cannot be imported: 2 with lists of different lengths (line 2, line 4)"
+        + MEND
+        + "bad-lines"
+    )
+    refused(tmp_path, text, "--lists needs what sets the entries of a list apart, as in --lists '|'", lists="")
+    refused(tmp_path, text, why, lists="|")
+    assert rows(load(tmp_path, text, lists="|", drop=["bad-lines"]), "bob") == [("a", "", "interact", NOW - 7)]
+
+
+def test_the_order_of_the_file_in_place_of_times(tmp_path):
+    text = "user,item,time\nbob,a,5\nann,b,\nbob,a,7\nann,a,x\n"
+    for wrong in ({"columns": {"time": "time"}}, {"time_unit": "seconds"}):
+        reason = "--order file takes no times: give neither --columns time=... nor --time-unit, or leave it out"
+        refused(tmp_path, text, reason, order="file", **wrong)
+    refused(tmp_path, text, "--order 'row' is none of time, file", order="row")
+    log = load(tmp_path, text, order="file")
+    assert [row[0] for row in rows(log)] == ["b", "a"] and [row[0] for row in rows(log, "bob")] == ["a", "a"]
+    assert np.diff(log[log.find_user("bob")]["time"]).tolist() == [2]
+    assert log.query_note == "times are made up, and tell the order of the file alone"
+    notes = list(data._notes(log))
+    assert log.query_note in notes and "columns: user, item; not used: time" in notes
+    lists = "user,item\nann,a b c\nbob,c\n"
+    log = load(tmp_path, lists, order="file", lists=" ")
+    assert [row[0] for row in rows(log)] == ["a", "b", "c"] and np.diff(log[log.find_user("ann")]["time"]).tolist() == [
+        1,
+        1,
+    ]
