@@ -55,6 +55,18 @@ def find(folder: pathlib.Path) -> Raw:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
+def passed_over(raw: Raw) -> dict[str, list[str]]:
+    """What a folder of atomic files holds that is not read, for the log's own record: other files, and columns."""
+    tables = [(raw.interactions, {"user_id", "item_id", "timestamp", "rating"})]
+    if raw.items:
+        title = next((name for name in TITLES if name in table(*raw.items[1:], ()).types), "")
+        tables.append((raw.items, {"item_id", title, *descriptions(raw)[1]}))
+    columns = [f"{file[0]}: {name}" for file, read in tables for name in table(*file[1:], ()).types if name not in read]
+    known = [file[0] for file, _ in tables]
+    found = sorted(path.name for path in pathlib.Path(raw.origin).iterdir() if not path.name.startswith("."))
+    return {"ignored_files": [name for name in found if name not in known], "unused_columns": columns}
+
+
 def interactions(raw: Raw) -> Interactions:
     """Reads any atomic data set with user_id, item_id and timestamp.
 

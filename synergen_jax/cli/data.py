@@ -206,6 +206,9 @@ def prepare(arguments, _) -> dict[str, typing.Any]:
     summary = _summary(log, start)
     if log.query_note:
         say(log.query_note)
+    for what in ("ignored_files", "unused_columns"):
+        if passed_over := log.source.get(what):
+            say(f"not read: {_few(passed_over)}")
     for name, about in log.source.get("matrices", {}).items():
         without = about["items_without"]
         say(f"matrix {name}: {about['width']} wide, {without:,} of {summary['items']:,} items without a row (zeros)")
@@ -269,6 +272,11 @@ def _pairs(flag: str, values: typing.Sequence[str], separator: str = ",") -> dic
     return found
 
 
+def _few(names: typing.Sequence[str]) -> str:
+    """The first five of some names, and how many more there are."""
+    return ", ".join(names[:5]) + f" and {len(names) - 5:,} more" * (len(names) > 5)
+
+
 def _notes(log: EventLog) -> typing.Iterator[str]:
     """What an import did to the rows, line by line."""
     from data_pipelines.importing.bad_rows import KINDS
@@ -280,8 +288,7 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
         f"; not used: {', '.join(source['unused_columns'])}" * bool(source["unused_columns"])
     )
     if ignored := source["ignored_files"]:
-        more = f" and {len(ignored) - 5:,} more" * (len(ignored) > 5)
-        yield f"in {source['origin']}, not read: {', '.join(ignored[:5])}{more}"
+        yield f"in {source['origin']}, not read: {_few(ignored)}"
     kind = "ISO 8601" if source["time_unit"] == "iso" else source["time_unit"]
     zoneless = f"; {source['zoneless_times']:,} of {source['rows']:,} name no zone and are taken for UTC"
     told = "as was given" if source["time_unit_was_given"] else "told from the whole column"

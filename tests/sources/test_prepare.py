@@ -14,6 +14,7 @@ from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.files import disk, rows
 from data_pipelines.importing import own_log
 from data_pipelines.sources import fetch, interactions, movielens, prepare, recbole
+from synergen_jax.cli import main
 from synergen_jax.errors import UserError
 
 
@@ -144,6 +145,19 @@ def test_atomic_files_in_general(tmp_path):
     assert log.user_ids == ["u", "v"] and log[0]["item"].tolist() == [1, 2] and log[0]["time"].tolist() == [10, 20]
     assert log.item_columns == {"categories": ["x", "y"]} and not log.item_matrices["categories"][2].any()
     assert prepare.prepare("named", source=folder, data_dir=tmp_path).name == "named"
+
+
+def test_what_is_not_read_of_atomic_files_is_named(tmp_path, capsys):
+    folder = atomic_100k(tmp_path / "files")
+    (folder / "ml-100k.inter").rename(folder / "mine.inter")
+    (folder / "ml-100k.item").rename(folder / "mine.item")
+    for name in ("mine.user", "mine.kg", ".hidden"):
+        (folder / name).write_text("user_id:token\n")
+    command = ["data", "prepare", str(folder), "--data-dir", str(tmp_path / "data"), "--text", "none"]
+    for _ in range(2):  # converted, then found again
+        assert main.main(command) == 0
+        said = capsys.readouterr().out
+        assert "not read: mine.kg, mine.user\n" in said and "not read: mine.item: release_year\n" in said
 
 
 def test_fractions_of_a_second_order_atomic_files_too(tmp_path):
