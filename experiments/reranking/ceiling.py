@@ -36,13 +36,24 @@ def parser() -> argparse.ArgumentParser:
     one = script.parser("ceiling.py", __doc__)
     one.add_argument("run", type=pathlib.Path, help="a workdir of `synergen train`, after `synergen rerank`")
     one.add_argument("--lists", type=int, default=50_000, help="lists of the validation part, at most")
+    one.add_argument(
+        "--without",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="also fit the second stage and LightGBM without this column, such as popularity; repeatable",
+    )
     return one
 
 
+def narrowed(lists: fit.Lists, columns: list[int]) -> fit.Lists:
+    """The lists with some of their columns alone."""
+    return lists._replace(feature=lists.feature[..., columns])
+
+
 def learned_by(lists: fit.Lists, arguments: argparse.Namespace) -> boosted.lightgbm.Booster:
-    """LightGBM, fitted on the lists that hold their target."""
+    """LightGBM, fitted on lists that hold their target."""
     draw = np.random.default_rng(arguments.seed).random(int(lists.user.max()) + 1)
-    lists = fit.Lists(*(part[lists.target >= 0] for part in lists))
     number, place = lists.there.nonzero()
     held = (draw[lists.user] < 1 / HELD)[number]
     settings = SETTINGS | {"seed": arguments.seed, "num_threads": arguments.threads}
@@ -86,11 +97,21 @@ def measured(arguments: argparse.Namespace) -> dict[str, typing.Any]:
     second = rerank.second_stage(opened)
     if second is None:
         raise UserError(f"{arguments.run} has no second stage yet: `synergen rerank {arguments.run}` fits it")
+    names = list_features.names(opened.run.log.spec)
+    if unknown := [name for name in arguments.without if name not in names]:
+        raise UserError(f"--without: there is no column {unknown[0]!r}; there are {', '.join(names)}")
     learned, _ = rerank.collect(opened, second.features, rerank.PART, second.first, arguments.lists, arguments.seed)
+    learned = fit.Lists(*(part[learned.target >= 0] for part in learned))
     lists, beside = rerank.collect(opened, second.features, "test", second.first)
     booster = learned_by(learned, arguments)
     scores = {"head": beside["logit"], "second stage": second.ranker.scores(lists.feature)}
     scores["lightgbm"] = boosted.scores(booster, lists.feature).astype(np.float32)
+    if arguments.without:
+        kept = [place for place, name in enumerate(names) if name not in arguments.without]
+        less, told = narrowed(learned, kept), narrowed(lists, kept).feature
+        ranker = fit.fit(less, [names[place] for place in kept], fit.Settings(seed=arguments.seed), {})
+        scores["second stage, without"] = ranker.scores(told)
+        scores["lightgbm, without"] = boosted.scores(learned_by(less, arguments), told).astype(np.float32)
     share = booster.feature_importance("gain")
     return {
         "run": str(arguments.run),
@@ -98,10 +119,11 @@ def measured(arguments: argparse.Namespace) -> dict[str, typing.Any]:
         "step": opened.step,
         "first": second.first,
         "seconds": round(time.monotonic() - started),
+        "without": arguments.without,
         "tasks": by_task(lists, beside["search"], orders(lists, beside["ranks"], scores), arguments.seed),
         "lightgbm": {
             "rounds": booster.best_iteration,
-            "gain": dict(zip(list_features.names(opened.run.log.spec), (share / share.sum()).round(4).tolist())),
+            "gain": dict(zip(names, (share / share.sum()).round(4).tolist())),
         },
     }
 
@@ -114,7 +136,7 @@ def text(found: dict[str, typing.Any]) -> str:
         for name, value in values["ndcg@10"].items():
             gain = values["gain"].get(name)
             more = f"  {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]" if gain else ""
-            lines.append(f"  {name:20} NDCG@10 {value:.4f}{more}")
+            lines.append(f"  {name:22} NDCG@10 {value:.4f}{more}")
     return "\n".join(lines)
 
 

@@ -122,13 +122,14 @@ def test_the_ceiling(place, tmp_path):
     pytest.importorskip("lightgbm")
     data, workdir = place
     out = tmp_path / "ceiling.json"
-    done = subprocess.run(
-        [sys.executable, CEILING, workdir, "--data-dir", data, "--json", out],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    command = [sys.executable, CEILING, workdir, "--data-dir", data, "--json", out, "--without"]
+    ask = lambda *columns: subprocess.run([*command, *columns], capture_output=True, text=True, env=environment())
+    done = ask("popularity", "--without", "age")
     assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())["tasks"]["all"]["ndcg@10"]
-    assert set(found) == {"retrieval", "head", "second stage", "lightgbm", "oracle"}
-    assert found["oracle"] == max(found.values())
+    told = json.loads(out.read_text())
+    found = told["tasks"]["all"]["ndcg@10"]
+    both = {"second stage", "second stage, without", "lightgbm", "lightgbm, without"}
+    assert set(found) == {"retrieval", "head", "oracle"} | both and told["without"] == ["popularity", "age"]
+    assert found["oracle"] == max(found.values()) and all(name in done.stdout for name in both)
+    done = ask("popular")
+    assert done.returncode == 2 and "--without: there is no column 'popular'; there are score, " in done.stderr
