@@ -171,7 +171,8 @@ def table(found: dict[str, list[dict[str, typing.Any]]]) -> list[dict[str, str]]
     """
     first = next(iter(found.values()))
     systems = dict.fromkeys(s for part in (first[0], *first[0]["slices"].values(), first[0]["shown"]) for s in part)
-    knows = lambda results, system: {"knows": results[0].get("knows", {}).get(system, "")}
+    told = lambda results, system: results[0].get("knows", {}).get(system, "")  # evaluations of before do not tell
+    knows = lambda results, system: {"knows": text} if (text := told(results, system)) else {}
     rows = {name: _numbers(results, "model") | knows(results, "model") for name, results in found.items()}
     for system in (system for system in systems if system not in ("model", "model_scann")):
         baseline = not system.startswith("model")

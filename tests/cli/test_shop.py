@@ -360,8 +360,10 @@ def test_the_table_by_hand():
         "most_popular": {"hr@10": 0.1},
         "slices": {"search": {"targets": 3, "model": {"ndcg@10": search}, "bm25": {"ndcg@10": 0.7}}},
         "shown": {},
+        "knows": {"model": "ids, query", "bm25": "query, words"},
     }
     rows = families.table({"a": [one(0.2, 0.5), one(0.4, 0.5)], "b": [one(0.3, 0.1), one(0.3, 0.3)]})
+    assert [row.pop("knows", "") for row in rows] == ["ids, query", "ids, query", "", "query, words"]
     assert rows == [
         {"variant": "a", "HR@10": "0.3000 ± 0.1414", "search NDCG@10": "0.5000 ± 0.0000"},
         {"variant": "b", "HR@10": "0.3000 ± 0.0000", "search NDCG@10": "0.2000 ± 0.1414"},
