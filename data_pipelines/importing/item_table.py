@@ -142,7 +142,7 @@ def _pieces(files: event_files.EventFiles, wanted, problems: Problems) -> tuple[
     """Parquet and JSON lines."""
     table: dict[str, list[str]] = {name: [] for name in wanted}
     numbers: list[int] = []
-    for piece in files.pieces(wanted):
+    for piece in files.pieces(wanted, [role for role in ROLES if role not in files.names]):
         for name in wanted:
             values = event_files.text(piece.columns[name], f"{files.where}: column {name!r}", lists="|")
             table[name] += [value or "" for value in values.to_list()]

@@ -195,6 +195,8 @@ def _typed(column: pl.Series, lines: typing.Sequence[bytes], where: str) -> pl.S
     if not any(isinstance(value, list) for value in values):
         return column
     lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+    if any(isinstance(value, list | dict) for one in lists if one is not None for value in one):
+        raise UserError(f"{where} holds lists of lists or of objects, where lists of texts or numbers are wanted")
     told = [None if one is None else [_text(value) for value in one] for one in lists]
     return pl.Series(name, told, pl.List(pl.String))
 

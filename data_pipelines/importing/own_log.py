@@ -125,6 +125,8 @@ def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict
     if options.lists == "" and files.form == "delimited text":
         raise UserError("--lists needs what sets the entries of a list apart, as in --lists '|'")
     timed = ("time",) * (options.order == "time")
+    if options.lists is not None and options.columns.get("shown", "shown") in files.names:
+        raise UserError("--lists takes no shown lists, which would be lists of lists: leave out or rename the column")
     roles = event_files.roles(files, options.columns, ROLES, required=("user", *timed), flag="--columns")
     if not timed:
         roles["time"] = row_shapes.TIMES

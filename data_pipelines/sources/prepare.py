@@ -201,7 +201,7 @@ def _parts(
     of = SEARCH.get(name, name)
     data = movielens.interactions(of, raw) if of in fetch.SOURCES else recbole.interactions(raw)
     if name not in SEARCH:
-        return log_parts(data), {} if of in fetch.SOURCES else recbole.passed_over(raw)
+        return log_parts(data), {} if of in fetch.SOURCES else recbole.passed_over(raw, data)
     made = {key: settings[key] for key in ("share", "seed")}
     if described:
         films = described.films(data.titles)

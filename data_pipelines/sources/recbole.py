@@ -21,17 +21,21 @@ class Table(rows.Rows):
 
     def __init__(self, data: bytes, where: str):
         lines = rows.decode(data, where)
-        self.types: dict[str, str] = {}
-        for field in lines[0].removeprefix("\ufeff").split("\t"):
-            name, _, kind = field.partition(":")
-            if kind not in TYPES or not name:
-                raise UserError(
-                    f"{where}:1: the header must hold name:type with type {', '.join(TYPES)}, not {field!r}"
-                )
-            if name in self.types:
-                raise UserError(f"{where}:1: column {name} comes twice")
-            self.types[name] = kind
+        self.types = header(lines[0], where)
         super().__init__(lines[1:], list(self.types), "\t", where, first=2)
+
+
+def header(line: str, where: str) -> dict[str, str]:
+    """The columns that the first line of an atomic file names, and the type of each."""
+    types: dict[str, str] = {}
+    for field in line.removeprefix("\ufeff").split("\t"):
+        name, _, kind = field.partition(":")
+        if kind not in TYPES or not name:
+            raise UserError(f"{where}:1: the header must hold name:type with type {', '.join(TYPES)}, not {field!r}")
+        if name in types:
+            raise UserError(f"{where}:1: column {name} comes twice")
+        types[name] = kind
+    return types
 
 
 def table(data: bytes, where: str, required: typing.Sequence[str]) -> Table:
@@ -55,13 +59,14 @@ def find(folder: pathlib.Path) -> Raw:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def passed_over(raw: Raw) -> dict[str, list[str]]:
-    """What a folder of atomic files holds that is not read, for the log's own record: other files, and columns."""
+def passed_over(raw: Raw, read: Interactions) -> dict[str, list[str]]:
+    """What a folder of atomic files holds that is not `read` of it, for the log's own record: other files, and columns."""
+    head = lambda file: list(header(rows.decode(file[1].partition(b"\n")[0], file[2])[0], file[2]))
     tables = [(raw.interactions, {"user_id", "item_id", "timestamp", "rating"})]
     if raw.items:
-        title = next((name for name in TITLES if name in table(*raw.items[1:], ()).types), "")
-        tables.append((raw.items, {"item_id", title, *descriptions(raw)[1]}))
-    columns = [f"{file[0]}: {name}" for file, read in tables for name in table(*file[1:], ()).types if name not in read]
+        title = next((name for name in TITLES if name in head(raw.items)), "")
+        tables.append((raw.items, {"item_id", title, *read.tags}))
+    columns = [f"{file[0]}: {name}" for file, known in tables for name in head(file) if name not in known]
     known = [file[0] for file, _ in tables]
     found = sorted(path.name for path in pathlib.Path(raw.origin).iterdir() if not path.name.startswith("."))
     return {"ignored_files": [name for name in found if name not in known], "unused_columns": columns}

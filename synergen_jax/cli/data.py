@@ -76,7 +76,7 @@ def _declare_import(actions: shared.Commands) -> None:
     own = shared.command(
         actions,
         "import",
-        "Import events of your own, a table with a row an event in CSV, TSV, JSON lines or parquet, into an event log (docs/your-data.md).",
+        "Import events of your own, a table in CSV, TSV, JSON lines or parquet, into an event log (docs/your-data.md).",
         "synergen data import events.csv --name shop --items items.csv --tags category --label bought=purchase\n"
         "  synergen data import 'logs/*.parquet' --name shop --columns user=visitor,item=sku --drop bad-times,duplicates",
         import_,
@@ -84,7 +84,8 @@ def _declare_import(actions: shared.Commands) -> None:
     )
     own.add_argument(
         "events",
-        help="a .csv, .tsv, .jsonl or .parquet file, text packed or not (.csv.gz, .csv.zst), a folder of them, or a pattern in quotes",
+        help="a .csv, .tsv, .jsonl or .parquet file (text may be packed: .csv.gz, .csv.zst), a folder of them, or a "
+        "pattern in quotes",
     )
     own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
     own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")

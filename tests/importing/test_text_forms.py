@@ -114,6 +114,7 @@ def test_broken_lines_of_json_are_found_and_counted(tmp_path, monkeypatch):
         ("t.jsonl", line(user={"id": 1}, item="b", time=NOW), ": there is no column 'user'; did you mean 'user.id'?; it has user.id, item, time; name the right one with --columns user=..."),
         ("t.jsonl", line(user=1, item="b", time=NOW) + line(user={"id": 1}, item="b", time=NOW), ": column 'user' holds objects, where text or numbers are wanted; there are user.id"),
         ("t.jsonl", line(user=["a", "b"], item="b", time=NOW), ": column 'user' is of type List(String), where text or whole numbers are wanted"),
+        ("t.jsonl", line(user="a", item="b", time=NOW, shown=[["x", "y"]]), ": column 'shown' holds lists of lists or of objects, where lists of texts or numbers are wanted"),
         ("t.csv.gz", HEAD + GOOD, ": damaged, or no gzip file: zlib inflate failed: incorrect header check"),
         ("t.csv.gz", gzip.compress((HEAD + GOOD * 999).encode(), mtime=0)[:-9], ": damaged, or no gzip file: Truncated compressed stream"),
         ("t.csv.zst", zstd((HEAD + GOOD * 999).encode())[:-3], ": damaged, or no zstd file: Truncated compressed stream"),
@@ -121,7 +122,7 @@ def test_broken_lines_of_json_are_found_and_counted(tmp_path, monkeypatch):
         ("t.csv.bz2", HEAD + GOOD, ": a .csv, .tsv, .jsonl or .parquet file is wanted; text may be packed, .csv.gz or .csv.zst"),
         ("t.parquet.gz", HEAD + GOOD, ": a .csv, .tsv, .jsonl or .parquet file is wanted; text may be packed, .csv.gz or .csv.zst"),
     ],
-    ids=range(12),
+    ids=range(13),
 )  # fmt: skip
 def test_files_that_are_refused_whole(tmp_path, file, content, reason):
     refused(tmp_path, content, file + reason, file=file)
@@ -154,6 +155,13 @@ def test_tables_of_items_in_every_form(tmp_path):
     assert all(one == found[0] for one in found) and found[0].tags == {"kind": [("x", "y"), ("y",)]}
     (tmp_path / "items.jsonl").write_text(objects + "nothing\n")
     with pytest.raises(UserError, match=r"1 of 3 rows cannot be imported: 1 with what is no JSON object \(line 3\)"):
+        item_table.read(tmp_path / "items.jsonl", {}, [], {}, [])
+
+
+def test_a_title_that_comes_late_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "FIRST", 1)
+    (tmp_path / "items.jsonl").write_text(line(item="a") + line(item="b", title="B"))
+    with pytest.raises(UserError, match=r"line 2: 'title', which the first 1 lines lack"):
         item_table.read(tmp_path / "items.jsonl", {}, [], {}, [])
 
 
@@ -193,6 +201,9 @@ def test_lists_that_do_not_fit(tmp_path):
     )
     refused(tmp_path, text, "--lists needs what sets the entries of a list apart, as in --lists '|'", lists="")
     refused(tmp_path, text, why, lists="|")
+    both = text.replace("time", "shown")
+    why = "--lists takes no shown lists, which would be lists of lists: leave out or rename the column"
+    refused(tmp_path, both, why, lists="|", order="file")
     assert rows(load(tmp_path, text, lists="|", drop=["bad-lines"]), "bob") == [("a", "", "interact", NOW - 7)]
 
 
