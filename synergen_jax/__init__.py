@@ -37,6 +37,8 @@ if typing.TYPE_CHECKING:  # what `_WHERE` says, in the form that editors and typ
     from synergen_jax.runs.evaluate import evaluate as evaluate
     from synergen_jax.runs.run import Run as Run
     from synergen_jax.runs.run import load as load
+    from synergen_jax.runs.served import Question as Question
+    from synergen_jax.runs.served import Served as Served
     from synergen_jax.runs.train import train as train
     from synergen_jax.serving.recommender import Recommender as Recommender
 
@@ -58,6 +60,8 @@ __all__ = [  # noqa: RUF022  (in the order in which they are used)
     "init",
     "token_vectors",
     "Recommender",
+    "Question",
+    "Served",
     # what travels between them
     "Events",
     "Readers",
@@ -80,6 +84,7 @@ _WHERE = {
     "synergen_jax.model.synergen": ("SynerGen", "init", "token_vectors"),
     "synergen_jax.runs.evaluate": ("evaluate",),
     "synergen_jax.runs.run": ("Run", "load"),
+    "synergen_jax.runs.served": ("Question", "Served"),
     "synergen_jax.runs.train": ("train",),
     "synergen_jax.serving.recommender": ("Recommender",),
 }

@@ -18,13 +18,19 @@ COLUMNS = ("item", "action", "time", "query")
 COUNTED = 20_000  # users whose events tell which action is the commonest
 
 
-def read(path: pathlib.Path, log: EventLog) -> tuple[dict[str, typing.Any], dict[str, str]]:
+def read(
+    path: pathlib.Path, log: EventLog, after: typing.Mapping[str, typing.Any] | None = None
+) -> tuple[dict[str, typing.Any], dict[str, str]]:
     """Reads a history: `item` or `query`, and if you like `action` and `time`, under a header line.
 
     Rows stand oldest first, or in any order with times. Items are original ids of the log, queries and actions its texts and
     names; an action that is not given is the commonest one of the log's events of that kind (`usual_actions`). Times are Unix
     seconds, milliseconds, microseconds or nanoseconds, or ISO 8601, told from the whole column (default: one minute apart, the
     last one when the log ends).
+
+    Args:
+      after: a user's record, which the history goes on from: events of both stand in the order of time, and rows without
+        times come a minute apart after its last event.
 
     Returns:
       The record, and the actions that were taken for those that the file does not give, by kind of row: "item", or "query" for
@@ -37,7 +43,8 @@ def read(path: pathlib.Path, log: EventLog) -> tuple[dict[str, typing.Any], dict
     items = {name: i for i, name in enumerate(log.item_ids) if i}
     actions = {name: i for i, name in enumerate(log.actions) if i}
     queries = {text: i for i, text in enumerate(log.queries) if i} if "query" in names else {}
-    moments = _times(path, rows, log.last_time)
+    end = log.last_time if after is None else int(after["time"][-1]) + 60 * len(rows)
+    moments = _times(path, rows, end)
     usual: dict[str, str] = {}
     assumed: dict[str, str] = {}
     found = []
@@ -72,7 +79,19 @@ def read(path: pathlib.Path, log: EventLog) -> tuple[dict[str, typing.Any], dict
         "shown_item": none,
         "shown_action": none,
     }
-    return record, assumed
+    return (record if after is None else _joined(after, record)), assumed
+
+
+def _joined(record: typing.Mapping[str, typing.Any], more: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The events of two records in the order of time, those of `record` first where times are equal; no shown lists."""
+    requests = int(record["request"].max(initial=0))
+    columns = {name: np.concatenate([record[name], more[name]]) for name in ("item", "action", "query", "time")}
+    columns["request"] = np.concatenate(
+        [record["request"], np.where(more["request"] > 0, more["request"] + requests, 0)]
+    )
+    order = np.argsort(columns["time"], kind="stable")
+    lists = {name: more[name] for name in ("shown_request", "shown_item", "shown_action")}
+    return {"user_id": record["user_id"]} | {name: values[order] for name, values in columns.items()} | lists
 
 
 def usual_actions(log: EventLog) -> dict[str, str]:

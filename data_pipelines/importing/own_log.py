@@ -28,6 +28,8 @@ from data_pipelines.sources.interactions import ordered
 from data_pipelines.sources.prepare import SEARCH, logs_folder
 from synergen_jax.errors import UserError, nearest
 
+COLUMNS = ("user", "query", "rank", "item", "title", "score")  # of tables of answers, beside those of the labels
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -387,6 +389,8 @@ def make_labels(
     if "engage" in given:
         raise UserError("--label engage: that label is always there, and means every action: give yours another name")
     for name, names in given.items():
+        if name in COLUMNS:
+            raise UserError(f"--label {name}: answers have a column of that name: give the label another one")
         if wrong := [action for action in names if action not in number]:
             near = nearest(wrong[0], actions)
             raise UserError(f"--label {name}: {lacking} {wrong[0]!r}{near}; there are {', '.join(actions)}")

@@ -1,4 +1,4 @@
-"""`synergen recommend` and `synergen search`: one question to a trained model, answered for a person."""
+"""`synergen recommend`, `search`, `rank`, `similar` and `vectors`: questions to a trained model, one or millions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import pathlib
 import typing
 
 from synergen_jax.cli import shared_arguments as shared
+from synergen_jax.errors import UserError
+from synergen_jax.processes.cluster import say
+
+OUT = "the answers: FILE.parquet or FILE.jsonl; a killed command goes on where it stopped"
 
 
 def declare(commands: shared.Commands) -> None:
@@ -14,8 +18,9 @@ def declare(commands: shared.Commands) -> None:
     recommend = shared.command(
         commands,
         "recommend",
-        "Recommend items to a user of the log, to a history from a file, or to nobody in particular.",
-        "synergen recommend runs/ml-100k --user 196 -k 10\n  synergen recommend runs/ml-100k --history history.csv",
+        "Recommend items to a user of the log, to a history from a file, to nobody in particular, or to many users.",
+        "synergen recommend runs/ml-100k --user 196 -k 10\n  synergen recommend runs/ml-100k --history history.csv\n"
+        "  synergen recommend runs/ml-100k --users all --out answers.parquet",
         run,
     )
     _question(recommend)
@@ -23,54 +28,183 @@ def declare(commands: shared.Commands) -> None:
     search = shared.command(
         commands,
         "search",
-        "Search the catalogue for a user of the log, for a history from a file, or for nobody in particular.",
-        'synergen search runs/ml-100k-search --query "90s comedy" --user 196 -k 10',
+        "Search the catalogue for a user of the log, for a history from a file, for nobody in particular, or for many users.",
+        'synergen search runs/ml-100k-search --query "90s comedy" --user 196 -k 10\n'
+        "  synergen search runs/ml-100k-search --users requests.csv --out answers.jsonl",
         run,
     )
-    search.add_argument("--query", required=True, help="what is searched for, in words")
+    search.add_argument("--query", help="what is searched for, in words")
     _question(search)
+    _declare_others(commands)
 
 
 def _question(command: argparse.ArgumentParser) -> None:
     """Arguments that say for whom items are wanted, which ones, and how many."""
     command.add_argument("workdir", type=pathlib.Path)
-    who = command.add_mutually_exclusive_group()
-    who.add_argument("--user", help="id of a user in the log")
-    who.add_argument(
+    command.add_argument("--user", help="id of a user in the log")
+    command.add_argument(
         "--history",
         type=pathlib.Path,
-        help="CSV with a column `item` (original ids), and if you like `action`, `time`, `query`",
+        help="CSV with a column `item` (original ids), and if you like `action`, `time`, `query`; beside --user it joins what "
+        "the log has",
     )
+    command.add_argument(
+        "--users",
+        metavar="FILE|all",
+        help="many users: a table with a column `user`, and if you like `query`; needs --out",
+    )
+    command.add_argument("--out", type=pathlib.Path, metavar="FILE", help=f"with --users, {OUT}")
+    command.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
+    _which(command)
+    command.add_argument("--keep-seen", action="store_true", help="what a user had may come back")
+
+
+def _which(command: argparse.ArgumentParser) -> None:
+    """Arguments that say which items may come back, how many and when."""
     command.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     command.add_argument("--at", type=int, help="time of the request, Unix seconds (default: that of the last event)")
-    command.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
     command.add_argument(
         "--new-items", type=pathlib.Path, help="CSV or parquet of items (item, title, text) that came after training"
     )
+    command.add_argument(
+        "--items", type=pathlib.Path, metavar="FILE", help="a table with a column `item`: no others come back"
+    )
+    command.add_argument("--exclude", type=pathlib.Path, metavar="FILE", help="a table of items that do not come back")
+
+
+def _declare_others(commands: shared.Commands) -> None:
+    rank = shared.command(
+        commands,
+        "rank",
+        "Score pairs of a user and an item: retrieval's score, and the probability of each ranked label.",
+        "synergen rank runs/ml-100k --pairs pairs.csv --out scores.parquet",
+        rank_pairs,
+        leaves=True,
+    )
+    rank.add_argument("workdir", type=pathlib.Path)
+    rank.add_argument(
+        "--pairs", type=pathlib.Path, required=True, help="a table with columns `user`, `item`, and if you like `query`"
+    )
+    rank.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
+    rank.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
+    similar = shared.command(
+        commands,
+        "similar",
+        "The items whose vectors are most like an item's.",
+        "synergen similar runs/ml-100k --item 50 -k 10",
+        similar_items,
+    )
+    similar.add_argument("workdir", type=pathlib.Path)
+    similar.add_argument("--item", required=True, help="original id")
+    similar.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
+    vectors = shared.command(
+        commands,
+        "vectors",
+        "Write the vectors of items, users or queries; the inner product of an item's and another's is its retrieval score.",
+        "synergen vectors runs/ml-100k --of items --out items.parquet",
+        write_vectors,
+        leaves=True,
+    )
+    vectors.add_argument("workdir", type=pathlib.Path)
+    vectors.add_argument("--of", default="items", help="items, users or queries (default: items)")
+    vectors.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
+    vectors.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
+
+
+def _asked(arguments):
+    """The question that arguments ask."""
+    from data_pipelines.importing import named_rows
+    from synergen_jax.runs.served import Question
+
+    ids = lambda path: named_rows.read(path, ["item"]).columns["item"]
+    return Question(
+        arguments.k,
+        arguments.at,
+        arguments.order,
+        arguments.query or "",
+        arguments.new_items,
+        None if arguments.items is None else tuple(ids(arguments.items)),
+        () if arguments.exclude is None else tuple(ids(arguments.exclude)),
+        arguments.keep_seen,
+    )
+
+
+def _open(arguments):
+    from synergen_jax.runs.run import open_run
+
+    return open_run(arguments.workdir, [], arguments.data_dir)
 
 
 def run(arguments, _) -> dict[str, typing.Any]:
-    """Answers a user of the log, a history from a file, or nobody in particular."""
+    """Answers a user of the log, a history from a file, nobody in particular, or many users."""
+    _check(arguments)
+    question = _asked(arguments)
+    opened = _open(arguments)
+    if arguments.users is None:
+        return _one(arguments, opened, question)
+    from synergen_jax.runs import ask_many
+
+    return ask_many.recommend(opened, arguments.users, question, arguments.out)
+
+
+def _check(arguments) -> None:
+    """Refuses arguments that do not go together."""
+    one = arguments.user is not None or arguments.history is not None
+    if arguments.users is not None and (one or arguments.out is None):
+        raise UserError("--users needs --out FILE, and neither --user nor --history beside it")
+    if arguments.users is None and arguments.out is not None:
+        raise UserError("--out needs --users FILE|all: one user's answer is printed (--json for programs)")
+    if arguments.command == "search" and arguments.query is None and arguments.users in (None, "all"):
+        raise UserError("search needs --query, or --users FILE with a column `query`")
+
+
+def _one(arguments, opened, question) -> dict[str, typing.Any]:
+    """Answers one user, and shows it."""
     from data_pipelines.importing import history
     from synergen_jax.runs import ask
-    from synergen_jax.runs.run import load
 
-    query = arguments.query or ""
-    question = ask.Question(arguments.k, arguments.at, arguments.order, query, arguments.new_items)
-    run, params = load(arguments.workdir, arguments.data_dir)
+    log = opened.run.log
     record, name, assumed = None, "without a history", {}
     if arguments.user is not None:
-        record, name = run.log[run.log.find_user(arguments.user)], f"user {arguments.user}"
-    elif arguments.history is not None:
-        (record, assumed), name = history.read(arguments.history, run.log), str(arguments.history)
+        record, name = log[log.find_user(arguments.user)], f"user {arguments.user}"
+    if arguments.history is not None:
+        name = f"{name} with {arguments.history}" if record is not None else str(arguments.history)
+        record, assumed = history.read(arguments.history, log, record)
     kinds = {"item": "items", "query": "queries alone"}
     notes = [
         f"rows of {kinds[kind]} without an action are read as {action!r}, the commonest"
         for kind, action in assumed.items()
     ]
-    found = ask.answer(run, params, record, name, question, notes)
+    found = ask.answer(opened.run, opened.params, record, name, question, notes)
     show(found)
     return found.as_json() | ({"assumed_actions": assumed} if assumed else {})
+
+
+def rank_pairs(arguments, _) -> dict[str, typing.Any]:
+    """`synergen rank`."""
+    from synergen_jax.runs import ask_many
+    from synergen_jax.runs.served import Question
+
+    return ask_many.rank(_open(arguments), arguments.pairs, Question(at=arguments.at), arguments.out)
+
+
+def similar_items(arguments, _) -> dict[str, typing.Any]:
+    """`synergen similar`."""
+    from synergen_jax.evaluation import report
+    from synergen_jax.runs import ask_many
+    from synergen_jax.runs.served import Question
+
+    found = ask_many.similar(_open(arguments), arguments.item, Question(arguments.k))
+    say(f"like {arguments.item}, {found['title']}\n{report.table(found['similar'])}")
+    return found
+
+
+def write_vectors(arguments, _) -> dict[str, typing.Any]:
+    """`synergen vectors`."""
+    from synergen_jax.runs import ask_many
+    from synergen_jax.runs.served import Question
+
+    return ask_many.vectors(_open(arguments), arguments.of, Question(at=arguments.at), arguments.out)
 
 
 def show(answer) -> None:

@@ -35,6 +35,7 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     from synergen_jax.runs import ask
     from synergen_jax.runs.evaluate import evaluate_open
     from synergen_jax.runs.run import Run, open_run
+    from synergen_jax.runs.served import Question
     from synergen_jax.runs.train import train
 
     start, workdir = time.perf_counter(), arguments.workdir
@@ -54,7 +55,7 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     evaluated = evaluate_open(opened, "test", workdir)
     user = _of_middling_activity(log)
     say(f"\n[4/4] recommend to user {user}, one of middling activity")
-    answer = ask.answer(opened.run, opened.params, log[log.find_user(user)], f"user {user}", ask.Question())
+    answer = ask.answer(opened.run, opened.params, log[log.find_user(user)], f"user {user}", Question())
     asking.show(answer)
     seconds = time.perf_counter() - start
     ratio = evaluated["model"]["hr@10"] / max(evaluated["most_popular"]["hr@10"], 1e-9)

@@ -1,8 +1,7 @@
-"""What serving uses: encode a history once, then retrieve, rank, append.
+"""What serving uses: encode a history once, then retrieve, rank, append; or answer many users at once.
 
-Whatever would be answered wrongly is refused: another shape than that of one user, an id or a time out of range,
-padding in the midst of a history, a request before its last event. The shapes that reach the compiled functions are
-padded to powers of two, so that few are ever compiled.
+Whatever would be answered wrongly is refused (`checks.py`). The shapes that reach the compiled functions are padded to
+powers of two, so that few are ever compiled.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
-import types
 import typing
 
 import jax
@@ -18,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from synergen_jax.batch import Catalogue, Events, Floats, Ints, Readers
-from synergen_jax.errors import UserError
+from synergen_jax.batch import Catalogue, Events, Readers
+from synergen_jax.errors import UserError, naming
 from synergen_jax.model import synergen
 from synergen_jax.model.synergen import Cache, SynerGen
 from synergen_jax.retrieval.index import ExactIndex, Index
+from synergen_jax.serving import checks
 
-# Seconds from the last event to a request: nobody asks so late, and Unix seconds lie beyond it.
-LATEST = 30 * 365 * 86_400
+SHORTEST = 16  # events of a history that many users are padded to at least
 
 
 class Recommendation(typing.NamedTuple):
@@ -36,8 +34,17 @@ class Recommendation(typing.NamedTuple):
     probability: dict[str, float]  # of each ranked label
 
 
+class Request(typing.NamedTuple):
+    """What one user asks for, as `Recommender.answer` and its like take it."""
+
+    events: Events  # (1, L), as `Recommender.encode` takes them
+    time: int  # of the request, on their clock
+    query: int = 0
+    exclude: collections.abc.Collection[int] = ()  # items that must not come back
+
+
 class Recommender:
-    """A trained model over a catalogue. One user a call.
+    """A trained model over a catalogue: of one user's cache, or of many histories a call.
 
     Args:
       index: where retrieval looks; the exact one by default.
@@ -48,10 +55,17 @@ class Recommender:
     ):
         self.model, self.params = model, params
         self.catalogue = jax.device_put(catalogue)  # once, not with every call
-        index = index or ExactIndex.build(np.asarray(synergen.item_keys(model, params, self.catalogue)))
+        self.sizes = checks.Sizes(len(catalogue.counts), model.spec.actions, len(catalogue.query_counts))
+        index = index or ExactIndex.build(self.keys())
         self.index = index
-        self._findable = np.zeros(len(self.catalogue.counts), bool)  # so that no request sorts the catalogue
+        self._findable = np.zeros(self.sizes.items, bool)  # so that no request sorts the catalogue
         self._findable[index.ids] = True
+
+    def keys(self) -> np.ndarray:
+        """What every item is found by, (V, W) float32: the inner product with a request's vector is its retrieval score."""
+        return np.asarray(synergen.item_keys(self.model, self.params, self.catalogue))
+
+    # --- one user's cache
 
     def encode(self, events: Events) -> Cache:
         """The cache of one user's history.
@@ -63,40 +77,7 @@ class Recommender:
         Raises:
           UserError: they are not so, or an id is out of range.
         """
-        item, action, query, time = (
-            _whole(f"events.{name}", getattr(events, name)) for name in ("item", "action", "query", "time")
-        )
-        for name, values in (("item", item), ("action", action), ("query", query), ("time", time)):
-            if values.ndim != 2 or len(values) != 1 or values.shape != item.shape:
-                raise UserError(
-                    f"events.{name} of shape {values.shape}: a call is about one user, whose events are (1, {item.shape[-1]}) "
-                    "each: encode users one by one"
-                )
-        if not item.size:
-            raise UserError("a history needs room for an event: of somebody new it is (1, L) of zeros")
-        if events.first is not None:
-            raise UserError("events of packed rows cannot be encoded for serving: give one history, without `first`")
-        self._check("item", item[0], 0, len(self.catalogue.counts))
-        self._check("action", action[0], 0, self.model.spec.actions)
-        self._check("query", query[0], 0, len(self.catalogue.query_counts))
-        real, told = action[0] > 0, (item[0] > 0) | (query[0] > 0)
-        if (odd := real != told).any():
-            at = int(odd.argmax())
-            what = "an item or a query and no action" if told[at] else "an action and neither item nor query"
-            raise UserError(f"event {at} has {what}: an event has both, and padding neither")
-        if (odd := real[1:] > real[:-1]).any():
-            raise UserError(f"event {int(odd.argmax()) + 1} follows padding: events come first, and padding last")
-        times = time[0][real]
-        if (odd := (times < 0) | (times >= 2**31)).any():
-            raise UserError(f"time {times[odd][0]} of an event is out of range: times are seconds from 0 to 2^31 - 1")
-        if (odd := times[1:] < times[:-1]).any():
-            at = int(odd.argmax()) + 1
-            raise UserError(
-                f"event {at} at {times[at]} lies before the event before it, at {times[at - 1]}: sort by time"
-            )
-        time = np.where(real[None], time, 0)
-        events = Events(*(values.astype(np.int32) for values in (item, action, query, time)))
-        return _encode(self.model, self.params, self.catalogue, events)
+        return _encode(self.model, self.params, self.catalogue, checks.history(events, self.sizes))
 
     def append(self, cache: Cache, item: int, action: int, time: int, query: int = 0) -> Cache:
         """The cache with one more event.
@@ -108,13 +89,15 @@ class Recommender:
           UserError: the cache is full: encode the history anew; it is of several users; an id or the time is out of range; or
             the event has neither item nor query.
         """
-        item, action, query = _one("item", item), _one("action", action), _one("query", query)
-        self._check("item", [item], 0, len(self.catalogue.counts))
-        self._check("action", [action], 1, self.model.spec.actions)
-        self._check("query", [query], 0, len(self.catalogue.query_counts))
+        item, action, query = (
+            checks.one(name, value) for name, value in (("item", item), ("action", action), ("query", query))
+        )
+        checks.within("item", [item], 0, self.sizes.items)
+        checks.within("action", [action], 1, self.sizes.actions)
+        checks.within("query", [query], 0, self.sizes.queries)
         if not item and not query:
             raise UserError("an event has an item or a query")
-        time, length = _moment(cache, time, "event")
+        time, length = checks.moment(cache, time, "event")
         if length >= cache.capacity:
             raise UserError(
                 f"the cache is full with {cache.capacity} events: encode the newest part of the history anew"
@@ -122,12 +105,12 @@ class Recommender:
         one = Events(*(np.full((1, 1), x, np.int32) for x in (item, action, query, time)))
         return _append(self.model, self.params, self.catalogue, cache, one)
 
-    def available(self, exclude: typing.Collection[int] = ()) -> int:
+    def available(self, exclude: collections.abc.Collection[int] = ()) -> int:
         """How many items can be retrieved beside the excluded ones: the largest k."""
         return self.index.size - len(self._found(exclude))
 
     def retrieve(
-        self, cache: Cache, time: int, k: int, query: int = 0, exclude: typing.Collection[int] = ()
+        self, cache: Cache, time: int, k: int, query: int = 0, exclude: collections.abc.Collection[int] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k items of highest retrieval score, best first: ids (k,) and scores (k,).
 
@@ -142,24 +125,13 @@ class Recommender:
           UserError: k is not within 1 .. `available(exclude)`, there is no such query or excluded item, the time is out of
             range, or the cache is of several users.
         """
-        k, query = _one("k", k), _one("query", query)
-        self._check("query", [query], 0, len(self.catalogue.query_counts))
-        exclude = self._found(exclude)
-        time, length = _moment(cache, time, "request")
-        most = self.index.size - len(exclude)
-        if not 1 <= k <= most:
-            largest = f"k lies within 1 .. {most}" if most else "nothing is left"
-            raise UserError(
-                f"k = {k} items cannot be recommended: the catalogue has {self.index.size}, "
-                f"{len(exclude)} of which the user already had: {largest}"
-            )
-        readers = self._readers([0], time, query, length)
-        vector = _retrieve(self.model, self.params, self.catalogue, cache, readers)
-        scores, ids = self.index.search(np.asarray(vector), k + len(exclude))
-        keep = ~np.isin(ids[0], exclude)
-        return ids[0][keep][:k], scores[0][keep][:k]
+        asked = self._asked(cache, time, query)
+        out = self._found(exclude)
+        return self._retrieved(asked, [self._count(k, out)], [out])[0]
 
-    def rank(self, cache: Cache, items: typing.Sequence[int] | np.ndarray, time: int, query: int = 0) -> np.ndarray:
+    def rank(
+        self, cache: Cache, items: collections.abc.Sequence[int] | np.ndarray, time: int, query: int = 0
+    ) -> np.ndarray:
         """Probability of each ranked label for each item, (K, A), in one read of the cache.
 
         Args:
@@ -168,16 +140,8 @@ class Recommender:
         Raises:
           UserError: there is no such item or query, the time is out of range, or the cache is of several users.
         """
-        ids, query = _whole("items", items), _one("query", query)
-        if ids.ndim != 1:
-            raise UserError(f"items of shape {ids.shape}: a list of candidates is (K,)")
-        self._check("item", ids, 1, len(self.catalogue.counts))
-        self._check("query", [query], 0, len(self.catalogue.query_counts))
-        time, length = _moment(cache, time, "request")
-        padded = np.zeros(1 << max(len(ids) - 1, 0).bit_length(), np.int32)
-        padded[: len(ids)] = ids
-        readers = self._readers(padded, time, query, length)
-        return np.asarray(_rank(self.model, self.params, self.catalogue, cache, readers))[0, : len(ids)]
+        ids = self._candidates(items)
+        return self._ranked(self._asked(cache, time, query), [ids])[0][1]
 
     def recommend(
         self,
@@ -185,7 +149,7 @@ class Recommender:
         time: int,
         k: int,
         query: int = 0,
-        exclude: typing.Collection[int] = (),
+        exclude: collections.abc.Collection[int] = (),
         order: str = "",
         candidates: int = 100,
     ) -> list[Recommendation]:
@@ -195,121 +159,188 @@ class Recommender:
           order: "" keeps the order of retrieval; the name of a ranked label orders `candidates` retrieved items by its
             probability and keeps the first k.
         """
+        self._check_order(order)
+        out = self._found(exclude)
+        asked = self._asked(cache, time, query)
+        return self._recommended(asked, [self._count(k, out)], [out], order, candidates)[0]
+
+    # --- many users
+
+    def answer(
+        self, requests: collections.abc.Sequence[Request], k: int, order: str = "", candidates: int = 100
+    ) -> list[list[Recommendation]]:
+        """What `recommend` says to each of B requests, in one pass: the k best items, or as many as are left.
+
+        Its figures are those of one user a call but for rounding. Histories are padded to the longest of them: users of like
+        length side by side cost least.
+
+        Args:
+          order, candidates: as in `recommend`.
+
+        Raises:
+          UserError: k is below 1, or a request is of no use; its place is named.
+        """
+        self._check_order(order)
+        if (k := checks.one("k", k)) < 1:
+            raise UserError(f"k = {k}: k is at least 1")
+        outs = self._each(requests, lambda request: self._found(request.exclude))
+        count = [min(k, self.index.size - len(out)) for out in outs]
+        return self._recommended(self._all(requests), count, outs, order, candidates)
+
+    def rank_pairs(
+        self,
+        requests: collections.abc.Sequence[Request],
+        items: collections.abc.Sequence[collections.abc.Sequence[int] | np.ndarray],
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each request and its own K items: retrieval scores (K,) and the probability of each ranked label (K, A).
+
+        Raises:
+          UserError: a request or an item is of no use; the request's place is named.
+        """
+        ids = self._each(items, self._candidates)
+        return self._ranked(self._all(requests), ids)
+
+    def vectors(self, requests: collections.abc.Sequence[Request]) -> np.ndarray:
+        """The retrieval vector of each request, (B, W) float32: its inner product with `keys` scores an item."""
+        return self._vectors(self._all(requests))
+
+    # --- what both go by: some users' cache and one request of each
+
+    def _asked(self, cache: Cache, time: typing.Any, query: typing.Any) -> _Asked:
+        """One user's request, checked."""
+        query = checks.one("query", query)
+        checks.within("query", [query], 0, self.sizes.queries)
+        time, length = checks.moment(cache, time, "request")
+        return _Asked(cache, *(np.array([x], np.int32) for x in (length, time, query)))
+
+    def _all(self, requests: collections.abc.Sequence[Request]) -> _Asked:
+        """Many users' requests, checked, and their histories encoded; users and events are padded to powers of two."""
+        histories = self._each(requests, self._checked)
+        lengths = [int(np.sum(events.mask)) for events in histories]
+        longest = max((events.item.shape[1] for events in histories), default=1)
+        wide = min(longest, _power(max(SHORTEST, *lengths, 1)))
+        users = _power(len(requests))
+        put = {name: np.zeros((users, wide), np.int32) for name in ("item", "action", "query", "time")}
+        for row, (events, length) in enumerate(zip(histories, lengths)):
+            for name, values in put.items():
+                values[row, :length] = getattr(events, name)[0, :length]
+        cache = _encode(self.model, self.params, self.catalogue, Events(**put))
+        pad = lambda values: np.array([*values, *[0] * (users - len(requests))], np.int32)
+        return _Asked(cache, pad(lengths), pad([r.time for r in requests]), pad([r.query for r in requests]))
+
+    def _checked(self, request: Request) -> Events:
+        events = checks.history(request.events, self.sizes)
+        length = int(np.sum(events.mask))
+        checks.after(int(events.time[0, length - 1]) if length else None, request.time, "request")
+        checks.within("query", [checks.one("query", request.query)], 0, self.sizes.queries)
+        return events
+
+    def _vectors(self, asked: _Asked) -> np.ndarray:
+        readers = asked.readers(np.zeros((len(asked.time), 1), np.int32))
+        return np.asarray(_retrieve(self.model, self.params, self.catalogue, asked.cache, readers))
+
+    def _retrieved(
+        self, asked: _Asked, count: list[int], outs: list[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and scores of the first `count` items of each request, those of `outs` left out."""
+        most = max((n + len(out) for n, out in zip(count, outs)), default=0)
+        if not most:
+            return [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in count]
+        scores, ids = self.index.search(self._vectors(asked)[: len(count)], most)
+        keep = [~np.isin(row, out) for row, out in zip(ids, outs)]
+        return [(ids[i][keep[i]][:n], scores[i][keep[i]][:n]) for i, n in enumerate(count)]
+
+    def _ranked(self, asked: _Asked, items: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Scores (K,) and probabilities (K, A) of the items of each request."""
+        padded = np.zeros((len(asked.time), _power(max(map(len, items), default=1))), np.int32)
+        for row, ids in zip(padded, items):
+            row[: len(ids)] = ids
+        found = _rank(self.model, self.params, self.catalogue, asked.cache, asked.readers(padded))
+        scores, probabilities = jax.device_get(found)
+        return [(scores[i, : len(ids)], probabilities[i, : len(ids)]) for i, ids in enumerate(items)]
+
+    def _recommended(
+        self, asked: _Asked, count: list[int], outs: list[np.ndarray], order: str, candidates: int
+    ) -> list[list[Recommendation]]:
+        labels = self.model.spec.labels
+        left = [self.index.size - len(out) for out in outs]
+        wide = [max(n, min(candidates, most)) if order and n else n for n, most in zip(count, left)]
+        retrieved = self._retrieved(asked, wide, outs)
+        ranked = self._ranked(asked, [ids for ids, _ in retrieved])
+        answers = []
+        for n, (ids, scores), (_, probabilities) in zip(count, retrieved, ranked):
+            found = [
+                Recommendation(int(item), float(score), dict(zip(labels, map(float, p))))
+                for item, score, p in zip(ids, scores, probabilities)
+            ]
+            if order:
+                found.sort(key=lambda r: -r.probability[order])
+            answers.append(found[:n])
+        return answers
+
+    def _check_order(self, order: str) -> None:
         labels = self.model.spec.labels
         if order and order not in labels:
             raise UserError(f"cannot order by {order!r}; ranked labels: {', '.join(labels)}")
-        k, exclude = _one("k", k), self._found(exclude)
-        wide = max(k, min(candidates, self.index.size - len(exclude))) if order and k > 0 else k
-        ids, scores = self.retrieve(cache, time, wide, query, exclude)
-        probabilities = self.rank(cache, ids, time, query)
-        found = [
-            Recommendation(int(item), float(score), dict(zip(labels, map(float, p))))
-            for item, score, p in zip(ids, scores, probabilities)
-        ]
-        if order:
-            found.sort(key=lambda r: -r.probability[order])
-        return found[:k]
 
-    def _found(self, items: typing.Collection[int]) -> np.ndarray:
+    def _count(self, k: typing.Any, out: np.ndarray) -> int:
+        k, most = checks.one("k", k), self.index.size - len(out)
+        if not 1 <= k <= most:
+            largest = f"k lies within 1 .. {most}" if most else "nothing is left"
+            raise UserError(
+                f"k = {k} items cannot be recommended: the catalogue has {self.index.size}, "
+                f"{len(out)} of which the user already had: {largest}"
+            )
+        return k
+
+    def _candidates(self, items: collections.abc.Sequence[int] | np.ndarray) -> np.ndarray:
+        ids = checks.whole("items", items)
+        if ids.ndim != 1:
+            raise UserError(f"items of shape {ids.shape}: a list of candidates is (K,)")
+        checks.within("item", ids, 1, self.sizes.items)
+        return ids
+
+    def _found(self, items: collections.abc.Collection[int]) -> np.ndarray:
         """Those of the excluded items that retrieval could find, each once."""
-        ids = _whole("excluded items", list(items))
+        ids = checks.whole("excluded items", list(items))
         if ids.ndim != 1:
             raise UserError(f"excluded items of shape {ids.shape}: they are one list")
-        self._check("excluded item", ids, 0, len(self._findable))
+        checks.within("excluded item", ids, 0, self.sizes.items)
         ids = np.unique(ids)
         return ids[self._findable[ids]]
 
     @staticmethod
-    def _check(what: str, ids: typing.Sequence[int] | np.ndarray, least: int, size: int) -> None:
-        """Refuses ids outside of least .. size - 1: what is looked up would be that of another."""
-        if wrong := [one for one in ids if not least <= one < size]:
-            raise UserError(f"{what} {wrong[0]} is out of range: ids are {least} .. {size - 1}")
-
-    @staticmethod
-    def _readers(items, time: int, query: int, length: int) -> Readers:
-        full = lambda x: np.full((1, len(items)), x, np.int32)
-        return Readers(np.asarray(items, np.int32)[None], full(query), full(time), full(length))
+    def _each(requests: collections.abc.Sequence[_In], check: collections.abc.Callable[[_In], _Out]) -> list[_Out]:
+        """What a check makes of each request; the place of the first that it refuses is named."""
+        made = []
+        for place, request in enumerate(requests):
+            with naming(f"request {place}"):
+                made.append(check(request))
+        return made
 
 
-def _whole(what: str, values: typing.Any) -> np.ndarray:
-    """The values as an array of whole numbers, int64.
-
-    Raises:
-      UserError: they are no whole numbers.
-    """
-    array = np.asarray(values)
-    if not array.size:
-        return array.astype(np.int64)
-    if array.dtype.kind not in "iu" or (array.dtype.kind == "u" and array.max() >= 2**63):
-        raise UserError(f"{what} must be whole numbers, not {array.dtype} such as {array.ravel()[0]!r}")
-    return array.astype(np.int64)
+_In = typing.TypeVar("_In")
+_Out = typing.TypeVar("_Out")
 
 
-def _one(what: str, value: typing.Any) -> int:
-    """The value, if it is one whole number."""
-    array = _whole(what, value)
-    if array.shape:
-        raise UserError(f"{what} must be one whole number, not {len(array)} of them")
-    return int(array)
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Users' cache and one request of each, (B,) int32."""
+
+    cache: Cache
+    length: np.ndarray
+    time: np.ndarray
+    query: np.ndarray
+
+    def readers(self, items: np.ndarray) -> Readers:
+        """A reader for each of a user's (B, K) items."""
+        full = lambda values: np.broadcast_to(values[:, None], items.shape)
+        return Readers(items.astype(np.int32), full(self.query), full(self.time), full(self.length))
 
 
-def _moment(cache: Cache, time: typing.Any, what: str) -> tuple[int, int]:
-    """A checked time on the clock of a cache, and how many events the cache holds.
-
-    Raises:
-      UserError: the cache is of several users; the time is no whole number, lies before the last event or so far behind it that
-        it must be of another clock.
-    """
-    time = _one(f"the time of the {what}", time)
-    lengths, times = jax.device_get((cache.length, cache.time))
-    if lengths.shape != (1,):
-        raise UserError(f"a cache of {lengths.size} users: a call is about one user: encode users one by one")
-    length = int(lengths[0])
-    last = int(times[0, length - 1]) if length else 0
-    if time < last:
-        of = f"the last event of the history, at {last}" if length else "the clock's second 0"
-        raise UserError(f"the time {time} of the {what} lies before {of}")
-    if not time - last <= LATEST or time >= 2**31:
-        raise UserError(
-            f"the time {time} of the {what} lies more than 30 years after the last event, at {last}: give seconds on the clock "
-            "of the history, not Unix time"
-        )
-    return time, length
-
-
-def extended(
-    catalogue: Catalogue,
-    items: collections.abc.Mapping[str, np.ndarray] = types.MappingProxyType({}),
-    queries: collections.abc.Mapping[str, np.ndarray] = types.MappingProxyType({}),
-) -> Catalogue:
-    """A catalogue with new items or queries at its end, whose ids go on where the old ones end. No retraining.
-
-    Args:
-      items, queries: name of a semantic matrix -> new rows (n, width). A matrix that is not named has zero rows.
-
-    Raises:
-      UserError: there is no such matrix, or the rows do not fit it.
-    """
-
-    def grow(
-        matrices: dict[str, Floats], counts: Ints, rows: collections.abc.Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, Floats], Ints]:
-        if not rows:
-            return matrices, counts
-        new = len(next(iter(rows.values())))
-        for name, values in rows.items():
-            if name not in matrices or values.shape != (new, matrices[name].shape[1]):
-                raise UserError(f"new rows {name!r} of shape {values.shape} fit no semantic matrix of the catalogue")
-        zero = lambda matrix: np.zeros((new, matrix.shape[1]), matrix.dtype)
-        grown: dict[str, Floats] = {
-            name: np.concatenate([matrix, np.asarray(rows.get(name, zero(matrix)), matrix.dtype)])
-            for name, matrix in matrices.items()
-        }
-        return grown, np.concatenate([counts, np.zeros(new, np.int32)])
-
-    item_matrices, counts = grow(catalogue.item_matrices, catalogue.counts, items)
-    query_matrices, query_counts = grow(catalogue.query_matrices, catalogue.query_counts, queries)
-    return Catalogue(item_matrices, query_matrices, counts, query_counts)
+def _power(count: int) -> int:
+    """The power of two from `count` up."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -338,7 +369,8 @@ def _retrieve(model, params, catalogue, cache: Cache, readers: Readers) -> Array
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
+def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> tuple[Array, Array]:
+    """Retrieval scores (B, K) of readers with an item, and the probability of each label (B, K, A)."""
     pure = functools.partial(synergen.pure, model, params["model"])
     request = jax.tree.map(lambda x: x[:, :1], readers)
     request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
@@ -346,4 +378,4 @@ def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
     wanted = pure(SynerGen.retrieve)(_read(model, params, catalogue, cache, request), queries)
     keys = pure(SynerGen.keys)(synergen.item_vectors(model, params, catalogue, readers.item))
     score = jnp.sum(wanted * keys, axis=-1)
-    return jax.nn.sigmoid(pure(SynerGen.rank)(_read(model, params, catalogue, cache, readers), score))
+    return score, jax.nn.sigmoid(pure(SynerGen.rank)(_read(model, params, catalogue, cache, readers), score))

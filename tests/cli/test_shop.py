@@ -2,90 +2,25 @@
 
 import json
 import pathlib
-import types
 
 import jax
 import numpy as np
 import pytest
+from small_shop import COLOURS, THINGS, Shop
 
 from data_pipelines.feed import examples
 from synergen_jax import config as configs
-from synergen_jax.cli.main import main
 from synergen_jax.errors import Stopped, UserError
-from synergen_jax.runs import ask
 from synergen_jax.runs import family as families
 from synergen_jax.runs.run import load
-from synergen_jax.serving import recommender
+from synergen_jax.serving.catalogue import extended
+from synergen_jax.serving.recommender import Recommender
 from synergen_jax.training.loop import NotFiniteError
-
-CONFIG = """
-[data]
-log = "shop"
-max_history = 8
-batch = 8
-rank_events = 2
-rank_candidates = 4
-[model]
-width = 16
-depth = 1
-heads = 2
-dropout = 0.0
-query_ids = false
-id_dropout = 0.2
-[loss]
-full_softmax = true
-hard_candidates = 2
-[optimiser]
-learning_rate = 1e-2
-warmup = 2
-[mesh]
-data = 1
-[run]
-steps = 30
-eval_every = 15
-checkpoint_every = 15
-[evaluate]
-batch = 32
-rank_candidates = 5
-rerank = 5
-bootstrap = 10
-scann = false
-"""
-COLOURS, THINGS = ("red", "blue", "green", "black"), ("dress", "shoes", "hat", "lamp", "chair", "cup")
-
-
-def table(folder):
-    """48 users, each of whom buys what its words name; items are a colour and a thing."""
-    rng = np.random.default_rng(0)
-    titles = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
-    rows = ["user,item,time,action,query"]
-    for user in range(48):
-        for n, item in enumerate(rng.permutation(len(titles))[: rng.integers(5, 9)]):
-            query = titles[item] if rng.random() < 0.5 else ""
-            rows.append(f"u{user},i{item},{1_600_000_000 + 1000 * user + 60 * n},buy,{query}")
-    (folder / "events.csv").write_text("\n".join(rows) + "\n")
-    items = ["item,title", *(f"i{i},{title}" for i, title in enumerate(titles))]
-    (folder / "items.csv").write_text("\n".join(items) + "\n")
-    (folder / "new.csv").write_text("item,title\nn1,golden lamp\nn2,green teapot\n")
-
-
-class Shop:
-    def __init__(self, root):
-        self.root, self.data, self.workdir = root, root / "data", root / "run"
-        table(root)
-        (root / "shop.toml").write_text(CONFIG)
-
-    def call(self, *arguments):
-        return main([*map(str, arguments), "--data-dir", str(self.data)])
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    made = Shop(tmp_path_factory.mktemp("shop"))
-    events, items = made.root / "events.csv", made.root / "items.csv"
-    assert made.call("data", "import", events, "--name", "shop", "--items", items) == 0
-    assert made.call("train", made.root / "shop.toml", "--workdir", made.workdir) == 0
-    return made
+    return Shop(tmp_path_factory.mktemp("shop")).trained()
 
 
 @pytest.fixture
@@ -108,8 +43,8 @@ def test_words_that_nobody_typed_are_understood_without_texts_of_items(tmp_path,
     run, params = load(made.workdir)
     texts = [f"{thing} {colour}" for colour in COLOURS for thing in THINGS]
     assert "text" not in run.log.item_matrices and not set(texts) & set(run.log.queries)
-    catalogue = recommender.extended(run.catalogue, queries={"text": run.log.text_encoder().encode(texts)})
-    served = recommender.Recommender(run.model, params, catalogue)
+    catalogue = extended(run.catalogue, queries={"text": run.log.text_encoder().encode(texts)})
+    served = Recommender(run.model, params, catalogue)
     cache = served.encode(jax.tree.map(np.asarray, examples.no_history(run.config)))
     ask = lambda query: [run.log.item_ids[found.item] for found in served.recommend(cache, 0, 3, query)]
     found = [f"i{i}" in ask(len(run.log.queries) + i) for i in range(len(texts))]
@@ -125,19 +60,14 @@ def test_a_search_finds_what_its_words_name(search):
     assert status == 0 and titles(found)[0] == "blue hat" and found["history"] == [] and found["query"] == "blue hat"
 
 
-def test_a_query_is_typed_as_an_import_would_read_it(monkeypatch):
+def test_a_query_is_typed_as_an_import_would_read_it(search):
     """With single spaces: as another text it would be a query that nobody ever typed."""
-    asked = []
-
-    def query(log, catalogue, text):
-        asked.append(text)
-        raise UserError("enough")
-
-    monkeypatch.setattr(ask, "_query", query)
-    run = types.SimpleNamespace(log=types.SimpleNamespace(item_ids=[], item_titles=[]), catalogue=None)
-    with pytest.raises(UserError, match="enough"):
-        ask.answer(run, None, None, "nobody", ask.Question(1, query=" blue \t hat "))
-    assert asked == ["blue hat"]
+    clean, spaced = (search("--query", text, "-k", "5")[0] for text in ("blue hat", " blue \t hat "))
+    assert clean["recommendations"] == spaced["recommendations"] and spaced["unknown_words"] == []
+    assert search("--query", " \t ")[1:] == (
+        2,
+        ["synergen: error: --query is empty: `synergen recommend` answers without a query"],
+    )
 
 
 def test_words_that_nobody_searched_before(search):

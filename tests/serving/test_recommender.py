@@ -13,7 +13,8 @@ from synergen_jax.batch import Events, Readers
 from synergen_jax.config import Config, DataConfig, ModelConfig
 from synergen_jax.errors import UserError
 from synergen_jax.model import synergen
-from synergen_jax.serving.recommender import Recommender, extended
+from synergen_jax.serving.catalogue import extended
+from synergen_jax.serving.recommender import Recommender, Request
 
 LOG = random_log(5, users=6, items=40, longest=12, least=10)
 CONFIG = Config(data=DataConfig(max_history=16), model=ModelConfig(width=16, heads=2, depth=2, query_match=8))
@@ -272,8 +273,8 @@ def test_histories_that_would_be_misread_are_refused(served):
     refused("event 2 has an action and neither item nor query", action=[1, 2, 1])
     shifted = {name: values[2:] + values[:2] for name, values in good.items()}
     refused("event 1 follows padding: events come first", **shifted)
-    refused(r"of shape \(2, 3\): a call is about one user", like=2)
-    refused(r"of shape \(1, 2\): a call is about one user", time=[10, 70])
+    refused(r"of shape \(2, 3\): a history is one user's", like=2)
+    refused(r"of shape \(1, 2\): a history is one user's", time=[10, 70])
     refused("time 2147483648 of an event is out of range", dtype=np.int64, time=[10, 2**31, 0])
     refused("time -5 of an event is out of range", time=[-5, 70, 0])
     refused("event 1 at 9 lies before the event before it, at 10", time=[10, 9, 0])
@@ -345,3 +346,60 @@ def test_excluded_items_may_come_from_an_iterator(served, history):
     none = np.zeros((1, 0), np.int32)
     with pytest.raises(UserError, match="a history needs room for an event"):
         served.encode(Events(none, none, none, none))
+
+
+def requests_of(served):
+    """A request of each user: histories of unlike lengths, with and without a query, and of somebody new."""
+    made = []
+    for user in range(len(LOG)):
+        record = LOG[user]
+        events, start = examples.user_history(record, CONFIG)
+        time = int(record["time"][-1]) - start + 60 * user
+        made.append(Request(events, time, query=user % 3, exclude=record["item"].tolist()))
+    return [*made, Request(jax.tree.map(np.asarray, examples.no_history(CONFIG)), 0)]
+
+
+@pytest.mark.parametrize("order", ["", "like"])
+def test_many_users_are_answered_as_each_is(served, order):
+    requests = requests_of(served)
+    for request, found in zip(requests, served.answer(requests, 5, order), strict=True):
+        cache = served.encode(request.events)
+        alone = served.recommend(cache, request.time, 5, request.query, request.exclude, order)
+        assert [r.item for r in found] == [r.item for r in alone]
+        np.testing.assert_allclose([r.score for r in found], [r.score for r in alone], atol=1e-5)
+        each = [[list(r.probability.values()) for r in answer] for answer in (found, alone)]
+        np.testing.assert_allclose(*each, atol=1e-5)
+
+
+def test_many_users_get_as_many_as_are_left(served):
+    first = requests_of(served)[0]
+    nothing = first._replace(exclude=range(ITEMS + 1))
+    few = first._replace(exclude=range(4, ITEMS + 1))
+    found = served.answer([few, nothing, first], 10)
+    assert [len(answer) for answer in found] == [3, 0, 10] and {r.item for r in found[0]} == {1, 2, 3}
+    assert served.answer([nothing], 10, "like") == [[]] and served.answer([], 10) == []
+
+
+def test_pairs_and_vectors_of_many_users(served):
+    requests = requests_of(served)
+    items = [np.arange(1, 2 + place) for place in range(len(requests))]
+    vectors, keys = served.vectors(requests), served.keys()
+    for row, (request, mine) in enumerate(zip(requests, items)):
+        score, probability = served.rank_pairs(requests, items)[row]
+        cache = served.encode(request.events)
+        np.testing.assert_allclose(score, keys[mine] @ vectors[row], atol=1e-5)
+        np.testing.assert_allclose(probability, served.rank(cache, mine, request.time, request.query), atol=1e-5)
+
+
+def test_a_wrong_request_among_many_is_named(served):
+    good = requests_of(served)[1]
+    for wrong, message in (
+        (good._replace(time=-1), "request 1: the time -1 of the request lies before"),
+        (good._replace(query=10**6), "request 1: query 1000000 is out of range"),
+        (good._replace(exclude=[-1]), "request 1: excluded item -1 is out of range"),
+        (good._replace(time=1.5), "request 1: the time of the request must be whole numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            served.answer([good, wrong], 3)
+    with pytest.raises(UserError, match="k = 0: k is at least 1"):
+        served.answer([good], 0)
