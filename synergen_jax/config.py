@@ -23,8 +23,8 @@ class DataConfig:
     """Which log is read, how it is split, and what one batch of it holds."""
 
     log: str = "ml-100k"  # name of a prepared log, or its folder
-    # Or "leave-one-out-by-task" (searches and recommendations, each), "time", "last-days", "by-user" (users whom training
-    # does not meet), or "none": all events train, and nothing is validated or tested.
+    # Or "leave-one-out-by-task" (searches and recommendations, each), "time", "last-days", "by-user" (users whom
+    # training does not meet), or "none": all events train, and nothing is validated or tested.
     split: str = "leave-one-out"
     validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds from 1990 on
     test_from: float = 0.9  # split="time": likewise

@@ -43,8 +43,8 @@ class Log(typing.Protocol):
 class Split:
     """Ranges of event indices, one row a user; each array is int32.
 
-    Events `0 .. train_stop - 1` train; of a user who is held out wholly that is none. Targets are the events with an item within a range `[start, stop)`, or where `chosen`
-    names some, these alone, which lie within it.
+    Events `0 .. train_stop - 1` train; of a user who is held out wholly that is none. Targets are the events with an
+    item within a range `[start, stop)`, or where `chosen` names some, these alone, which lie within it.
     """
 
     train_stop: np.ndarray  # (users,)
@@ -74,12 +74,12 @@ def split(log: Log, config: DataConfig) -> Split:
     with an item only trains. "leave-one-out-by-task": the same of the searches and of the recommendations, each; training ends
     before the first request of these four, so that no target of one task is trained on for the sake of the other. A task
     of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds,
-    from 1990 on, or as shares of all its events, above 0 and below 1. "last-days": likewise, and the moments are counted back
-    from the last event, at T: from T - test_days on events test, from T - test_days - validation_days on they validate, and
-    what is earlier trains. "by-user": a share of the users validates, and as large a one tests, drawn by the seed. Training
-    has none of their events; their last event with an item is the target, and what lies before its request is what a
-    reader sees. Who has no item before that request, and all other users, train on all their events. "none": all events
-    train, and there is no target.
+    from 1990 on, or as shares of all its events, above 0 and below 1. "last-days": likewise, and the moments are
+    counted back from the last event, at T: from T - test_days on events test, from T - test_days - validation_days on
+    they validate, and what is earlier trains. "by-user": a share of the users validates, and as large a one tests,
+    drawn by the seed. Training has none of their events; their last event with an item is the target, and what lies
+    before its request is what a reader sees. Who has no item before that request, and all other users, train on all
+    their events. "none": all events train, and there is no target.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test ("none": to train on).
@@ -223,7 +223,7 @@ def _by_user(log: Log, share: float, seed: int) -> Split:
     for part, users in held.items():
         stop[users] = first[users] = 0
         ranges[part][users] = last[users, None] + (0, 1)
-    return Split(stop, first, **ranges)
+    return Split(stop, first, ranges["validation"], ranges["test"])
 
 
 def _last_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:
@@ -256,8 +256,9 @@ def _days_back(name: str, config: DataConfig, every: np.ndarray) -> list[int]:
     has = int(every[-1] - every[0]) / DAY
     if not days < has:
         raise UserError(
-            f"data.validation_days {config.validation_days:g} and data.test_days {config.test_days:g} reach back {days:g} days "
-            f"from the last event, and the events of {name} go over {has:.4g} days: nothing would be left to train on; give fewer"
+            f"data.validation_days {config.validation_days:g} and data.test_days {config.test_days:g} reach back "
+            f"{days:g} days from the last event, and the events of {name} go over {has:.4g} days: nothing would be left "
+            "to train on; give fewer"
         )
     return [math.ceil(int(every[-1]) - back * DAY) for back in (days, config.test_days)]
 

@@ -77,8 +77,8 @@ def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
         made[name] = configs.override(configs.from_dict(merged, f"{path}: variant {name}"), overrides)
         if not made[name].data.measured:
             raise UserError(
-                f"variant {name}: data.split 'none' trains on all events, and variants are compared by what is held back: give "
-                "another data.split; `synergen train` trains the chosen one with 'none', and as many steps, to serve"
+                f"variant {name}: data.split 'none' trains on all events, and variants are compared by what is held back: "
+                "give another data.split; `synergen train` trains the chosen one with 'none', and as many steps, to serve"
             )
     return Family(tree["base"], made)
 
@@ -115,7 +115,7 @@ def sweep(
     first = next(iter(family.variants))
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
         config = configs.seeded(family.variants[name], seed)
-        # Items or users that training does not meet are drawn by the seed; without such, all runs have the same baselines.
+        # Items or users that training does not meet are drawn by the seed; without such, baselines are the same.
         if name != first or (found and not config.data.drawn):
             config = configs.override(config, ["--evaluate.baselines", "false"])
         where = folder / name / f"seed-{seed}"

@@ -82,8 +82,8 @@ class Run:
         """
         if not self.config.data.measured:
             raise UserError(
-                f"{where} was trained on all events (data.split 'none'): nothing is held back that it could be measured on; train "
-                "with another data.split to measure, then with 'none' and as many steps to serve"
+                f"{where} was trained on all events (data.split 'none'): nothing is held back that it could be measured "
+                "on; train with another data.split to measure, then with 'none' and as many steps to serve"
             )
 
     def targets(self, part: str):
@@ -97,7 +97,7 @@ class Run:
 
 
 class Opened(typing.NamedTuple):
-    """A trained run with the parameters of its best checkpoint (where nothing is validated, its newest), step and mesh."""
+    """A trained run, the parameters of its best checkpoint (its newest where nothing is validated), step and mesh."""
 
     run: Run
     folder: pathlib.Path
