@@ -257,8 +257,8 @@ def _days_back(name: str, config: DataConfig, every: np.ndarray) -> list[int]:
     if not days < has:
         raise UserError(
             f"data.validation_days {config.validation_days:g} and data.test_days {config.test_days:g} reach back "
-            f"{days:g} days from the last event, and the events of {name} go over {has:.4g} days: nothing would be left "
-            "to train on; give fewer"
+            f"{days:g} days from the last event, and the events of {name} go over {has:.4g} days: nothing would be "
+            "left to train on; give fewer"
         )
     return [math.ceil(int(every[-1]) - back * DAY) for back in (days, config.test_days)]
 

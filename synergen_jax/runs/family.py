@@ -77,8 +77,9 @@ def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
         made[name] = configs.override(configs.from_dict(merged, f"{path}: variant {name}"), overrides)
         if not made[name].data.measured:
             raise UserError(
-                f"variant {name}: data.split 'none' trains on all events, and variants are compared by what is held back: "
-                "give another data.split; `synergen train` trains the chosen one with 'none', and as many steps, to serve"
+                f"variant {name}: data.split 'none' trains on all events, and variants are compared by what is held "
+                "back: give another data.split; `synergen train` trains the chosen one with 'none', and as many steps, "
+                "to serve"
             )
     return Family(tree["base"], made)
 

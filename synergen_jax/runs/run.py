@@ -82,8 +82,8 @@ class Run:
         """
         if not self.config.data.measured:
             raise UserError(
-                f"{where} was trained on all events (data.split 'none'): nothing is held back that it could be measured "
-                "on; train with another data.split to measure, then with 'none' and as many steps to serve"
+                f"{where} was trained on all events (data.split 'none'): nothing is held back that it could be "
+                "measured on; train with another data.split to measure, then with 'none' and as many steps to serve"
             )
 
     def targets(self, part: str):
