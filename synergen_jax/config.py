@@ -23,9 +23,14 @@ class DataConfig:
     """Which log is read, how it is split, and what one batch of it holds."""
 
     log: str = "ml-100k"  # name of a prepared log, or its folder
-    split: str = "leave-one-out"  # or "leave-one-out-by-task" (searches and recommendations, each), or "time"
+    # Or "leave-one-out-by-task" (searches and recommendations, each), "time", "last-days", "by-user" (users whom
+    # training does not meet), or "none": all events train, and nothing is validated or tested.
+    split: str = "leave-one-out"
     validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds from 1990 on
     test_from: float = 0.9  # split="time": likewise
+    validation_days: float = 7.0  # split="last-days": days before those of the test
+    test_days: float = 7.0  # split="last-days": days before the last event of the log
+    held_users: float = 0.1  # split="by-user": share of the users that validates, and as large a one that tests
     max_history: int = 200  # L: events in one window
     stride: int = 0  # events between two windows of a long user; 0: only the last window is trained on
     crop: bool = False  # windows before a user's last one are moved at random, to either side by half a stride at most
@@ -44,6 +49,16 @@ class DataConfig:
         True  # items that the user already had are left out: of evaluation, serving, and sampled candidates
     )
     seed: int = 0
+
+    @property
+    def measured(self) -> bool:
+        """Whether the split holds events back, to validate and to test."""
+        return self.split != "none"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether what is held back depends on `seed`."""
+        return bool(self.cold_items) or self.split == "by-user"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +330,7 @@ _KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 )
 _CHOICES = {
-    "data.split": ("leave-one-out", "leave-one-out-by-task", "time"),
+    "data.split": ("leave-one-out", "leave-one-out-by-task", "time", "last-days", "by-user", "none"),
     "model.block": ("transformer", "hstu"),
     "model.rope": ("time", "order", "split", "none"),
     "model.dtype": ("float32", "bfloat16"),
@@ -376,7 +391,9 @@ _AT_LEAST = {
     "data.seed": 0,
     "run.seed": 0,
 }
+_ABOVE = {"data.validation_days": 0, "data.test_days": 0, "data.held_users": 0, "loss.temperature": 0}
 _BELOW = {
+    "data.held_users": 0.5,  # as many validate as test, and somebody trains
     "model.dropout": 1,
     "model.id_dropout": 1,
     "data.cold_items": 1,
@@ -398,6 +415,9 @@ def _checked(config: Config, where: str) -> Config:
     for name, least in _AT_LEAST.items():
         if not values[name] >= least:  # also refuses NaN
             raise UserError(f"{where}: {name} must be at least {least}, not {values[name]}")
+    for name, bound in _ABOVE.items():
+        if not values[name] > bound:
+            raise UserError(f"{where}: {name} must be above {bound}, not {values[name]}")
     for name, bound in _BELOW.items():
         if not values[name] < bound:
             raise UserError(f"{where}: {name} must be below {bound}, not {values[name]}")
@@ -429,8 +449,6 @@ def _checked(config: Config, where: str) -> Config:
         )
     if m.min_wavelength > m.max_wavelength or m.max_wavelength >= 2**31:
         raise UserError(f"{where}: model.min_wavelength <= model.max_wavelength < 2^31 seconds is needed")
-    if not loss.temperature > 0:
-        raise UserError(f"{where}: loss.temperature must be above 0, not {loss.temperature}")
     if loss.hard_candidates and data.rank_candidates < 2:
         raise UserError(
             f"{where}: data.rank_candidates {data.rank_candidates} leaves no room for a sampled candidate, which "
@@ -446,6 +464,11 @@ def _checked(config: Config, where: str) -> Config:
         )
     if data.split == "time" and not data.validation_from < data.test_from:
         raise UserError(f"{where}: data.validation_from must lie before data.test_from")
+    if data.cold_items and not data.measured:
+        raise UserError(
+            f"{where}: data.cold_items holds items back to measure them, and data.split 'none' measures nothing: set "
+            "data.cold_items to 0, or another split"
+        )
     if config.optimiser.accumulate and data.batch % config.optimiser.accumulate:
         raise UserError(
             f"{where}: data.batch {data.batch} must be a multiple of optimiser.accumulate {config.optimiser.accumulate}"

@@ -1,6 +1,7 @@
 """A small training run on users whose next item follows from the last one. As a script: a run that kills itself.
 
 python small_run.py WORKDIR          20 steps, killed by SIGKILL at step 15 once the checkpoint of step 10 is there
+python small_run.py WORKDIR none     the same on all events, killed when batch 15 is asked for
 """
 
 import os
@@ -56,7 +57,8 @@ class Run:
     def train(self, workdir, validate=None, fingerprint="", feed=None):
         workdir.mkdir(parents=True, exist_ok=True)
         catalogue = place_catalogue(self.catalogue, device_mesh.make_mesh(self.config.mesh))
-        validate = validate or protocol.validator(self.model, catalogue, self.targets("validation"))
+        if self.config.data.measured:
+            validate = validate or protocol.validator(self.model, catalogue, self.targets("validation"))
         return loop.train(
             self.config,
             self.log.spec,
@@ -82,14 +84,32 @@ def killed(workdir):
     def validate(params):
         calls.append(1)
         if len(calls) == 3:
-            deadline = time.monotonic() + 60
-            while not (workdir / "checkpoints" / "10").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            os.kill(os.getpid(), signal.SIGKILL)
+            die_after(workdir, 10)
         return {"ndcg@10": 0.5}
 
     Run().train(workdir, validate)
 
 
+def killed_on_all_events(workdir):
+    """Trains on all events until batch 15 is asked for, by when the checkpoint of step 10 is on disk, and dies."""
+    run = Run(data={"split": "none"})
+
+    def feed(step):
+        for number, batch in enumerate(run.feed(step), start=step + 1):
+            if number == 15:
+                die_after(workdir, 10)
+            yield batch
+
+    run.train(workdir, feed=feed)
+
+
+def die_after(workdir, step):
+    """SIGKILL once the checkpoint of a step is on disk."""
+    deadline = time.monotonic() + 60
+    while not (workdir / "checkpoints" / str(step)).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    killed(pathlib.Path(sys.argv[1]))
+    (killed_on_all_events if sys.argv[2:] == ["none"] else killed)(pathlib.Path(sys.argv[1]))

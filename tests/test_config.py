@@ -107,6 +107,9 @@ BOUNDS = {
     "data.rank_events": ("0", "-1"),
     "data.rank_candidates": ("1", "0"),
     "data.workers": ("0", "-1"),
+    "data.validation_days": ("0.5", "0"),
+    "data.test_days": ("1e-3", "-1"),
+    "data.held_users": ("0.49", "0.5"),
     "data.seed": (str(2**32 - 1), str(2**32)),
     "run.seed": ("0", "-1"),
     "model.depth": ("1", "0"),
@@ -144,7 +147,7 @@ def test_bounds(name):
 
 def test_every_number_has_a_bound_or_a_reason():
     """A new setting does not slip past the checks."""
-    checked = {*configs._AT_LEAST, *configs._BELOW, "loss.temperature"}
+    checked = {*configs._AT_LEAST, *configs._BELOW, *configs._ABOVE}
     free = {"data.validation_from", "data.test_from", "mesh.data", "mesh.model"}  # the split and the mesh check these
     numbers = {
         f"{section}.{key}"
@@ -172,6 +175,12 @@ def test_every_number_has_a_bound_or_a_reason():
         (["--model.width", "36"], "model.rope 'split' needs model.width / model.heads divisible by 4, not 18"),
         (["--model.min_wavelength", "100", "--model.max_wavelength", "99"], "model.min_wavelength <= "),
         (["--data.split", "time", "--data.test_from", "0.8"], "data.validation_from must lie before data.test_from"),
+        (["--data.held_users", "0"], "data.held_users must be above 0, not 0.0"),
+        (
+            ["--data.split", "none", "--data.cold_items", "0.1"],
+            "data.split 'none' measures nothing: set data.cold_items to 0",
+        ),
+        (["--data.split", "non"], "data.split must be one of leave-one-out, "),
         (["--optimiser.accumulate", "3"], "data.batch 64 must be a multiple of optimiser.accumulate 3"),
         (
             ["--model.rope", "times"],

@@ -16,7 +16,8 @@ from synergen_jax.config import DataConfig
 from synergen_jax.errors import UserError
 
 FIRST_MOMENT = 631_152_000  # 1990-01-01 in Unix seconds: what is below was meant as something else, such as a share
-COLD = 3  # the stream of random numbers that draws cold items
+COLD, HELD = 3, 4  # the streams of random numbers that draw cold items and held-out users
+DAY = 86_400  # seconds
 
 
 class Log(typing.Protocol):
@@ -42,8 +43,8 @@ class Log(typing.Protocol):
 class Split:
     """Ranges of event indices, one row a user; each array is int32.
 
-    Events `0 .. train_stop - 1` train. Targets are the events with an item within a range `[start, stop)`, or where `chosen`
-    names some, these alone, which lie within it.
+    Events `0 .. train_stop - 1` train; of a user who is held out wholly that is none. Targets are the events with an
+    item within a range `[start, stop)`, or where `chosen` names some, these alone, which lie within it.
     """
 
     train_stop: np.ndarray  # (users,)
@@ -73,20 +74,31 @@ def split(log: Log, config: DataConfig) -> Split:
     with an item only trains. "leave-one-out-by-task": the same of the searches and of the recommendations, each; training ends
     before the first request of these four, so that no target of one task is trained on for the sake of the other. A task
     of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds,
-    from 1990 on, or as shares of all its events, above 0 and below 1.
+    from 1990 on, or as shares of all its events, above 0 and below 1. "last-days": likewise, and the moments are
+    counted back from the last event, at T: from T - test_days on events test, from T - test_days - validation_days on
+    they validate, and what is earlier trains. "by-user": a share of the users validates, and as large a one tests,
+    drawn by the seed. Training has none of their events; their last event with an item is the target, and what lies
+    before its request is what a reader sees. Who has no item before that request, and all other users, train on all
+    their events. "none": all events train, and there is no target.
 
     Raises:
-      UserError: nothing is left to train on, to validate or to test.
+      UserError: nothing is left to train on, to validate or to test ("none": to train on).
     """
-    ways = {"leave-one-out": _leave_one_out, "leave-one-out-by-task": _leave_one_out_by_task}
-    made = _by_time(log, config) if config.split == "time" else ways[config.split](log)
-    for name, size in (
-        ("training", made.train_stop),
-        ("validation", made.validation[:, 1] - made.validation[:, 0]),
-        ("test", made.test[:, 1] - made.test[:, 0]),
-    ):
+    ways = {
+        "leave-one-out": lambda: _leave_one_out(log),
+        "leave-one-out-by-task": lambda: _leave_one_out_by_task(log),
+        "time": lambda: _by_time(log, config),
+        "last-days": lambda: _by_time(log, config),
+        "by-user": lambda: _by_user(log, config.held_users, config.seed),
+        "none": lambda: _all_events(log),
+    }
+    made = ways[config.split]()
+    parts = [("training", made.train_stop)]
+    if config.measured:
+        parts += [(part, np.diff(made.targets(part))) for part in ("validation", "test")]
+    for name, size in parts:
         if not np.any(size > 0):
-            raise UserError(f"the {config.split} split leaves no {name} events: change data.split or its moments")
+            raise UserError(f"the {config.split} split leaves no {name} events: change data.split or its settings")
     return made
 
 
@@ -192,7 +204,38 @@ def _leave_one_out_by_task(log: Log) -> Split:
     return Split(stops[:, 0], stops[:, 1], ranges["validation"], ranges["test"], chosen)
 
 
+def _all_events(log: Log) -> Split:
+    records = (log[user] for user in range(len(log)))
+    sizes = np.array([(len(record["item"]), _first_target(record)) for record in records], np.int32).reshape(-1, 2)
+    none = np.zeros((len(log), 2), np.int32)
+    return Split(sizes[:, 0], sizes[:, 1], none, none)
+
+
+def _by_user(log: Log, share: float, seed: int) -> Split:
+    whole = _all_events(log)
+    last = np.array([_last_target(log[user]) for user in range(len(log))], np.int32)
+    can = np.flatnonzero(last >= 0)
+    drawn = np.random.default_rng((seed, HELD)).permutation(can)
+    count = round(share * len(can))
+    held = {"validation": drawn[:count], "test": drawn[count : 2 * count]}
+    stop, first = whole.train_stop.copy(), whole.first_target.copy()
+    ranges = {part: np.zeros((len(log), 2), np.int32) for part in held}
+    for part, users in held.items():
+        stop[users] = first[users] = 0
+        ranges[part][users] = last[users, None] + (0, 1)
+    return Split(stop, first, ranges["validation"], ranges["test"])
+
+
+def _last_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:
+    """Index of a user's last event with an item; -1 where no item comes before its request."""
+    places = np.flatnonzero(record["item"])
+    if not len(places) or places[0] >= request_start(record["request"], int(places[-1])):
+        return -1
+    return int(places[-1])
+
+
 def _by_time(log: Log, config: DataConfig) -> Split:
+    """The splits "time" and "last-days": two moments cut the log, and each belongs to what is later."""
     times, first = [], np.zeros(len(log), np.int32)
     for user in range(len(log)):
         record = log[user]
@@ -201,6 +244,27 @@ def _by_time(log: Log, config: DataConfig) -> Split:
     every = np.sort(np.concatenate([np.zeros(0, np.int64), *times]))
     if not len(every):
         raise UserError("the log is empty")
+    bounds = (_days_back if config.split == "last-days" else _moments)(log.name, config, every)
+    cuts = np.array([np.searchsorted(time, bounds, "left") for time in times], np.int32)
+    ends = np.array([len(time) for time in times], np.int32)
+    return Split(cuts[:, 0], np.minimum(first, cuts[:, 0]), cuts, np.stack([cuts[:, 1], ends], axis=1))
+
+
+def _days_back(name: str, config: DataConfig, every: np.ndarray) -> list[int]:
+    """The moments of "last-days" in Unix seconds, those of validation and of test; `every` are all times, sorted."""
+    days = config.validation_days + config.test_days
+    has = int(every[-1] - every[0]) / DAY
+    if not days < has:
+        raise UserError(
+            f"data.validation_days {config.validation_days:g} and data.test_days {config.test_days:g} reach back "
+            f"{days:g} days from the last event, and the events of {name} go over {has:.4g} days: nothing would be "
+            "left to train on; give fewer"
+        )
+    return [math.ceil(int(every[-1]) - back * DAY) for back in (days, config.test_days)]
+
+
+def _moments(log_name: str, config: DataConfig, every: np.ndarray) -> list[int]:
+    """The moments of "time" in Unix seconds, those of validation and of test; `every` are all times, sorted."""
 
     def moment(name: str) -> int:
         value = getattr(config, name)
@@ -213,7 +277,7 @@ def _by_time(log: Log, config: DataConfig) -> Split:
             )
         if not every[0] < value <= every[-1]:
             raise UserError(
-                f"data.{name}, the moment {value:.0f}, cuts nothing: the events of {log.name} go from {every[0]} to "
+                f"data.{name}, the moment {value:.0f}, cuts nothing: the events of {log_name} go from {every[0]} to "
                 f"{every[-1]}, in Unix seconds"
             )
         return math.ceil(value)
@@ -224,6 +288,4 @@ def _by_time(log: Log, config: DataConfig) -> Split:
             f"data.validation_from {config.validation_from} is the moment {bounds[0]}, which lies after data.test_from "
             f"{config.test_from}, the moment {bounds[1]}"
         )
-    cuts = np.array([np.searchsorted(time, bounds, "left") for time in times], np.int32)
-    ends = np.array([len(time) for time in times], np.int32)
-    return Split(cuts[:, 0], np.minimum(first, cuts[:, 0]), cuts, np.stack([cuts[:, 1], ends], axis=1))
+    return bounds

@@ -44,6 +44,11 @@ def run(arguments, settings) -> dict[str, typing.Any]:
         raise UserError(
             f"quickstart is on ml-100k: `synergen train quickstart --data.log {config.data.log}` trains on that"
         )
+    if not config.data.measured:
+        raise UserError(
+            "quickstart evaluates what it trains, and data.split 'none' holds nothing back: `synergen train quickstart "
+            "--data.split none` trains on all events"
+        )
     say("[1/4] prepare MovieLens-100K")
     log = prepared(arguments.source, arguments.data_dir)
     summary = log.summary()

@@ -62,6 +62,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
       NotWritten: nor could it be after the work, as on a disk that is full by then. What was found is printed, and in it.
     """
     run, config = opened.run, opened.run.config
+    run.refuse_unmeasured(str(opened.folder))
     elsewhere = f"`synergen evaluate {opened.folder} --out FOLDER` writes elsewhere"
     with cluster.together():
         if cluster.first():

@@ -51,7 +51,8 @@ def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
     """Reads a family; `overrides` are command-line words that hold for all variants.
 
     Raises:
-      UserError: the file does not parse, a variant's settings are wrong, or the overrides hold a seed.
+      UserError: the file does not parse, a variant's settings are wrong or hold nothing back to be compared on, or the
+        overrides hold a seed.
     """
     if any(word.partition("=")[0] in ("--data.seed", "--run.seed") for word in overrides):
         raise UserError("the seeds of a family's runs are given by --seeds, not by --data.seed and --run.seed")
@@ -74,6 +75,12 @@ def load(path: pathlib.Path, overrides: typing.Sequence[str] = ()) -> Family:
             raise UserError(f"{path}: [variants.{name}] holds settings as section.key = value")
         merged = base | {section: base.get(section, {}) | values for section, values in changes.items()}
         made[name] = configs.override(configs.from_dict(merged, f"{path}: variant {name}"), overrides)
+        if not made[name].data.measured:
+            raise UserError(
+                f"variant {name}: data.split 'none' trains on all events, and variants are compared by what is held "
+                "back: give another data.split; `synergen train` trains the chosen one with 'none', and as many steps, "
+                "to serve"
+            )
     return Family(tree["base"], made)
 
 
@@ -109,8 +116,8 @@ def sweep(
     first = next(iter(family.variants))
     for number, (name, seed) in enumerate(((n, s) for n in family.variants for s in seeds), start=1):
         config = configs.seeded(family.variants[name], seed)
-        # The items that training does not meet are drawn by the seed; without such, all runs have the same baselines.
-        if name != first or (found and not config.data.cold_items):
+        # Items or users that training does not meet are drawn by the seed; without such, baselines are the same.
+        if name != first or (found and not config.data.drawn):
             config = configs.override(config, ["--evaluate.baselines", "false"])
         where = folder / name / f"seed-{seed}"
         say(f"\n[{number}/{total}] {name}, seed {seed}: {where}")

@@ -118,6 +118,7 @@ def rerank(
         raise UserError("a second stage is fitted by one process: run `synergen rerank` on one machine")
     opened = open_run(folder, settings, data_dir)
     run = opened.run
+    run.refuse_unmeasured(str(folder))
     first = min(run.config.evaluate.rerank, run.log.spec.items - 1)
     if first < 2:
         raise UserError(f"evaluate.rerank is {run.config.evaluate.rerank}: there is no list to order; give 100 or so")

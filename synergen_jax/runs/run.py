@@ -74,13 +74,30 @@ class Run:
         run = self.resolved()
         return feed.train_feed(*run.training, run.config, run.catalogue.counts)(step)
 
+    def refuse_unmeasured(self, where: str = "this run") -> None:
+        """Refuses to measure a run of which nothing is held back.
+
+        Raises:
+          UserError: `data.split` is "none".
+        """
+        if not self.config.data.measured:
+            raise UserError(
+                f"{where} was trained on all events (data.split 'none'): nothing is held back that it could be "
+                "measured on; train with another data.split to measure, then with 'none' and as many steps to serve"
+            )
+
     def targets(self, part: str):
-        """The batches of the split "validation" or "test"."""
+        """The batches of the split "validation" or "test".
+
+        Raises:
+          UserError: there is none, or nothing is held back.
+        """
+        self.refuse_unmeasured()
         return feed.evaluation_feed(self.log, self.split, part, self.config)
 
 
 class Opened(typing.NamedTuple):
-    """A trained run with the parameters of its best checkpoint, their step, and the mesh that they lie on."""
+    """A trained run, the parameters of its best checkpoint (its newest where nothing is validated), step and mesh."""
 
     run: Run
     folder: pathlib.Path
@@ -95,7 +112,7 @@ def load(
     """A run, and the parameters of its best checkpoint on the first device: what `serving.recommender.Recommender` serves.
 
     Args:
-      folder: a workdir of `synergen train`.
+      folder: a workdir of `synergen train`; of one with `data.split` "none" the newest checkpoint is the best.
       data_dir: where logs lie, as `--data-dir`.
       phase: the function that the run was trained with, if that was not the built-in one.
 

@@ -19,6 +19,8 @@ from synergen_jax.sharding.table import place_catalogue
 from synergen_jax.training import identity, loop, train_step
 from synergen_jax.training.metric_log import FILE as METRICS
 
+ALL_EVENTS = "trained on all events: nothing is held back, so nothing is validated; the last checkpoint is served"
+
 
 def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
     """Trains a run in a workdir, or goes on where that left off, as `synergen train` does; prints, and returns its JSON.
@@ -37,7 +39,7 @@ def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
         device_mesh.micro_batches(run.config, mesh)  # refuses a batch that does not divide
         train_step.abstract_state(run.config, run.model, mesh)  # refuses a model that does not fit the mesh
         batches = feed.train_feed(*run.training, run.config, run.catalogue.counts, *device_mesh.block(mesh))
-        targets = run.targets("validation")
+        targets = run.targets("validation") if run.config.data.measured else None
         if cluster.first():  # once nothing is left to be refused
             workdir.check(folder, run.config, run.log.fingerprint, phase)
     with run_lock.alone(folder):
@@ -59,7 +61,7 @@ def _train(
         f"workdir {folder}"
     )
     catalogue = place_catalogue(run.catalogue, mesh)
-    validate = protocol.validator(run.model, catalogue, targets)
+    validate = None if targets is None else protocol.validator(run.model, catalogue, targets)
     result = loop.train(
         run.config,
         run.log.spec,
@@ -77,15 +79,13 @@ def _train(
                 report.plot_curves(folder / METRICS, folder / "curves.png")
         why = "no better validation" if result.stopped == "patience" else "all steps done"
         rate = f"; {result.events_per_second:,.0f} events a second" if result.events_per_second else ""
-        cluster.say(
-            f"stopped at step {result.step} ({why}); best validation {run.config.run.select} {result.best:.4f} at step "
-            f"{result.best_step}{rate}"
-        )
+        best = f"best validation {run.config.run.select} {result.best:.4f} at step {result.best_step}"
+        cluster.say(f"stopped at step {result.step} ({why}); {ALL_EVENTS if validate is None else best}{rate}")
+    best = {"best_step": result.best_step, f"validation_{run.config.run.select}": result.best}
     return {
         "workdir": str(folder),
         "step": result.step,
-        "best_step": result.best_step,
-        f"validation_{run.config.run.select}": result.best,
+        **(best if validate else {"served_step": result.step, "note": ALL_EVENTS}),
         "stopped": result.stopped,
         "events_per_second": result.events_per_second,
     }

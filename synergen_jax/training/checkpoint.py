@@ -110,7 +110,7 @@ class Checkpoints:
         """Starts writing `state` and the JSON-like `info`; returns once the state may be donated.
 
         Args:
-          best: the best step so far, whose checkpoint is kept.
+          best: the best step so far, whose checkpoint is kept; 0: there is none.
 
         Raises:
           UserError: this or the preceding checkpoint could not be written (disk full, no permission).
@@ -155,7 +155,7 @@ class Checkpoints:
         best: bool = False,
         fits: typing.Callable[[dict[str, typing.Any]], None] = lambda _: None,
     ) -> tuple[typing.Any, dict[str, typing.Any]] | None:
-        """The newest readable checkpoint, or with `best` the best one.
+        """The newest readable checkpoint, or with `best` the best one, which is the newest where none was validated.
 
         Unless read-only, damaged ones that are newer than the one that was read are set aside as `STEP.damaged`, so
         that their steps can be written again.

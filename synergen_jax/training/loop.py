@@ -37,8 +37,8 @@ class Result:
 
     state: TrainState
     step: int
-    best_step: int
-    best: float  # validation metric of the best step
+    best_step: int  # 0: nothing was validated, and the last checkpoint is served
+    best: float  # validation metric of the best step; -1 where nothing was validated
     stopped: str  # "steps", or "patience"
     events_per_second: float
 
@@ -61,7 +61,7 @@ def train(
     catalogue: StoredCatalogue,
     feed: Feed,
     workdir: pathlib.Path,
-    validate: Validate,
+    validate: Validate | None,
     say: typing.Callable[[str], None] = print,
     fingerprint: str = "",
     phase: rope.Phase | None = None,
@@ -73,6 +73,7 @@ def train(
 
     Args:
       catalogue: on the mesh of `config.mesh`.
+      validate: None validates nothing: all steps are done, and there is no best checkpoint.
       phase: the run's own encoding of time and order, see `make_model`. Every checkpoint keeps what it gives, and the
         config, and a run with others is refused.
 
@@ -185,7 +186,7 @@ class _Loop:
         self._pending = None  # metrics of the step before: fetched after the next one is on its way
         self._meter = _Meter()
 
-    def run(self, batches: typing.Iterator[TrainBatch], validate: Validate, stop: cluster.Stop) -> Result:
+    def run(self, batches: typing.Iterator[TrainBatch], validate: Validate | None, stop: cluster.Stop) -> Result:
         """Steps until all are done, validation stops getting better, or the run is asked to stop."""
         how, step = self._config.run, int(self._state.step)
         while step < how.steps and not self._progress.stopped:
@@ -193,12 +194,12 @@ class _Loop:
             crash_report.at(step, self._out.checkpoints.folder)
             self._do(step, next(batches))
             last = step == how.steps
-            validates = last or (how.eval_every and step % how.eval_every == 0)
+            due = last or (how.eval_every and step % how.eval_every == 0)
             stopping = 0 if last else stop.after(step)
-            saves = last or validates or stopping or step % how.checkpoint_every == 0
+            saves = last or (due and validate) or stopping or step % how.checkpoint_every == 0
             if step % how.log_every == 0 or saves:
                 loss = self._write(step)
-                if validates:  # which saves, too
+                if due and validate:  # which saves, too
                     self._validate(step, loss, validate)
                     if how.patience and self._progress.waited >= how.patience and not last:
                         self._progress = dataclasses.replace(self._progress, stopped="patience")
@@ -253,7 +254,7 @@ def _laid_out(how: dict[str, typing.Any]) -> str:
 class Progress:
     """What early stopping remembers; part of every checkpoint."""
 
-    best_step: int = 0
+    best_step: int = 0  # 0: nothing was validated yet, so that `Checkpoints.restore` takes the newest
     best: float = -1.0
     waited: int = 0  # validations since the best
     stopped: str = ""

@@ -1,12 +1,16 @@
 """Which events train, validate and test."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from small_feed import take
 from small_log import SmallLog, random_log, user
 
-from data_pipelines.feed import examples, splits
+from data_pipelines.feed import examples, splits, windows
 from synergen_jax.config import Config, DataConfig
 from synergen_jax.errors import UserError
+from synergen_jax.evaluation import neighbours
 
 LAST = DataConfig(split="leave-one-out")
 
@@ -222,3 +226,174 @@ def test_a_held_out_part_knows_nothing_of_a_request_behind_the_split():
         )
         wanted = {(1, 1): 2, (1, 9): 0, (3, 4): 2, (3, 5): -1, (3, 6): -1, (3, 8): -1}
         assert len(known) >= 5 and known.items() <= wanted.items()
+
+
+# --- all events train -------------------------------------------------------------------------------------------
+
+NONE = DataConfig(split="none", max_history=6, batch=4, rank_events=0)
+
+
+def test_none_trains_on_all_events_and_has_no_target():
+    log = SmallLog([user([5, 6, 7, 8]), user([1]), user([0, 2], query=[1, 1])], 10)
+    made = splits.split(log, NONE)
+    assert ranges(made) == [(4, (0, 0), (0, 0)), (1, (0, 0), (0, 0)), (2, (0, 0), (0, 0))]
+    assert made.first_target.tolist() == [1, 1, 1]
+    for part in ("validation", "test"):
+        with pytest.raises(UserError, match=f"no {part} target is left"):
+            examples.Targets.of(log, made, part, Config(data=NONE))
+
+
+def test_none_has_the_last_event_of_each_user_as_a_target_of_training():
+    """Each user's last item comes nowhere else."""
+    log = SmallLog([user([1, 2, 3, 10 + u], name=f"u{u}") for u in range(8)], 20)
+    batches = take(log, Config(data=NONE), 2)
+    targets = {int(item) for batch in batches for item in np.asarray(batch.target).ravel()}
+    assert set(range(10, 18)) <= targets
+    before = take(log, Config(data=dataclasses.replace(NONE, split="leave-one-out")), 2)
+    assert not {int(i) for batch in before for i in np.asarray(batch.target).ravel()} & set(range(10, 18))
+    assert examples.catalogue(log, splits.split(log, NONE)).counts[10:18].tolist() == [1] * 8
+
+
+def test_none_of_a_log_without_events_is_refused():
+    with pytest.raises(UserError, match="the none split leaves no training events"):
+        splits.split(SmallLog([], 10), NONE)
+
+
+# --- the last days ----------------------------------------------------------------------------------------------
+
+
+def last_days(validation, test):
+    return DataConfig(split="last-days", validation_days=validation, test_days=test)
+
+
+def days(*those):
+    return [round(day * 86_400) for day in those]
+
+
+def test_last_days_are_counted_back_from_the_last_event_and_a_moment_belongs_to_what_is_later():
+    log = SmallLog([user([1, 2, 3, 4, 5], time=days(0, 5, 6, 8, 10)), user([6], time=days(7.99))], 10)
+    # Test from day 8 on, validation from day 6 on.
+    assert ranges(splits.split(log, last_days(2.0, 2.0))) == [(2, (2, 3), (3, 5)), (0, (0, 1), (1, 1))]
+    assert ranges(splits.split(log, last_days(1.5, 2.5))) == [(2, (2, 3), (3, 5)), (0, (0, 0), (0, 1))]
+
+
+def test_last_days_are_the_split_by_time_at_these_moments():
+    log = random_log(3, users=30)
+    first, last = (function(r["time"][i] for r in log.records) for function, i in ((min, 0), (max, -1)))
+    day = (last - first) / 86_400
+    made = splits.split(log, last_days(0.2 * day, 0.1 * day))
+    same = splits.split(log, by_time(float(last - 0.3 * day * 86_400), float(last - 0.1 * day * 86_400)))
+    assert ranges(made) == ranges(same) and np.array_equal(made.first_target, same.first_target)
+
+
+def test_days_that_reach_back_to_the_first_event_are_refused():
+    log = SmallLog([user([1, 2, 3, 4], time=days(0, 5, 6, 9.5))], 10)
+    wanted = (
+        "validation_days 7 and data.test_days 2.5 reach back 9.5 days .* events of small go over 9.5 days: .* fewer"
+    )
+    with pytest.raises(UserError, match=wanted):
+        splits.split(log, last_days(7.0, 2.5))
+    with pytest.raises(UserError, match="reach back 14 days"):
+        splits.split(log, DataConfig(split="last-days"))
+    with pytest.raises(UserError, match="the last-days split leaves no validation events"):
+        splits.split(log, last_days(0.5, 2.0))
+
+
+# --- users whom training does not meet --------------------------------------------------------------------------
+
+BY_USER = DataConfig(split="by-user", held_users=0.25, max_history=6, batch=4, rank_events=0)
+
+
+def own_items(users=8, length=5, **more):
+    """Users of whom none has an item of another one: `10 u + 1 ...`; and one query each."""
+    items = [np.arange(length) + 10 * u + 1 for u in range(users)]
+    return SmallLog(
+        [user(mine, name=f"u{u}", query=[0] * (length - 1) + [u + 1], **more) for u, mine in enumerate(items)],
+        10 * users + 10,
+        users + 1,
+    )
+
+
+def held(split, part):
+    return np.flatnonzero(np.diff(split.targets(part))[:, 0]).tolist()
+
+
+def test_by_user_a_share_of_users_is_held_out_wholly_and_as_many_test():
+    log = own_items()
+    made = splits.split(log, BY_USER)
+    validation, test = held(made, "validation"), held(made, "test")
+    assert len(validation) == len(test) == 2 and not set(validation) & set(test)
+    for number, row in enumerate(ranges(made)):
+        wanted = {True: (0, (4, 5), (0, 0))}.get(number in validation, (5, (0, 0), (0, 0)))
+        assert row == ((0, (0, 0), (4, 5)) if number in test else wanted)
+    assert (made.first_target <= made.train_stop).all()
+    again = splits.split(log, dataclasses.replace(BY_USER, seed=0))
+    assert ranges(again) == ranges(made)
+    drawn = {tuple(held(splits.split(log, dataclasses.replace(BY_USER, seed=seed)), "test")) for seed in range(8)}
+    assert len(drawn) > 1, "the seed draws them"
+
+
+def test_by_user_nothing_of_a_held_out_user_trains():
+    log = own_items()
+    made = splits.split(log, BY_USER)
+    out = held(made, "validation") + held(made, "test")
+    theirs = {int(item) for number in out for item in log[number]["item"]}
+    data = dataclasses.replace(BY_USER, negatives=16, rank_events=2, lend_query=0.5)
+    met = set()
+    for batch in take(log, Config(data=data), 12):
+        parts = (batch.events.item, batch.target, batch.negatives, batch.ranking.item)
+        met |= {int(item) for part in parts for item in np.asarray(part).ravel()}
+        assert not np.isin(batch.retrieval.query, [number + 1 for number in out]).any()
+    assert not met & theirs and len(met) > 4 * 5
+    known = examples.catalogue(log, made)
+    assert not known.counts[list(theirs)].any() and known.counts.sum() == 4 * 5
+    assert not known.query_counts[[number + 1 for number in out]].any() and known.query_counts.sum() == 4
+    assert set(windows.trained(log, made.train_stop, "query")[0].tolist()).isdisjoint(out)
+    assert not examples.recent_counts(log, made, 1.0)[list(theirs)].any()
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_by_user_the_context_is_what_came_before_the_target(part):
+    log = own_items()
+    made = splits.split(log, BY_USER)
+    batch = examples.Targets.of(log, made, part, Config(data=BY_USER)).batch(0)
+    real = np.flatnonzero(batch.user >= 0)
+    assert batch.user[real].tolist() == held(made, part)
+    for row in real:
+        item = log[int(batch.user[row])]["item"]
+        assert batch.target[row] == item[-1] and batch.reader.visible[row, 0] == 4
+        assert batch.events.item[row].tolist() == [*item[:4], 0, 0]
+        assert sorted(batch.seen[row][batch.seen[row] > 0]) == item[:4].tolist(), "what is filtered is what is seen"
+
+
+def test_by_user_neighbours_are_users_of_training_by_what_a_held_out_user_had():
+    """All have the same items but for the last one, which training has of the users that it meets alone."""
+    log = SmallLog([user([1, 2, 3, 4 + u % 2], name=f"u{u}") for u in range(8)], 10)
+    made = splits.split(log, BY_USER)
+    who, item, _ = windows.trained(log, made.train_stop, "query")
+    near = neighbours.UserNeighbours(neighbours.user_items(who, item, (8, 10)), 100)
+    batch = examples.Targets.of(log, made, "test", Config(data=BY_USER)).batch(0)
+    scores = near.scores(batch).toarray()[batch.user >= 0]
+    trained = np.bincount(item, minlength=10)
+    assert trained[1] == 4
+    assert np.allclose(scores[:, 4:6] / scores[:, [1]], trained[4:6] / 4), "each of the four counts alike"
+
+
+def test_by_user_who_has_nothing_before_a_target_trains():
+    short = [user([1], name="a"), user([0, 2, 0], query=[1, 1, 1], name="b"), user([3, 4], request=[1, 1], name="c")]
+    log = SmallLog([*short, *(user([5, 6], name=f"u{u}") for u in range(4))], 10)
+    for seed in range(5):
+        made = splits.split(log, dataclasses.replace(BY_USER, held_users=0.49, seed=seed))
+        assert made.train_stop[:3].tolist() == [1, 3, 2]
+        assert len(held(made, "validation")) == len(held(made, "test")) == 2
+    with pytest.raises(UserError, match="the by-user split leaves no validation events"):
+        splits.split(SmallLog(short, 10), BY_USER)
+
+
+def test_by_user_goes_with_cold_items():
+    log = random_log(5, users=40)
+    made = splits.split(log, BY_USER)
+    part, split = splits.hold_out(log, made, 0.2, seed=0)
+    out = held(made, "validation") + held(made, "test")
+    assert len(out) > 10 and not split.train_stop[out].any()
+    assert not any(len(part[number]["item"]) for number in out)

@@ -17,7 +17,9 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.config import Config, LossConfig
 from synergen_jax.errors import UserError
 from synergen_jax.evaluation import protocol
+from synergen_jax.sharding import device_mesh
 from synergen_jax.training import loop, train_step
+from synergen_jax.training.checkpoint import Checkpoints
 
 
 def lines(workdir):
@@ -171,6 +173,35 @@ def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):
     assert "resumed from step 10" in again.said[0]
     assert_equal(resumed.state, result.state)
     assert losses(tmp_path) == losses(workdir)
+
+
+def test_a_killed_run_on_all_events_goes_on_to_the_bit_and_serves_the_last_step(tmp_path):
+    """Nothing is validated: no patience ends, nothing is the best, and the newest checkpoints alone are kept."""
+    changes = {"data": {"split": "none"}, "run": {"patience": 1}}
+    whole = Run(**changes)
+    result = whole.train(tmp_path / "whole")
+    assert (result.step, result.stopped, result.best_step) == (20, "steps", 0)
+    assert not any(name.startswith("validation/") for line in lines(tmp_path / "whole") for name in line)
+    here = pathlib.Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
+    (tmp_path / "run").mkdir()
+    program = [sys.executable, here / "small_run.py", tmp_path / "run", "none"]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert 10 in kept(tmp_path / "run") and 20 not in kept(tmp_path / "run")
+    again = Run(**changes)
+    resumed = again.train(tmp_path / "run")
+    assert "resumed from step 10" in again.said[0] and resumed.step == 20
+    assert_equal(resumed.state, result.state)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert kept(tmp_path / "run") == kept(tmp_path / "whole") == [15, 20]
+    wanted = train_step.abstract_state(again.config, again.model, device_mesh.make_mesh(again.config.mesh))
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
+        state, info = checkpoints.restore(wanted, best=True)
+    assert info["best"] == 0
+    assert_equal(state, result.state)
+    finished = Run(**changes)
+    assert finished.train(tmp_path / "run").best_step == 0 and "nothing to do" in finished.said[-1]
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_bit(whole, tmp_path):
