@@ -45,6 +45,7 @@ class Options:
     )
     min_item_events: int = 1  # items with fewer events are left out, with their events; then
     min_user_events: int = 1  # users with fewer
+    k_core: int | None = None  # or both of them with fewer, again and again until nothing changes
     lists: str | None = None  # rows are not events but hold lists of them, side by side: `row_shapes.Shape`
     order: str = "time"  # "file": there are no times but the order in which events come
 
@@ -104,6 +105,13 @@ def checked(name: str, items, options: Options) -> Options:
         raise UserError(f"--order {options.order!r} is none of {', '.join(row_shapes.ORDERS)}")
     if options.order == "file" and ("time" in options.columns or options.time_unit != "auto"):
         raise UserError("--order file takes no times: give neither --columns time=... nor --time-unit, or leave it out")
+    for flag, least in (("--min-item-events", options.min_item_events), ("--min-user-events", options.min_user_events)):
+        if least < 1:
+            raise UserError(f"{flag} must be 1 or more, not {least}")
+        if least > 1 and options.k_core is not None:
+            raise UserError(f"--k-core leaves out items and users alike: leave out {flag}, or --k-core")
+    if options.k_core is not None and options.k_core < 1:
+        raise UserError(f"--k-core must be 1 or more, not {options.k_core}")
     for flag, given in (
         ("--item-columns", options.item_columns),
         ("--tags", options.tags),
@@ -200,7 +208,16 @@ class _Gathered:
         return good
 
     def _leave_out_rare(self) -> None:
-        """Leaves out rare items with their events, then users with few events."""
+        """Leaves out rare items with their events, then users with few events; or what a k-core leaves out."""
+        if (least := self.options.k_core) is not None:
+            events = int(self.count("action").sum())
+            left, out = sorted_events.k_core(self.buckets, len(self.vocabularies["item"]) + 1, least)
+            if events and not left[1:].any():
+                raise UserError(
+                    f"{self.files.where}: of {events:,} events none with an item is left by a {least}-core: give a lower --k-core"
+                )
+            self.left_out = {"k_core": least, **out}
+            return
         least_item, least_user = self.options.min_item_events, self.options.min_user_events
         count = self.count("item")
         rare = (count > 0) & (count < least_item)

@@ -140,6 +140,48 @@ def thin(events: np.ndarray, shown: np.ndarray, rare: np.ndarray, least: int) ->
     return take(events, shown, ~few[events["user"]])
 
 
+def k_core(buckets: typing.Sequence[Store], items: int, least: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Leaves out items with fewer than `least` events, then users, again and again until nothing changes, in place.
+
+    An item's count is of its events, a user's of all events, searches without an item among them. What is left does not
+    depend on the order: it is the largest part of the events in which each item and user has enough. Items that were
+    shown and never had an event of their own are no matter of it.
+
+    Args:
+      items: all item codes lie below.
+
+    Returns:
+      Events of each item code that are left, int64 (items,); and how many items, users and events were left out, in how
+      many rounds: passes over all events, the last of which changed something.
+    """
+    count = np.zeros(items, np.int64)
+    users = np.zeros(len(buckets), np.int64)
+    sizes = np.zeros(len(buckets), np.int64)
+    for number, bucket in enumerate(buckets):
+        events, _ = bucket.load()
+        count += np.bincount(events["item"], minlength=items)
+        users[number], sizes[number] = np.count_nonzero(np.bincount(events["user"])), len(events)
+    met = count > 0
+    met[0] = False
+    before, rounds = (int(met.sum()), int(users.sum()), int(sizes.sum())), 0
+    while True:
+        rare, was = met & (count < least), int(sizes.sum())
+        count = np.zeros(items, np.int64)
+        for number, bucket in enumerate(buckets):
+            events, shown = bucket.load()
+            kept, lists = thin(events, shown, rare, least)
+            if len(kept) < len(events) or rare[shown].any():
+                bucket.replace(kept, lists)
+            count += np.bincount(kept["item"], minlength=items)
+            users[number], sizes[number] = np.count_nonzero(np.bincount(kept["user"])), len(kept)
+        if int(sizes.sum()) == was:
+            break
+        rounds += 1
+    after = int((count[1:] > 0).sum()), int(users.sum()), int(sizes.sum())
+    out = {name: old - new for name, old, new in zip(("items", "users", "events"), before, after)}
+    return count, out | {"rounds": rounds}
+
+
 def runs(events: np.ndarray) -> np.ndarray:
     """Numbers the requests of sorted events from 1 up, (n,): each run of neighbours of one user and request is one."""
     new = np.ones(len(events), bool)

@@ -154,6 +154,9 @@ def _what_a_log_has(own: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
     own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")
+    own.add_argument(
+        "--k-core", type=int, metavar="N", help="leave out items and users with fewer events until none is left"
+    )
 
 
 def _beam(own: argparse.ArgumentParser) -> None:
@@ -237,6 +240,7 @@ def import_(arguments, _) -> dict[str, typing.Any]:
         text=arguments.text,
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
+        k_core=arguments.k_core,
         lists=arguments.lists,
         order=arguments.order,
     )
@@ -298,9 +302,12 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     yield f"rows: {source['rows']:,} read, {source['out_of_order']:,} out of order were sorted" + (
         f"; dropped: {dropped}" if dropped else "; none dropped"
     )
-    if source["left_out"]:
+    if left_out := source["left_out"]:
         stay = "; items of the table stay in the catalogue, without these events" * bool(source["items"])
-        yield "left out as rare: " + ", ".join(f"{n:,} {what}" for what, n in source["left_out"].items()) + stay
+        counts = ", ".join(f"{left_out[what]:,} {what}" for what in ("items", "users", "events"))
+        core = left_out.get("k_core")
+        why, rounds = (f"by a {core}-core", f", in {left_out['rounds']:,} rounds") if core else ("as rare", "")
+        yield f"left out {why}: {counts}{rounds}{stay}"
     if source["missing_words"]:
         yield f"{source['missing_words']:,} values written NULL, NaN, None or \\N count as missing"
     if source["inherited_queries"]:
