@@ -23,7 +23,8 @@ class DataConfig:
     """Which log is read, how it is split, and what one batch of it holds."""
 
     log: str = "ml-100k"  # name of a prepared log, or its folder
-    split: str = "leave-one-out"  # or "leave-one-out-by-task" (searches and recommendations, each), or "time"
+    # Or "leave-one-out-by-task" (searches and recommendations, each), "time", or "given": the parts that the data say.
+    split: str = "leave-one-out"
     validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds from 1990 on
     test_from: float = 0.9  # split="time": likewise
     max_history: int = 200  # L: events in one window
@@ -315,7 +316,7 @@ _KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 )
 _CHOICES = {
-    "data.split": ("leave-one-out", "leave-one-out-by-task", "time"),
+    "data.split": ("leave-one-out", "leave-one-out-by-task", "time", "given"),
     "model.block": ("transformer", "hstu"),
     "model.rope": ("time", "order", "split", "none"),
     "model.dtype": ("float32", "bfloat16"),

@@ -73,12 +73,12 @@ def split(log: Log, config: DataConfig) -> Split:
     with an item only trains. "leave-one-out-by-task": the same of the searches and of the recommendations, each; training ends
     before the first request of these four, so that no target of one task is trained on for the sake of the other. A task
     of which a user has fewer than three events has no target there. "time": two moments cut the log, given as Unix seconds,
-    from 1990 on, or as shares of all its events, above 0 and below 1.
+    from 1990 on, or as shares of all its events, above 0 and below 1. "given": the parts that the log's data say.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test.
     """
-    ways = {"leave-one-out": _leave_one_out, "leave-one-out-by-task": _leave_one_out_by_task}
+    ways = {"leave-one-out": _leave_one_out, "leave-one-out-by-task": _leave_one_out_by_task, "given": _given}
     made = _by_time(log, config) if config.split == "time" else ways[config.split](log)
     for name, size in (
         ("training", made.train_stop),
@@ -190,6 +190,20 @@ def _leave_one_out_by_task(log: Log) -> Split:
                 ranges[part][user] = row[row >= 0].min(), row.max() + 1
         stops[user] = stop, min(_first_target(record), stop)
     return Split(stops[:, 0], stops[:, 1], ranges["validation"], ranges["test"], chosen)
+
+
+def _given(log: Log) -> Split:
+    """The parts that the data say, of a log that has them: its `given_split`."""
+    given: np.ndarray | None = getattr(log, "given_split", None)
+    if given is None:
+        raise UserError(
+            f"data.split given: the data of {log.name} give none: import them with --columns part=..., or with "
+            "--part-files, or choose another data.split"
+        )
+    rows = [(len(record["item"]), _first_target(record)) for record in map(log.__getitem__, range(len(log)))]
+    ends, first = np.array(rows, np.int32).T
+    stop, test = given.T
+    return Split(stop, np.minimum(first, stop), given, np.stack([test, ends], axis=1))
 
 
 def _by_time(log: Log, config: DataConfig) -> Split:

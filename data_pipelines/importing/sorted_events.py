@@ -11,7 +11,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines.files import disk
+from data_pipelines.files import disk, parts
 from synergen_jax.errors import UserError
 
 EVENT = np.dtype(
@@ -25,6 +25,7 @@ EVENT = np.dtype(
         ("time", "<i8"),  # nanoseconds since 1970; until its kind is known, as it is written, with the next two
         ("fraction", "<i4"),
         ("form", "i1"),
+        ("part", "i1"),  # of a split that the data give: `parts`; 0: none
         ("row", "<i8"),
     ]
 )
@@ -117,8 +118,8 @@ def late(events: np.ndarray) -> int:
 
 
 def sort(events: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By user and time, to the nanosecond; ties keep the order of rows."""
-    return take(events, shown, np.lexsort((events["time"], events["user"])))
+    """By user and time, to the nanosecond; ties by part of a given split, and else in the order of rows."""
+    return take(events, shown, np.lexsort((events["part"], events["time"], events["user"])))
 
 
 def repeats(events: np.ndarray) -> np.ndarray:
@@ -248,4 +249,5 @@ def records(
             "shown_request": (run[owner[a:b]] - before).astype(np.int32),
             "shown_item": shown[a:b],
             "shown_action": action[a:b],
+            **({"given_split": parts.stops(own["part"])} if own["part"][0] else {}),
         }
