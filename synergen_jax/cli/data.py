@@ -215,6 +215,8 @@ def prepare(arguments, _) -> dict[str, typing.Any]:
     summary = _summary(log, start)
     if log.query_note:
         say(log.query_note)
+    if log.given_split is not None:
+        say(f"parts: {_parts(log)}, for data.split given")
     for what in ("ignored_files", "unused_columns"):
         if passed_over := log.source.get(what):
             say(f"not read: {_few(passed_over)}")
