@@ -40,7 +40,7 @@ def stops(part: np.ndarray) -> np.ndarray:
 
 
 def disorder(user: np.ndarray, part: np.ndarray) -> int:
-    """Of events by user and time, (n,) each, the first that belongs to an earlier part than the one before it; or -1."""
+    """Of events by user and time, (n,) each, the first of an earlier part than the one before it; or -1."""
     wrong = (user[1:] == user[:-1]) & (part[1:] < part[:-1])
     return int(wrong.argmax()) + 1 if wrong.any() else -1
 
@@ -54,6 +54,6 @@ def refuse(where: str, user: str, events: typing.Sequence[tuple[int, float, str]
     day = lambda time: datetime.datetime.fromtimestamp(int(time), datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
     first, then = (f"a {NAMES[part - 1]} event of {day(time)} UTC ({place})" for part, time, place in events)
     raise UserError(
-        f"{where}: user {user!r}: {first} comes before {then}; in each user, training must come before validation and that "
-        "before test, in time: mend the parts, or import without them and set data.split"
+        f"{where}: user {user!r}: {first} comes before {then}; in each user, training must come before validation and "
+        "that before test, in time: mend the parts, or import without them and set data.split"
     )

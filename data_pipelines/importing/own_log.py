@@ -239,7 +239,8 @@ class _Gathered:
             left, out = sorted_events.k_core(self.buckets, len(self.vocabularies["item"]) + 1, least)
             if events and not left[1:].any():
                 raise UserError(
-                    f"{self.files.where}: of {events:,} events none with an item is left by a {least}-core: give a lower --k-core"
+                    f"{self.files.where}: of {events:,} events none with an item is left by a {least}-core: "
+                    "give a lower --k-core"
                 )
             self.left_out = {"k_core": least, **out}
             return

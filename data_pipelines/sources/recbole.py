@@ -62,8 +62,8 @@ def _split(folder: pathlib.Path, found: list[pathlib.Path], name: str) -> list[p
     wanted = [folder / f"{name}{part}.inter" for part in SPLIT]
     if lacking := [path.name for path in wanted if path not in found]:
         raise UserError(
-            f"{folder}: there is no {lacking[0]}, where NAME{ENDINGS} are wanted; a part that stands alone must be called "
-            f"{name}.inter"
+            f"{folder}: there is no {lacking[0]}, where NAME{ENDINGS} are wanted; a part that stands alone must be "
+            f"called {name}.inter"
         )
     if others := [path.name for path in found if path not in wanted]:
         raise UserError(
@@ -73,7 +73,7 @@ def _split(folder: pathlib.Path, found: list[pathlib.Path], name: str) -> list[p
 
 
 def find(folder: pathlib.Path) -> Raw:
-    """The atomic files of a folder: its only .inter file, or its three, and the .item file of that name if there is one.
+    """The atomic files of a folder: its only .inter file, or its three, and the .item file of that name, if any.
 
     Raises:
       UserError: there are more, or less; a file cannot be read.

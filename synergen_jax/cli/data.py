@@ -126,7 +126,8 @@ def _declare_import(actions: shared.Commands) -> None:
         action="append",
         default=[],
         metavar="KIND,...",
-        help="leave out and count these bad rows: bad-lines, missing, bad-times, bad-parts, duplicates, or all (default: refuse them)",
+        help="leave out and count these bad rows: bad-lines, missing, bad-times, bad-parts, duplicates, or all "
+        "(default: refuse them)",
     )
     _what_a_log_has(own)
     _beam(own)

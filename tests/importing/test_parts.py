@@ -1,4 +1,4 @@
-"""A split that the data give: its exact ranges, the same from every form, training without what is held out, each error."""
+"""A split that the data give: exact ranges from every form, training without what is held out, each error."""
 
 import numpy as np
 import polars as pl
