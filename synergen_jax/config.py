@@ -24,7 +24,8 @@ class DataConfig:
 
     log: str = "ml-100k"  # name of a prepared log, or its folder
     # Or "leave-one-out-by-task" (searches and recommendations, each), "time", "last-days", "by-user" (users whom
-    # training does not meet), or "none": all events train, and nothing is validated or tested.
+    # training does not meet), "given": the parts that the data say, or "none": all events train, and nothing is
+    # validated or tested.
     split: str = "leave-one-out"
     validation_from: float = 0.8  # split="time": a share of all events in (0, 1), or Unix seconds from 1990 on
     test_from: float = 0.9  # split="time": likewise
@@ -330,7 +331,7 @@ _KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 )
 _CHOICES = {
-    "data.split": ("leave-one-out", "leave-one-out-by-task", "time", "last-days", "by-user", "none"),
+    "data.split": ("leave-one-out", "leave-one-out-by-task", "time", "last-days", "by-user", "given", "none"),
     "model.block": ("transformer", "hstu"),
     "model.rope": ("time", "order", "split", "none"),
     "model.dtype": ("float32", "bfloat16"),

@@ -5,6 +5,7 @@
     LOG/queries.json        texts, index = query id, [0] == ""
     LOG/users.json          original ids, index = record
     LOG/lengths.npy         (users,) int32: events of each user
+    LOG/given_split.npy     (users, 2) int32: where training ends and test begins, if the data give a split
     LOG/item_matrices/*.npy, LOG/query_matrices/*.npy     (ids, width) float16, row 0 zero
     LOG/text_encoder/       what made the matrices "text", if there are such
     LOG/event_log_tfds/1.0.0/   the records, written by TensorFlow Datasets
@@ -39,7 +40,7 @@ from synergen_jax.errors import UserError, first_line
 FORMAT = 1
 RECORDS = "event_log_tfds/1.0.0"
 _PARTS = re.compile(
-    r"(items|queries|users)\.json|lengths\.npy|(item|query)_matrices/[^/]+\.npy|"
+    r"(items|queries|users)\.json|(lengths|given_split)\.npy|(item|query)_matrices/[^/]+\.npy|"
     rf"text_encoder/\w+\.(json|npy)|{re.escape(RECORDS)}/[^/]+"
 )  # files of a log beside log.json, which is written last
 
@@ -60,6 +61,7 @@ class EventLog:
     query_matrices: dict[str, np.ndarray]
     item_columns: dict[str, list[str]]  # what the columns of an item matrix stand for, where that is known
     lengths: np.ndarray
+    given_split: np.ndarray | None  # int32 (users, 2): where training ends and test begins, if the data say so
     user_ids: list[str]
     candidate_features: tuple[str, ...]  # what the columns of `shown_feature` stand for
     source: dict[str, typing.Any]
@@ -97,6 +99,8 @@ class EventLog:
             self.candidate_features = tuple(about.get("candidate_features", ()))
             self.labels = {name: tuple(ids) for name, ids in about["labels"].items()}
             self.lengths = np.load(path / "lengths.npy")
+            given = "given_split.npy" in about["files"]
+            self.given_split = np.load(path / "given_split.npy") if given else None
             self.item_matrices = {n: np.load(path / "item_matrices" / f"{n}.npy") for n in about["item_matrices"]}
             self.query_matrices = {n: np.load(path / "query_matrices" / f"{n}.npy") for n in about["query_matrices"]}
         except UserError:

@@ -82,6 +82,7 @@ class PassingRecords:
             self._known |= matrix.any(axis=1)
         self.user_ids: list[str] = []
         self.lengths: list[int] = []
+        self.stops: list[np.ndarray] = []  # of a given split
         self.first_time, self.last_time = 2**63, 0
 
     def checked(self, users: typing.Iterable[dict[str, typing.Any]]) -> typing.Iterator[dict[str, typing.Any]]:
@@ -97,9 +98,22 @@ class PassingRecords:
             shown = {FEATURES: np.asarray(given[FEATURES], "<f4")} if features else {}
             record = {"user_id": user} | {key: np.asarray(given[key], dtype) for key, dtype in DTYPES.items()} | shown
             self._count(record)
+            self._given(given.get("given_split"), f"{name}, record {number} (user {user!r})")
             yield record | {key: values.ravel() for key, values in shown.items()}
         if not seen:
             raise UserError(f"{name}: a log without users")
+        if self.stops:
+            self._fingerprint.given_split(np.array(self.stops, np.int32))
+
+    def _given(self, stops: np.ndarray | None, where: str) -> None:
+        """Keeps where a user's training ends and test begins, which either all users have, or none."""
+        if len(self.stops) != (0 if stops is None else len(self.user_ids) - 1):
+            raise UserError(f"{where}: either all users have a given split, or none")
+        if stops is not None:
+            first, last = (int(stop) for stop in stops)
+            if not 0 <= first <= last <= self.lengths[-1]:
+                raise UserError(f"{where}: a split at {first} and {last} of {self.lengths[-1]} events")
+            self.stops.append(stops)
 
     def _count(self, record: dict[str, typing.Any]) -> None:
         time = record["time"]
@@ -113,6 +127,8 @@ class PassingRecords:
         """Writes the files of users to the folder of a log."""
         disk.write_json(folder / "users.json", self.user_ids)
         disk.save(folder / "lengths.npy", np.array(self.lengths, np.int32))
+        if self.stops:
+            disk.save(folder / "given_split.npy", np.array(self.stops, np.int32))
 
     def fingerprint(self) -> str:
         """That of the whole log."""

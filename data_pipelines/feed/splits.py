@@ -79,7 +79,7 @@ def split(log: Log, config: DataConfig) -> Split:
     they validate, and what is earlier trains. "by-user": a share of the users validates, and as large a one tests,
     drawn by the seed. Training has none of their events; their last event with an item is the target, and what lies
     before its request is what a reader sees. Who has no item before that request, and all other users, train on all
-    their events. "none": all events train, and there is no target.
+    their events. "given": the parts that the log's data say. "none": all events train, and there is no target.
 
     Raises:
       UserError: nothing is left to train on, to validate or to test ("none": to train on).
@@ -90,6 +90,7 @@ def split(log: Log, config: DataConfig) -> Split:
         "time": lambda: _by_time(log, config),
         "last-days": lambda: _by_time(log, config),
         "by-user": lambda: _by_user(log, config.held_users, config.seed),
+        "given": lambda: _given(log),
         "none": lambda: _all_events(log),
     }
     made = ways[config.split]()
@@ -232,6 +233,20 @@ def _last_target(record: collections.abc.Mapping[str, np.ndarray]) -> int:
     if not len(places) or places[0] >= request_start(record["request"], int(places[-1])):
         return -1
     return int(places[-1])
+
+
+def _given(log: Log) -> Split:
+    """The parts that the data say, of a log that has them: its `given_split`."""
+    given: np.ndarray | None = getattr(log, "given_split", None)
+    if given is None:
+        raise UserError(
+            f"data.split given: the data of {log.name} give none: import them with --columns part=..., or with "
+            "--part-files, or choose another data.split"
+        )
+    rows = [(len(record["item"]), _first_target(record)) for record in map(log.__getitem__, range(len(log)))]
+    ends, first = np.array(rows, np.int32).T
+    stop, test = given.T
+    return Split(stop, np.minimum(first, stop), given, np.stack([test, ends], axis=1))
 
 
 def _by_time(log: Log, config: DataConfig) -> Split:

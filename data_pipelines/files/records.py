@@ -136,6 +136,11 @@ class Fingerprint:
         """Adds the names of candidate features."""
         self._part(json.dumps(["candidate_features", *names]).encode())
 
+    def given_split(self, stops: np.ndarray) -> None:
+        """Adds where each user's training ends and test begins, in a log whose data give a split."""
+        self._part(json.dumps(["given_split", stops.shape]).encode())
+        self._part(np.ascontiguousarray(stops, "<i4").tobytes())
+
     def record(self, record: dict[str, typing.Any]) -> None:
         """Adds a user's record."""
         self._part(record["user_id"].encode())

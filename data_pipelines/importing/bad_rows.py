@@ -12,6 +12,7 @@ KINDS = {
     "bad-lines": "broken lines",
     "missing": "missing values",
     "bad-times": "bad times",
+    "bad-parts": "bad parts",
     "duplicates": "duplicates",
 }
 MISSING = ("", "NULL", "null", "NaN", "nan", "None", "\\N")  # what programs write for a value that is not there

@@ -69,6 +69,10 @@ def import_log(
     options = own_log.checked(name, items, options or Options())
     if options.order == "file":
         raise UserError("--order file is the order in which one machine reads: leave out --beam, or give times")
+    if "part" in options.columns or options.part_files:
+        raise UserError("a split that the data give is imported on one machine: leave out --beam, or the parts")
+    if options.k_core is not None:
+        raise UserError("--k-core goes through all events again and again on one machine: leave out --beam or --k-core")
     logs = logs_folder(data_dir)
     files = _Remote(str(events)) if shared_files.is_remote(events) else event_files.EventFiles(events)
     inputs = files.urls if isinstance(files, _Remote) else tuple(map(shared_files.absolute, files.paths))

@@ -93,7 +93,9 @@ def _cleaned(number: int, job: Job, found: Found) -> typing.Iterator[event_rows.
             lacking = [name for name in columns if name not in file.names]
             if lacking and file.form != "JSON lines":
                 raise UserError(f"{path}: there is no column {lacking[0]!r}; it has {', '.join(file.names)}")
-            for piece in file.pieces(columns, [role for role in event_rows.ROLES if role not in job.roles]):
+            for piece in file.pieces(
+                columns, [r for r in event_rows.ROLES if r not in (*job.roles, *event_rows.NAMED)]
+            ):
                 base = number * event_files.FILE
                 broken = {reason: base + rows for reason, rows in piece.broken.items()}
                 piece = dataclasses.replace(piece, rows=base + piece.rows, broken=broken)

@@ -13,6 +13,7 @@ import typing
 
 import numpy as np
 
+from data_pipelines.files import parts
 from data_pipelines.importing import delimited_text, json_lines, packed_text
 from data_pipelines.importing.packed_text import Piece
 from synergen_jax.errors import UserError, first_line, nearest
@@ -53,6 +54,15 @@ class EventFiles:
                 lacking = next(name for name in self.names if name not in names)
                 raise UserError(f"{path}: there is no column {lacking!r}, which {self.paths[0].name} has")
         self.bytes = sum(path.stat().st_size for path in self.paths)
+
+    def by_part(self) -> np.ndarray:
+        """Puts the files in the order of the parts of a split that their names tell; the codes of these, int8 (files,).
+
+        Raises:
+          UserError: the name of one tells none, or several.
+        """
+        self.paths = sorted(self.paths, key=lambda path: (parts.of_file(path.name), path))
+        return np.array([parts.of_file(path.name) for path in self.paths], np.int8)
 
     def pieces(self, columns: typing.Sequence[str], watched: typing.Sequence[str] = ()) -> typing.Iterator[Piece]:
         """All rows, in bounded memory; `watched` are columns that the files are not known to have: see `json_lines.pieces`."""

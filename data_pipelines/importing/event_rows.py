@@ -7,6 +7,7 @@ import typing
 
 import numpy as np
 
+from data_pipelines.files import parts
 from data_pipelines.importing import event_files, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import MISSING, Problems
 from synergen_jax.errors import UserError
@@ -14,7 +15,8 @@ from synergen_jax.errors import UserError
 if typing.TYPE_CHECKING:
     import polars as pl
 
-ROLES = ("user", "item", "time", "action", "query", "request", "shown")
+ROLES = ("user", "item", "time", "action", "query", "request", "shown", "part")
+NAMED = ("part",)  # roles whose column must be named: the role's own name is no default
 CODED = ("user", "item", "query", "action")  # roles whose texts have a vocabulary
 MAX_ACTIONS = 1000  # distinct values above which a column names no actions
 
@@ -44,7 +46,8 @@ class Found:
 class Rows(typing.NamedTuple):
     """Rows that lack nothing."""
 
-    columns: dict[str, pl.Series]  # role, all but "time" -> text with single spaces, null where it is missing
+    # Role, all but "time" -> text with single spaces, null where it is missing; "part" -> its code, see `parts`.
+    columns: dict[str, pl.Series]
     times: timestamps.Times  # as they are written
     row: np.ndarray  # (rows,) int64: numbers over all files
 
@@ -92,6 +95,16 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
     for reason, wrong in faults.items():
         found.problems.add("missing", reason, piece.rows[wrong & keep])
         keep = keep & ~wrong
+    if "part" in columns:
+        words = columns["part"].str.to_lowercase()
+        columns["part"] = words.replace_strict(parts.WORDS, default=None, return_dtype=pl.Int8)
+        found.problems.add("missing", "without a part", piece.rows[absent["part"] & keep])
+        keep = keep & ~absent["part"]
+        odd = columns["part"].is_null().to_numpy() & keep
+        for row in np.flatnonzero(odd)[:1].tolist():
+            reason = f"with a part that is none of {', '.join(parts.NAMES)}"
+            found.problems.add("bad-parts", reason, piece.rows[odd], str(words[row]))
+        keep = keep & ~odd
     found.census.add(times.take(keep), piece.rows[keep])
     if (odd := keep & (times.form == timestamps.UNREADABLE)).any():
         found.example = found.example or str(time[int(odd.argmax())])
@@ -181,6 +194,8 @@ def encode(rows: Rows, vocabularies: typing.Mapping[str, Vocabulary]) -> tuple[n
             events[role] = vocabulary.codes(rows.columns[role])
     if "action" not in rows.columns:
         events["action"] = vocabularies["action"].codes(pl.Series(["interact"]))[0]
+    if "part" in rows.columns:
+        events["part"] = rows.columns["part"].to_numpy()
     if "request" in rows.columns:
         request = rows.columns["request"]
         hashes = pl.DataFrame({"user": events["user"], "request": request}).hash_rows().to_numpy()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data_pipelines.event_log import event_log
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import text
-from data_pipelines.files import disk
+from data_pipelines.files import disk, parts
 from data_pipelines.files.records import MATRIX_NAME
 from data_pipelines.importing import event_files, event_rows, item_table, row_shapes, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import KINDS, Problems
@@ -47,6 +47,8 @@ class Options:
     )
     min_item_events: int = 1  # items with fewer events are left out, with their events; then
     min_user_events: int = 1  # users with fewer
+    part_files: bool = False  # the name of each file tells the part of a split that its rows are: `parts.of_file`
+    k_core: int | None = None  # or both of them with fewer, again and again until nothing changes
     lists: str | None = None  # rows are not events but hold lists of them, side by side: `row_shapes.Shape`
     order: str = "time"  # "file": there are no times but the order in which events come
 
@@ -79,11 +81,12 @@ def import_log(
     logs = logs_folder(data_dir)
     files = event_files.EventFiles(events)
     roles, table = opened(files, items, options)
+    file_parts = files.by_part() if options.part_files else None
     make(logs)
     disk.remove_leftovers(logs)
     event_log.check_place(logs / name)  # now rather than at the end
     with disk.room(logs), disk.scratch(logs, name, "import") as folder:
-        gathered = _Gathered(files, roles, options, folder, now)
+        gathered = _Gathered(files, roles, options, folder, now, file_parts)
         gathered.read()
         actions = sorted(gathered.vocabularies["action"].texts())
         make_labels(actions, options.labels)  # refuses now rather than at the end
@@ -102,10 +105,19 @@ def checked(name: str, items, options: Options) -> Options:
     if wrong := [kind for kind in options.drop if kind not in (*KINDS, "all")]:
         near = nearest(wrong[0], KINDS)
         raise UserError(f"--drop {wrong[0]!r} is none of {', '.join(KINDS)}, all{near}")
+    if options.part_files and "part" in options.columns:
+        raise UserError("--part-files and --columns part=... both tell the part of a row: leave one out")
     if options.order not in row_shapes.ORDERS:
         raise UserError(f"--order {options.order!r} is none of {', '.join(row_shapes.ORDERS)}")
     if options.order == "file" and ("time" in options.columns or options.time_unit != "auto"):
         raise UserError("--order file takes no times: give neither --columns time=... nor --time-unit, or leave it out")
+    for flag, least in (("--min-item-events", options.min_item_events), ("--min-user-events", options.min_user_events)):
+        if least < 1:
+            raise UserError(f"{flag} must be 1 or more, not {least}")
+        if least > 1 and options.k_core is not None:
+            raise UserError(f"--k-core leaves out items and users alike: leave out {flag}, or --k-core")
+    if options.k_core is not None and options.k_core < 1:
+        raise UserError(f"--k-core must be 1 or more, not {options.k_core}")
     for flag, given in (
         ("--item-columns", options.item_columns),
         ("--tags", options.tags),
@@ -130,6 +142,8 @@ def opened(files: event_files.EventFiles, items, options: Options) -> tuple[dict
     if options.lists is not None and options.columns.get("shown", "shown") in files.names:
         raise UserError("--lists takes no shown lists, which would be lists of lists: leave out or rename the column")
     roles = event_files.roles(files, options.columns, ROLES, required=("user", *timed), flag="--columns")
+    for role in set(event_rows.NAMED).difference(options.columns):
+        roles.pop(role, None)
     if not timed:
         roles["time"] = row_shapes.TIMES
     if not {"item", "query"} & set(roles):
@@ -152,8 +166,12 @@ def make(folder: pathlib.Path) -> None:
 class _Gathered:
     """What is known of the events while they are read and sorted."""
 
-    def __init__(self, files, roles: dict[str, str], options: Options, folder: pathlib.Path, now: float | None):
+    def __init__(
+        self, files, roles: dict[str, str], options: Options, folder: pathlib.Path, now: float | None, file_parts
+    ):
         self.files, self.roles, self.options, self.folder = files, roles, options, folder
+        self.file_parts = file_parts  # code of each file's part, int8 (files,), or None
+        self.disorder: tuple[str, list] | None = None  # the first user whose parts are out of order, and two events
         self.vocabularies = {role: event_rows.Vocabulary() for role in event_rows.CODED}
         self.found = Found(Problems(options.drop), timestamps.Census(now))
         self.left_out: dict[str, int] = {}
@@ -164,14 +182,17 @@ class _Gathered:
         """All pieces of the files, to one store in the order of rows."""
         self.store = sorted_events.Store(self.folder, "all")
         names = [name for name in dict.fromkeys(self.roles.values()) if name != row_shapes.TIMES]
-        watched = [role for role in ROLES if role not in self.roles]
+        watched = [role for role in ROLES if role not in (*self.roles, *event_rows.NAMED)]
         before, shape = 0, self.options.shape
         with tqdm(total=self.files.bytes, desc="read", unit="B", unit_scale=True, disable=None, leave=False) as bar:
             for piece in self.files.pieces(names, watched):
                 piece = shape.events(piece, self.roles, before)
                 before += len(piece.rows)
                 rows = event_rows.clean(piece, self.roles, self.files.where, self.found)
-                self.store.append(*event_rows.encode(rows, self.vocabularies))
+                events, shown = event_rows.encode(rows, self.vocabularies)
+                if self.file_parts is not None:
+                    events["part"] = self.file_parts[events["row"] // event_files.FILE]
+                self.store.append(events, shown)
                 check_actions(self.files.where, self.roles, len(self.vocabularies["action"]))
                 bar.update(piece.size)
         if not self.found.rows:
@@ -192,9 +213,21 @@ class _Gathered:
         self.buckets = sorted_events.deal(self.store, rank, self.folder, self._convert)
         for bucket in tqdm(self.buckets, desc="sort", disable=None, leave=False):
             events, shown = bucket.load()
-            bucket.replace(*event_rows.in_order(events, shown, self.found))
+            events, shown = event_rows.in_order(events, shown, self.found)
+            bucket.replace(events, shown)
+            self._check_parts(events)
         self.found.problems.check(self.files.where, self.found.rows, self.files.place)
+        if self.disorder:
+            parts.refuse(self.files.where, *self.disorder)
         self._leave_out_rare()
+
+    def _check_parts(self, events: np.ndarray) -> None:
+        at = parts.disorder(events["user"], events["part"])
+        if at > 0 and self.disorder is None:
+            both = [
+                (int(e["part"]), int(e["time"]) / 1e9, self.files.place(int(e["row"]))) for e in events[at - 1 : at + 1]
+            ]
+            self.disorder = self.users[events["user"][at]], both
 
     def _convert(self, events: np.ndarray) -> np.ndarray:
         times = timestamps.Times(*(events[name] for name in ("time", "fraction", "form")))
@@ -202,7 +235,17 @@ class _Gathered:
         return good
 
     def _leave_out_rare(self) -> None:
-        """Leaves out rare items with their events, then users with few events."""
+        """Leaves out rare items with their events, then users with few events; or what a k-core leaves out."""
+        if (least := self.options.k_core) is not None:
+            events = int(self.count("action").sum())
+            left, out = sorted_events.k_core(self.buckets, len(self.vocabularies["item"]) + 1, least)
+            if events and not left[1:].any():
+                raise UserError(
+                    f"{self.files.where}: of {events:,} events none with an item is left by a {least}-core: "
+                    "give a lower --k-core"
+                )
+            self.left_out = {"k_core": least, **out}
+            return
         least_item, least_user = self.options.min_item_events, self.options.min_user_events
         count = self.count("item")
         rare = (count > 0) & (count < least_item)

@@ -11,7 +11,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines.files import disk
+from data_pipelines.files import disk, parts
 from synergen_jax.errors import UserError
 
 EVENT = np.dtype(
@@ -25,6 +25,7 @@ EVENT = np.dtype(
         ("time", "<i8"),  # nanoseconds since 1970; until its kind is known, as it is written, with the next two
         ("fraction", "<i4"),
         ("form", "i1"),
+        ("part", "i1"),  # of a split that the data give: `parts`; 0: none
         ("row", "<i8"),
     ]
 )
@@ -117,8 +118,8 @@ def late(events: np.ndarray) -> int:
 
 
 def sort(events: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By user and time, to the nanosecond; ties keep the order of rows."""
-    return take(events, shown, np.lexsort((events["time"], events["user"])))
+    """By user and time, to the nanosecond; ties by part of a given split, and else in the order of rows."""
+    return take(events, shown, np.lexsort((events["part"], events["time"], events["user"])))
 
 
 def repeats(events: np.ndarray) -> np.ndarray:
@@ -138,6 +139,48 @@ def thin(events: np.ndarray, shown: np.ndarray, rare: np.ndarray, least: int) ->
     events, shown = take(events, shown, ~rare[events["item"]])
     few = np.bincount(events["user"]) < least
     return take(events, shown, ~few[events["user"]])
+
+
+def k_core(buckets: typing.Sequence[Store], items: int, least: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Leaves out items with fewer than `least` events, then users, again and again until nothing changes, in place.
+
+    An item's count is of its events, a user's of all events, searches without an item among them. What is left does not
+    depend on the order: it is the largest part of the events in which each item and user has enough. Items that were
+    shown and never had an event of their own are no matter of it.
+
+    Args:
+      items: all item codes lie below.
+
+    Returns:
+      Events of each item code that are left, int64 (items,); and how many items, users and events were left out, in how
+      many rounds: passes over all events, the last of which changed something.
+    """
+    count = np.zeros(items, np.int64)
+    users = np.zeros(len(buckets), np.int64)
+    sizes = np.zeros(len(buckets), np.int64)
+    for number, bucket in enumerate(buckets):
+        events, _ = bucket.load()
+        count += np.bincount(events["item"], minlength=items)
+        users[number], sizes[number] = np.count_nonzero(np.bincount(events["user"])), len(events)
+    met = count > 0
+    met[0] = False
+    before, rounds = (int(met.sum()), int(users.sum()), int(sizes.sum())), 0
+    while True:
+        rare, was = met & (count < least), int(sizes.sum())
+        count = np.zeros(items, np.int64)
+        for number, bucket in enumerate(buckets):
+            events, shown = bucket.load()
+            kept, lists = thin(events, shown, rare, least)
+            if len(kept) < len(events) or rare[shown].any():
+                bucket.replace(kept, lists)
+            count += np.bincount(kept["item"], minlength=items)
+            users[number], sizes[number] = np.count_nonzero(np.bincount(kept["user"])), len(kept)
+        if int(sizes.sum()) == was:
+            break
+        rounds += 1
+    after = int((count[1:] > 0).sum()), int(users.sum()), int(sizes.sum())
+    out = {name: old - new for name, old, new in zip(("items", "users", "events"), before, after)}
+    return count, out | {"rounds": rounds}
 
 
 def runs(events: np.ndarray) -> np.ndarray:
@@ -206,4 +249,5 @@ def records(
             "shown_request": (run[owner[a:b]] - before).astype(np.int32),
             "shown_item": shown[a:b],
             "shown_action": action[a:b],
+            **({"given_split": parts.stops(own["part"])} if own["part"][0] else {}),
         }

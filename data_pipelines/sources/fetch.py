@@ -59,15 +59,20 @@ SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """Two files as they were found: name, content, and where, for messages. `items` may be missing."""
+    """Files as they were found: name, content, and where, for messages. `items` may be missing.
+
+    Where there are `more` interactions, each file holds a part of a given split: training, validation, test.
+    """
 
     interactions: tuple[str, bytes, str]
     items: tuple[str, bytes, str] | None
     origin: str  # where they came from, for the log's own record
+    more: tuple[tuple[str, bytes, str], ...] = ()
 
     def sha256(self) -> str:
         """Tells whether two sources hold the same bytes."""
-        return hashlib.sha256(self.interactions[1] + (self.items[1] if self.items else b"")).hexdigest()
+        files = (self.interactions, *self.more, *([self.items] if self.items else []))
+        return hashlib.sha256(b"".join(content for _, content, _ in files)).hexdigest()
 
 
 def fetch(name: str, source: str | pathlib.Path | None = None, *, downloads: pathlib.Path) -> Raw:

@@ -7,6 +7,8 @@ import typing
 
 import numpy as np
 
+from data_pipelines.files import parts
+
 MAX_TAGS = 512  # distinct values above which a column is text, not a set of tags
 
 
@@ -21,6 +23,7 @@ class Interactions:
     titles: dict[str, str]  # item -> title; an item without one goes by its id
     tags: dict[str, dict[str, tuple[str, ...]]]  # name of a matrix -> item -> its tags
     scale: tuple[int, ...] = ()  # the ratings that there can be; empty: those that there are
+    part: np.ndarray | None = None  # (rows,) int8: `parts`, of a split that the data give; in order within each user
     texts: dict[str, str] = dataclasses.field(default_factory=dict)  # item -> text to search; else title and tags
 
 
@@ -90,7 +93,9 @@ def _records(data: Interactions, users: list[str], items: list[str], action: np.
     item_number = {item: i for i, item in enumerate(items)}
     user = np.fromiter((user_number[u] for u in data.users), np.int32, len(data.users))
     item = np.fromiter((item_number[i] for i in data.items), np.int32, len(data.items))
-    order = np.lexsort((data.times, user))  # stable: rows of one user and one moment stay in the order of the file
+    part = np.zeros(len(user), np.int8) if data.part is None else data.part
+    order = np.lexsort((part, data.times, user))  # stable: of one user and moment, by part, then as in the file
+    part = part[order]
     user, item, action, time = user[order], item[order], action[order], data.times[order].astype(np.int64)
     ends = np.searchsorted(user, np.arange(len(users) + 1))
     none = np.zeros(0, np.int32)
@@ -105,6 +110,7 @@ def _records(data: Interactions, users: list[str], items: list[str], action: np.
             "shown_request": none,
             "shown_item": none,
             "shown_action": none,
+            **({} if data.part is None else {"given_split": parts.stops(part[start:end])}),
         }
         for name, start, end in zip(users, ends[:-1], ends[1:])
     ]

@@ -166,7 +166,7 @@ def _named(name: str, source: str | pathlib.Path | None) -> tuple[str, str | pat
         if not source.is_dir():
             names = ", ".join((*KNOWN, *GIVEN))
             raise UserError(f"{name!r} is neither one of {names} nor a folder of atomic files; or give --source PATH")
-        name = pathlib.Path(recbole.find(source).interactions[0]).stem
+        name = recbole.stem(recbole.find(source).interactions[0])
         if name in KNOWN:
             name = f"{name}-atomic"  # the plain name stands for the data set as it was published
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):

@@ -91,7 +91,7 @@ def _declare_import(actions: shared.Commands) -> None:
     own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
     own.add_argument(
         "--columns",
-        help="roles: user, item, time, action, query, request, shown",
+        help="roles: user, item, time, action, query, request, shown; and part, of a split that the data give",
         metavar="ROLE=COLUMN,...",
         action="append",
         default=[],
@@ -104,6 +104,11 @@ def _declare_import(actions: shared.Commands) -> None:
         default="auto",
         metavar="UNIT",
         help="seconds, milliseconds, microseconds, nanoseconds or iso (default: told from the whole column, or asked)",
+    )
+    own.add_argument(
+        "--part-files",
+        action="store_true",
+        help='train, valid and test in the names of files tell the split that data.split "given" takes',
     )
     own.add_argument(
         "--lists",
@@ -121,7 +126,8 @@ def _declare_import(actions: shared.Commands) -> None:
         action="append",
         default=[],
         metavar="KIND,...",
-        help="leave out and count these bad rows: bad-lines, missing, bad-times, duplicates, or all (default: refuse them)",
+        help="leave out and count these bad rows: bad-lines, missing, bad-times, bad-parts, duplicates, or all "
+        "(default: refuse them)",
     )
     _what_a_log_has(own)
     _beam(own)
@@ -154,6 +160,9 @@ def _what_a_log_has(own: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--min-item-events", type=int, default=1, metavar="N", help="leave out items with fewer events")
     own.add_argument("--min-user-events", type=int, default=1, metavar="N", help="then, users with fewer events")
+    own.add_argument(
+        "--k-core", type=int, metavar="N", help="leave out items and users with fewer events until none is left"
+    )
 
 
 def _beam(own: argparse.ArgumentParser) -> None:
@@ -207,6 +216,8 @@ def prepare(arguments, _) -> dict[str, typing.Any]:
     summary = _summary(log, start)
     if log.query_note:
         say(log.query_note)
+    if log.given_split is not None:
+        say(f"parts: {_parts(log)}, for data.split given")
     for what in ("ignored_files", "unused_columns"):
         if passed_over := log.source.get(what):
             say(f"not read: {_few(passed_over)}")
@@ -237,6 +248,8 @@ def import_(arguments, _) -> dict[str, typing.Any]:
         text=arguments.text,
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
+        k_core=arguments.k_core,
+        part_files=arguments.part_files,
         lists=arguments.lists,
         order=arguments.order,
     )
@@ -278,6 +291,17 @@ def _few(names: typing.Sequence[str]) -> str:
     return ", ".join(names[:5]) + f" and {len(names) - 5:,} more" * (len(names) > 5)
 
 
+def _parts(log: EventLog) -> str:
+    """How many events each part of a log's given split has."""
+    import numpy as np
+
+    from data_pipelines.files.parts import NAMES
+
+    assert log.given_split is not None
+    sizes = np.diff(log.given_split, axis=1, prepend=0, append=log.lengths[:, None]).sum(axis=0, dtype=np.int64)
+    return ", ".join(f"{size:,} {name}" for name, size in zip(NAMES, sizes.tolist()))
+
+
 def _notes(log: EventLog) -> typing.Iterator[str]:
     """What an import did to the rows, line by line."""
     from data_pipelines.importing.bad_rows import KINDS
@@ -298,9 +322,14 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
     yield f"rows: {source['rows']:,} read, {source['out_of_order']:,} out of order were sorted" + (
         f"; dropped: {dropped}" if dropped else "; none dropped"
     )
-    if source["left_out"]:
+    if left_out := source["left_out"]:
         stay = "; items of the table stay in the catalogue, without these events" * bool(source["items"])
-        yield "left out as rare: " + ", ".join(f"{n:,} {what}" for what, n in source["left_out"].items()) + stay
+        counts = ", ".join(f"{left_out[what]:,} {what}" for what in ("items", "users", "events"))
+        core = left_out.get("k_core")
+        why, rounds = (f"by a {core}-core", f", in {left_out['rounds']:,} rounds") if core else ("as rare", "")
+        yield f"left out {why}: {counts}{rounds}{stay}"
+    if log.given_split is not None:
+        yield f"parts: {_parts(log)}, for data.split given"
     if source["missing_words"]:
         yield f"{source['missing_words']:,} values written NULL, NaN, None or \\N count as missing"
     if source["inherited_queries"]:

@@ -496,11 +496,11 @@ def test_files_that_are_refused_whole(tmp_path, content, reason):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ({"columns": {"usr": "user"}}, "--columns: 'usr' is none of user, item, time, action, query, request, shown; did you mean 'user'?"),
+        ({"columns": {"usr": "user"}}, "--columns: 'usr' is none of user, item, time, action, query, request, shown, part; did you mean 'user'?"),
         ({"columns": {"item": "itm"}}, "events.csv: there is no column 'itm' for item; did you mean 'item'?; it has user, item, time"),
         ({"time_unit": "minutes"}, "--time-unit 'minutes' is none of auto, seconds, milliseconds, microseconds, nanoseconds, iso"),
         ({"time_unit": "milliseconds"}, "events.csv: column 'time': read as milliseconds, no time lies within 1990 and now; as seconds all do: give --time-unit seconds"),
-        ({"drop": ["duplicate"]}, "--drop 'duplicate' is none of bad-lines, missing, bad-times, duplicates, all; did you mean 'duplicates'?"),
+        ({"drop": ["duplicate"]}, "--drop 'duplicate' is none of bad-lines, missing, bad-times, bad-parts, duplicates, all; did you mean 'duplicates'?"),
         ({"labels": {"like": ["intract"]}}, "--label like: there is no action 'intract'; did you mean 'interact'?; there are interact"),
         ({"tags": ["genre"]}, "--tags needs --items, the table of items"),
         ({"min_item_events": 2}, "events.csv: no event is left of 1 rows"),
@@ -742,7 +742,7 @@ def test_events_that_the_disk_lost_are_missed(tmp_path):
     assert len(store.load()[0]) == len(next(store.slices())[0]) == 3
     (tmp_path / "all.events").write_bytes(bytes(2 * sorted_events.EVENT.itemsize))
     for read in (store.load, lambda: list(store.slices())):
-        with pytest.raises(UserError, match=r"all\.events: 98 bytes of events came back, not 147"):
+        with pytest.raises(UserError, match=r"all\.events: 100 bytes of events came back, not 150"):
             read()
 
 
