@@ -101,6 +101,15 @@ class Report(typing.NamedTuple):
     # Target by target, for comparisons with other runs: "user", (n,); "slice/NAME", bool (n,); "ndcg@10/SYSTEM", (n,), NaN
     # where it says nothing; of m lists that were shown "list_user" and "list_mrr/SYSTEM", (m,).
     each: dict[str, np.ndarray]
+    # What each target's own results are made of: `slices.about`; its slices, bool (n,); places by system, (n, 2), 0 where it
+    # says nothing.
+    about: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    ranks: dict[str, np.ndarray]
+
+
+Own = collections.abc.Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Further slices, name -> bool (n,), of targets of which `slices.about` tells."""
 
 
 def evaluate(
@@ -118,6 +127,7 @@ def evaluate(
     lists: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType({}),
     pairs: scipy.sparse.csr_array | None = None,
     second: Second | None = None,
+    own: Own = lambda about: {},
 ) -> Report | None:
     """The whole protocol on one split.
 
@@ -139,6 +149,7 @@ def evaluate(
       lists: baselines within shown lists by name, beside `baselines.LISTS`.
       pairs: training counts of (query, item), for slices: see `slices.masks`.
       second: the second stage, of an evaluation by one process.
+      own: slices of the caller's, beside those of `slices.masks`.
 
     Returns:
       None on other processes than the first.
@@ -169,7 +180,7 @@ def evaluate(
         scann, values = approximate(keys, batches, said.vectors, asked=config.k)
         found.metrics["model_scann"] = targets.summary(values)
     known = knowledge.of_model(model.config, model.spec, model.phase is not None)
-    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs, known)
+    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs, known, own)
     for reason in dict.fromkeys(report.left_out.values()):
         names = [name for name, why in report.left_out.items() if why == reason]
         say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {reason}")
@@ -267,10 +278,13 @@ def _report(
     list_scorers: collections.abc.Mapping[str, baselines.ListScorer],
     pairs: scipy.sparse.csr_array | None,
     known: tuple[str, ...],
+    own: Own,
 ) -> Report:
     """Puts together what was found; the model, which knows `known`, with less to go by, `less`, is reported by slice alone."""
     _, catalogue, batches, said, config, seed = targets
     masks, every = slices.masks(batches, catalogue, pairs), found.ranks | less
+    about = slices.about(batches)
+    cut = masks | own(about)
 
     def leads(mask: np.ndarray, k: int = 10) -> System:
         gains = {
@@ -291,7 +305,7 @@ def _report(
             system: {name: (v["low"], v["high"]) for name, v in values.items() if "low" in v}
             for system, values in found.metrics.items()
         },
-        slices=slices.table(every, masks, config.k),
+        slices=slices.table(every, cut, config.k),
         scann=scann,
         shown=shown,
         lists=lists,
@@ -302,6 +316,9 @@ def _report(
         asked_leads=asked,
         knows=knowledge.of_systems([*found.metrics, *every, *in_lists], known),
         each=_each(found.ranks, masks, said, in_lists),
+        about=about,
+        masks=cut,
+        ranks=every,
     )
 
 

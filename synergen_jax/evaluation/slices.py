@@ -73,6 +73,15 @@ def masks(
     return {name: mask for name, mask in found.items() if mask.any() and (name == "all" or not mask.all())}
 
 
+def about(batches: collections.abc.Iterable[EvalBatch]) -> dict[str, np.ndarray]:
+    """Whose each target is, what it is, and how it was asked for: "user", "item", "query", "time" as in a batch, (n,)."""
+    parts = []
+    for batch in batches:
+        real, reader = batch.user >= 0, batch.reader
+        parts.append(np.stack([batch.user, batch.target, reader.query[:, 0], reader.time[:, 0]])[:, real])
+    return dict(zip(("user", "item", "query", "time"), np.concatenate(parts, axis=1), strict=True))
+
+
 def table(
     ranks: dict[str, np.ndarray], masks: dict[str, np.ndarray], asked: collections.abc.Sequence[int] = ()
 ) -> dict[str, dict]:
