@@ -261,7 +261,10 @@ def override(config: Config, words: typing.Sequence[str]) -> Config:
 
 def to_dict(config: Config) -> dict[str, dict[str, typing.Any]]:
     """The config as plain nested dicts, ready for JSON, in which tuples are lists."""
-    plain = lambda pairs: {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+    def plain(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
     return dataclasses.asdict(config, dict_factory=plain)
 
 
