@@ -32,8 +32,8 @@ def declare(commands: shared.Commands) -> None:
         "--per-user",
         type=pathlib.Path,
         metavar="FILE.parquet",
-        help="write a row a target, of which a user may have several: user, item, time, query, slices, and each system's "
-        "rank, HR@k and NDCG@k",
+        help="write a row a target, of which a user may have several: user, item, time, query, slices, and each "
+        "system's rank, HR@k and NDCG@k",
     )
     evaluate.add_argument(
         "--slice-by",

@@ -14,8 +14,8 @@ def columns(found: Report, asked: collections.abc.Sequence[int], rows: slice) ->
     """Columns (n,) of some targets, the i-th of each of the i-th target.
 
     "slice/NAME": whether it is in that slice. "rank/SYSTEM": its place, from 1, expected over a random order of equal
-    scores; "hr@k/SYSTEM", "ndcg@k/SYSTEM" and "mrr/SYSTEM": what their means are the metrics of. NaN where a system says
-    nothing of the target.
+    scores; "hr@k/SYSTEM", "ndcg@k/SYSTEM" and "mrr/SYSTEM": what their means are the metrics of. NaN where a system
+    says nothing of the target.
 
     Args:
       asked: the cut-offs; none: the usual ones.

@@ -101,8 +101,8 @@ class Report(typing.NamedTuple):
     # Target by target, for comparisons with other runs: "user", (n,); "slice/NAME", bool (n,); "ndcg@10/SYSTEM", (n,), NaN
     # where it says nothing; of m lists that were shown "list_user" and "list_mrr/SYSTEM", (m,).
     each: dict[str, np.ndarray]
-    # What each target's own results are made of: `slices.about`; its slices, bool (n,); places by system, (n, 2), 0 where it
-    # says nothing.
+    # What each target's own results are made of: `slices.about`; its slices, bool (n,); places by system, (n, 2), 0
+    # where it says nothing.
     about: dict[str, np.ndarray]
     masks: dict[str, np.ndarray]
     ranks: dict[str, np.ndarray]
@@ -410,7 +410,7 @@ def list_values(
     scorers: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType(baselines.LISTS),
     at: int | collections.abc.Sequence[int] = 10,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`metrics.list_metrics` at cut-offs `at` of the lists that were shown, by the first label, whether an item was chosen.
+    """`metrics.list_metrics` of the lists that were shown, by the first label, whether an item was chosen; `at`: as there.
 
     Returns:
       By system, the model, which said `said`, and each of `scorers`; {} where there is no list with both. Lists of the

@@ -74,7 +74,7 @@ def masks(
 
 
 def about(batches: collections.abc.Iterable[EvalBatch]) -> dict[str, np.ndarray]:
-    """Whose each target is, what it is, and how it was asked for: "user", "item", "query", "time" as in a batch, (n,)."""
+    """Whose each target is, what it is, and how it was asked for: "user", "item", "query", "time", (n,)."""
     parts = []
     for batch in batches:
         real, reader = batch.user >= 0, batch.reader

@@ -69,7 +69,7 @@ def evaluate_open(
     each: pathlib.Path | None = None,
     slice_by: typing.Sequence[pathlib.Path] = (),
 ) -> dict[str, typing.Any]:
-    """Evaluates a run that is open, prints what is found, and writes it to `out`, and to the file `each` target by target.
+    """Evaluates a run that is open, prints what is found, and writes it to `out`, and target by target to `each`.
 
     Args:
       each: as `per_user` of `evaluate`; slice_by: as there.

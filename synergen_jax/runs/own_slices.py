@@ -37,7 +37,8 @@ def read(paths: collections.abc.Sequence[pathlib.Path], log: EventLog) -> list[C
         for column in _columns(path, log):
             if column.name in found:
                 raise UserError(
-                    f"--slice-by: column {column.name!r} is in {found[column.name][1]} and in {path}: rename one of them"
+                    f"--slice-by: column {column.name!r} is in {found[column.name][1]} and in {path}: rename one of "
+                    "them"
                 )
             found[column.name] = column, path
     return [column for column, _ in found.values()]
@@ -69,8 +70,8 @@ def _columns(path: pathlib.Path, log: EventLog) -> list[Column]:
     if not table.keys() & set(ids):
         example = next(iter(table), "")
         raise UserError(
-            f"{path}: none of its {len(table):,} {of}s, such as {example!r}, is in the log {log.name}, which has {of}s such as "
-            f"{ids[0]!r}: give the ids of the log's table"
+            f"{path}: none of its {len(table):,} {of}s, such as {example!r}, is in the log {log.name}, which has {of}s "
+            f"such as {ids[0]!r}: give the ids of the log's table"
         )
     ids = ["", *ids] if of == "item" else ids
     names = list(next(iter(table.values())))
