@@ -410,7 +410,10 @@ def list_values(
     scorers: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType(baselines.LISTS),
     at: int | collections.abc.Sequence[int] = 10,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`metrics.list_metrics` of the lists that were shown, by the first label, whether an item was chosen; `at`: as there.
+    """`metrics.list_metrics` of the lists that were shown, by the first label, whether an item was chosen.
+
+    Args:
+      at: as there.
 
     Returns:
       By system, the model, which said `said`, and each of `scorers`; {} where there is no list with both. Lists of the
