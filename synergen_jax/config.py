@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -187,6 +188,7 @@ class EvaluateConfig:
     baselines: bool = True  # what else there is for such a log, beside popularity
     neighbours: int = 100  # users that user-kNN adds up, among the baselines; 0: neither that nor item-kNN
     scann: bool = True  # approximate search beside the exact one, where ScaNN is installed
+    k: tuple[int, ...] = ()  # cut-offs of HR@k and NDCG@k that are reported, as in 1,5,20; none: the usual ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,8 +276,12 @@ def override(config: Config, words: typing.Sequence[str]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, dict[str, typing.Any]]:
-    """The config as plain nested dicts, ready for JSON."""
-    return dataclasses.asdict(config)
+    """The config as plain nested dicts, ready for JSON, in which tuples are lists."""
+
+    def plain(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def seeded(config: Config, seed: int) -> Config:
@@ -307,6 +313,8 @@ def _replace(config: Config, section: str, key: str, value: typing.Any, where: s
 
 def _typed(value: typing.Any, kind: typing.Any, where: str, parse: bool) -> typing.Any:
     """`value` as `kind`, or an error; `parse` reads it from text."""
+    if kind == _NUMBERS:
+        return _numbers(value, where, parse)
     if kind == _AUTO:
         if value == "auto":
             return value
@@ -325,7 +333,22 @@ def _typed(value: typing.Any, kind: typing.Any, where: str, parse: bool) -> typi
     return value
 
 
+def _numbers(value: typing.Any, where: str, parse: bool) -> tuple[int, ...]:
+    """Whole numbers from a list of a file, or from the text `1,5,20`, which may be empty."""
+    found = value
+    if parse:
+        try:
+            found = [int(part) for part in value.split(",")] if value.strip() else []
+        except ValueError:
+            found = None
+    if not isinstance(found, list | tuple) or any(type(part) is not int for part in found):
+        named = "whole numbers set apart by commas, as in 1,5,20" if parse else "a list of whole numbers"
+        raise UserError(f"{where} must be {named}, not {value!r}")
+    return tuple(found)
+
+
 _WERE_SWITCHES = ("model.query_match",)  # and are numbers now: in the configs of runs of before off is false
+_NUMBERS = tuple[int, ...]
 _AUTO = bool | typing.Literal["auto"]
 _KINDS: collections.abc.Mapping[type, str] = types.MappingProxyType(
     {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -469,6 +492,11 @@ def _checked(config: Config, where: str) -> Config:
         raise UserError(
             f"{where}: data.cold_items holds items back to measure them, and data.split 'none' measures nothing: set "
             "data.cold_items to 0, or another split"
+        )
+    if (k := config.evaluate.k) and (k[0] < 1 or any(low >= high for low, high in itertools.pairwise(k))):
+        listed = ",".join(map(str, k))
+        raise UserError(
+            f"{where}: evaluate.k must be cut-offs from 1 up, each larger than the one before, not {listed}"
         )
     if config.optimiser.accumulate and data.batch % config.optimiser.accumulate:
         raise UserError(

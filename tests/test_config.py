@@ -63,6 +63,26 @@ def test_json_round_trip(tmp_path):
     assert hash(config) == hash(configs.from_dict(tree)), "configs are static arguments of compiled functions"
 
 
+def test_cut_offs_are_a_list_in_files_and_set_apart_by_commas_in_words(tmp_path):
+    (tmp_path / "x.toml").write_text("[evaluate]\nk = [1, 5, 20]\n")
+    words = configs.override(Config(), ["--evaluate.k", "1,5,20"])
+    assert configs.load(tmp_path / "x.toml") == words and words.evaluate.k == (1, 5, 20)
+    assert configs.to_dict(words)["evaluate"]["k"] == [1, 5, 20], "as JSON gives it back"
+    assert configs.override(words, ["--evaluate.k="]) == Config()
+
+
+@pytest.mark.parametrize("text", ["5,1", "1,1", "0,5", "-1", "a", "1.5", "1,,5"])
+def test_cut_offs_that_are_none(text):
+    with pytest.raises(UserError, match=r"evaluate\.k must be .*, not '?" + text):
+        configs.override(Config(), ["--evaluate.k", text])
+
+
+@pytest.mark.parametrize("value", [5, "1,5", [1, "a"], [True], [5, 1]])
+def test_cut_offs_of_a_file_that_are_none(value):
+    with pytest.raises(UserError, match=r"evaluate\.k must be"):
+        configs.from_dict({"evaluate": {"k": value}})
+
+
 def test_differences():
     old, new = Config(), configs.override(Config(), ["--run.steps", "5", "--data.log", "x"])
     assert configs.differences(old, new) == {"data.log": ("ml-100k", "x"), "run.steps": (1000, 5)}

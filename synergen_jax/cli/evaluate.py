@@ -28,10 +28,34 @@ def declare(commands: shared.Commands) -> None:
         metavar="FOLDER",
         help="where the report and its JSON go (default: the run's folder)",
     )
+    evaluate.add_argument(
+        "--per-user",
+        type=pathlib.Path,
+        metavar="FILE.parquet",
+        help="write a row a target, of which a user may have several: user, item, time, query, slices, and each "
+        "system's rank, HR@k and NDCG@k",
+    )
+    evaluate.add_argument(
+        "--slice-by",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a table with a column `item` or `user` (original ids) and others, each of which cuts the targets by its "
+        "values (may be given several times)",
+    )
 
 
 def run(arguments, settings) -> dict[str, typing.Any]:
     """Evaluates."""
     from synergen_jax.runs.evaluate import evaluate
 
-    return evaluate(arguments.workdir, arguments.split, settings, arguments.data_dir, out=arguments.out)
+    return evaluate(
+        arguments.workdir,
+        arguments.split,
+        settings,
+        arguments.data_dir,
+        out=arguments.out,
+        per_user=arguments.per_user,
+        slice_by=arguments.slice_by,
+    )

@@ -27,6 +27,11 @@ Labels = Int[np.ndarray, " ..."]
 Interval = dict[str, float]
 
 
+def cutoffs(asked: Sequence[int], usual: Sequence[int] = CUTOFFS) -> tuple[int, ...]:
+    """Cut-offs that are computed: the usual ones, by which checkpoints and sweeps go, and those that were asked for."""
+    return tuple(sorted({*usual, *asked}))
+
+
 def ranks(
     scores: Float[Array, "b v"] | Float[np.ndarray, "b v"],
     target: Int[Array, " b"] | Int[np.ndarray, " b"],
@@ -73,6 +78,7 @@ def retrieval_metrics(
     hr@k = E [p <= k];  ndcg@k = E [p <= k] / log2(1 + p);  mrr = E 1 / p, for a place p that is uniform between the
     first and the last one (McSherry and Najork 2008): first 1, last 2 has hr@1 = 1 / 2 and mrr = 3 / 4.
 
+    A k beyond the last place that there is counts every target: hr@k is 1, and ndcg@k goes by the place alone.
     With one target a user the hit rate is the recall, and the ideal DCG is 1 (Järvelin and Kekäläinen 2002).
 
     Args:
@@ -90,10 +96,10 @@ def retrieval_metrics(
         raise ValueError(f"{int(np.sum(ranks[:, 0] < 1))} ranks are below 1: leave out the padded rows first")
     if np.any(ranks[:, 0] > ranks[:, 1]):
         raise ValueError(f"{int(np.sum(ranks[:, 0] > ranks[:, 1]))} ranks have their last place before the first")
-    gain = lambda k: 1 / np.log2(1.0 + np.arange(1, k + 1))
+    places = lambda k: np.arange(1, min(k, ranks.max(initial=1)) + 1)
     return {
-        **{f"hr@{k}": _expected(np.ones(k), ranks) for k in ks},
-        **{f"ndcg@{k}": _expected(gain(k), ranks) for k in ks},
+        **{f"hr@{k}": _expected(np.ones(len(places(k))), ranks) for k in ks},
+        **{f"ndcg@{k}": _expected(1 / np.log2(1.0 + places(k)), ranks) for k in ks},
         "mrr": _expected(1.0 / np.arange(1, ranks.max(initial=1) + 1), ranks),
     }
 
@@ -178,7 +184,7 @@ def calibration_error(labels: Labels, logits: Float[np.ndarray, " ..."], bins: i
 
 
 def list_metrics(
-    labels: Int[np.ndarray, "n k"], scores: Float[np.ndarray, "n k"], at: int = 10
+    labels: Int[np.ndarray, "n k"], scores: Float[np.ndarray, "n k"], at: int | Sequence[int] = 10
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """Metrics within each list of candidates, (n,) each: "grouped_auc", "list_ndcg@10", "list_mrr" and "list_hr@1".
 
@@ -190,7 +196,7 @@ def list_metrics(
 
     Args:
       labels: (n, K): 1, 0, or -1 for unknown or an empty slot, which is left out; scores: (n, K).
-      at: cutoff k of the NDCG.
+      at: cutoff k of the NDCG, or several.
 
     Returns:
       NaN for a list that does not hold both classes: every model ranks such a list alike.
@@ -201,11 +207,16 @@ def list_metrics(
     defined = ~np.isnan(grouped)
     order = np.lexsort((-scores, labels < 0), axis=1)  # best score first, unknown labels last
     relevant, chance = _chances(np.take_along_axis(labels, order, axis=1), np.take_along_axis(scores, order, axis=1))
-    discount = np.where(np.arange(width) < at, 1 / np.log2(np.arange(width) + 2.0), 0.0)
-    ideal = np.append(0.0, np.cumsum(discount))[(labels == 1).sum(1)]
+    positives = (labels == 1).sum(1)
+
+    def ndcg(k: int) -> np.ndarray:
+        discount = np.where(np.arange(width) < k, 1 / np.log2(np.arange(width) + 2.0), 0.0)
+        ideal = np.append(0.0, np.cumsum(discount))[positives]
+        return np.where(defined, _ratio(relevant @ discount, ideal), np.nan)
+
     return {
         "grouped_auc": grouped,
-        f"list_ndcg@{at}": np.where(defined, _ratio(relevant @ discount, ideal), np.nan),
+        **{f"list_ndcg@{k}": ndcg(k) for k in ([at] if isinstance(at, int) else at)},
         "list_mrr": np.where(defined, chance @ (1.0 / np.arange(1, width + 1)), np.nan),
         "list_hr@1": np.where(defined, chance[:, :1].sum(1), np.nan),
     }
@@ -235,6 +246,7 @@ def ranking_metrics(
     users: Int[np.ndarray, " n"],
     bootstrap: int = 1000,
     seed: int = 0,
+    at: int | Sequence[int] = 10,
 ) -> dict[str, Interval]:
     """All ranking metrics of one kind of label, in the form of `summary`; intervals resample users, with all their lists.
 
@@ -243,13 +255,14 @@ def ranking_metrics(
 
     Args:
       labels: (n, K): 1, 0, or -1 for unknown; logits: (n, K); users: (n,) whose list it is, from 0.
+      at: as in `list_metrics`.
 
     Raises:
       ValueError: there are other users than lists, or a user is below 0.
     """
     result = {name: {"mean": f(labels, logits)} for name, f in (("auc", auc), ("log_loss", log_loss))}
     result["calibration_error"] = {"mean": calibration_error(labels, logits)}
-    lists = summary(list_metrics(labels, logits), users, bootstrap, seed)
+    lists = summary(list_metrics(labels, logits, at), users, bootstrap, seed)
     label, logit, row = _known(labels, logits)
     unit, units = _units(users)
     if bootstrap and units > 1 and len(label):

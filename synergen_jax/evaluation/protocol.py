@@ -96,10 +96,20 @@ class Report(typing.NamedTuple):
     unknown_targets: int  # of which nothing is known, neither a learned vector nor a semantic row that is used
     left_out: dict[str, str]  # system that could not be made, or says nothing -> why
     slice_leads: dict[str, dict[str, metrics.Interval]]  # slice -> system -> lead in NDCG@10, for `LEADS`
+    asked_leads: dict[str, dict[str, System]]  # "ndcg@k" of a cut-off that was asked for -> the same
     knows: dict[str, str]  # system -> what it goes by, in words: `knowledge`
     # Target by target, for comparisons with other runs: "user", (n,); "slice/NAME", bool (n,); "ndcg@10/SYSTEM", (n,), NaN
     # where it says nothing; of m lists that were shown "list_user" and "list_mrr/SYSTEM", (m,).
     each: dict[str, np.ndarray]
+    # What each target's own results are made of: `slices.about`; its slices, bool (n,); places by system, (n, 2), 0
+    # where it says nothing.
+    about: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    ranks: dict[str, np.ndarray]
+
+
+Own = collections.abc.Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Further slices, name -> bool (n,), of targets of which `slices.about` tells."""
 
 
 def evaluate(
@@ -117,6 +127,7 @@ def evaluate(
     lists: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType({}),
     pairs: scipy.sparse.csr_array | None = None,
     second: Second | None = None,
+    own: Own = lambda about: {},
 ) -> Report | None:
     """The whole protocol on one split.
 
@@ -138,6 +149,7 @@ def evaluate(
       lists: baselines within shown lists by name, beside `baselines.LISTS`.
       pairs: training counts of (query, item), for slices: see `slices.masks`.
       second: the second stage, of an evaluation by one process.
+      own: slices of the caller's, beside those of `slices.masks`.
 
     Returns:
       None on other processes than the first.
@@ -165,10 +177,10 @@ def evaluate(
     found.metrics["most_popular"] |= _popularity(targets)
     scann = None
     if keys is not None:
-        scann, values = approximate(keys, batches, said.vectors)
+        scann, values = approximate(keys, batches, said.vectors, asked=config.k)
         found.metrics["model_scann"] = targets.summary(values)
     known = knowledge.of_model(model.config, model.spec, model.phase is not None)
-    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs, known)
+    report = _report(found, targets, less, scann, baselines.LISTS | dict(lists), pairs, known, own)
     for reason in dict.fromkeys(report.left_out.values()):
         names = [name for name, why in report.left_out.items() if why == reason]
         say(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out: {reason}")
@@ -191,11 +203,12 @@ class _Targets(typing.NamedTuple):
 
     def retrieval(self, ranks: np.ndarray) -> System:
         """ "hr@10", ..., "mrr" of places (n, 2)."""
-        return self.summary(metrics.retrieval_metrics(ranks))
+        return self.summary(metrics.retrieval_metrics(ranks, metrics.cutoffs(self.config.k)))
 
     def ranking(self, logits: np.ndarray) -> System:
         """ "auc/engage", ... of each ranked label, by logits (n, K, A)."""
-        return by_label(self.spec.labels, self.said, logits, self.config.bootstrap, self.seed)
+        at = metrics.cutoffs(self.config.k, (10,))
+        return by_label(self.spec.labels, self.said, logits, self.config.bootstrap, self.seed, at)
 
 
 class _Systems(typing.NamedTuple):
@@ -265,21 +278,25 @@ def _report(
     list_scorers: collections.abc.Mapping[str, baselines.ListScorer],
     pairs: scipy.sparse.csr_array | None,
     known: tuple[str, ...],
+    own: Own,
 ) -> Report:
     """Puts together what was found; the model, which knows `known`, with less to go by, `less`, is reported by slice alone."""
     _, catalogue, batches, said, config, seed = targets
     masks, every = slices.masks(batches, catalogue, pairs), found.ranks | less
+    about = slices.about(batches)
+    cut = masks | own(about)
 
-    def leads(mask: np.ndarray) -> System:
+    def leads(mask: np.ndarray, k: int = 10) -> System:
         gains = {
-            system: metrics.retrieval_metrics(ranks[mask], (10,))["ndcg@10"]
+            system: metrics.retrieval_metrics(ranks[mask], (k,))[f"ndcg@{k}"]
             for system, ranks in every.items()
             if (ranks[mask] > 0).all()
         }
         return _leads(gains, said.user[mask], config, seed)
 
     ahead = {name: leads(masks[name]) for name in LEADS if name in masks}
-    in_lists = list_values(said, catalogue, batches, list_scorers)
+    asked = {f"ndcg@{k}": {name: leads(masks[name], k) for name in ahead} for k in config.k}
+    in_lists = list_values(said, catalogue, batches, list_scorers, metrics.cutoffs(config.k, (10,)))
     shown, lists, ahead_in_lists = within_shown(said, in_lists, config, seed)
     return Report(
         targets=len(said.ranks),
@@ -288,7 +305,7 @@ def _report(
             system: {name: (v["low"], v["high"]) for name, v in values.items() if "low" in v}
             for system, values in found.metrics.items()
         },
-        slices=slices.table(every, masks),
+        slices=slices.table(every, cut, config.k),
         scann=scann,
         shown=shown,
         lists=lists,
@@ -296,8 +313,12 @@ def _report(
         unknown_targets=int(said.unknown.sum()),
         left_out=found.left_out,
         slice_leads=ahead,
+        asked_leads=asked,
         knows=knowledge.of_systems([*found.metrics, *every, *in_lists], known),
         each=_each(found.ranks, masks, said, in_lists),
+        about=about,
+        masks=cut,
+        ranks=every,
     )
 
 
@@ -387,8 +408,12 @@ def list_values(
     catalogue: Catalogue,
     batches: model_answers.Batches,
     scorers: collections.abc.Mapping[str, baselines.ListScorer] = types.MappingProxyType(baselines.LISTS),
+    at: int | collections.abc.Sequence[int] = 10,
 ) -> dict[str, dict[str, np.ndarray]]:
     """`metrics.list_metrics` of the lists that were shown, by the first label, whether an item was chosen.
+
+    Args:
+      at: as there.
 
     Returns:
       By system, the model, which said `said`, and each of `scorers`; {} where there is no list with both. Lists of the
@@ -402,7 +427,7 @@ def list_values(
         scores[name] = np.concatenate(
             [score(batch, catalogue.counts)[batch.shown & (batch.user >= 0)] for batch in batches]
         )
-    return {name: metrics.list_metrics(labels, score) for name, score in scores.items()}
+    return {name: metrics.list_metrics(labels, score, at) for name, score in scores.items()}
 
 
 def within_shown(
@@ -426,15 +451,25 @@ def within_shown(
     return shown, lists, ahead
 
 
-def approximate(keys: np.ndarray, batches: model_answers.Batches, vectors: np.ndarray, k: int = 10):
+def approximate(
+    keys: np.ndarray,
+    batches: model_answers.Batches,
+    vectors: np.ndarray,
+    k: int = 10,
+    asked: collections.abc.Sequence[int] = (),
+):
     """ScaNN beside the exact search over `keys` (V, D), on the retrieval vectors (n, D) of all targets.
+
+    Args:
+      asked: further cut-offs; both searches then go as deep as the largest of all. What is not found is no hit.
 
     Returns:
       What `index.compare` measures, and hr@k and ndcg@k of each target with ScaNN in place of the exact search; seen
       items are filtered from a list that is longer by as many, up to the next power of two: so rows go together.
     """
     scann, exact = index.ScannIndex.build(keys), index.ExactIndex.build(keys)
-    k = min(k, exact.size)
+    cuts = metrics.cutoffs(asked, (k if asked else min(k, exact.size),))
+    k = min(max(cuts), exact.size)
     measured = index.compare(exact, scann, vectors, k)
     ranks, done = [], 0
     for batch in batches:
@@ -442,7 +477,7 @@ def approximate(keys: np.ndarray, batches: model_answers.Batches, vectors: np.nd
         seen, target = batch.seen[real], batch.target[real]
         # By the items a user had, not the padded width of `seen`: ScaNN works harder the more it is asked for.
         more = np.array([1 << (had - 1).bit_length() if had else 0 for had in (seen > 0).sum(1).tolist()], int)
-        found = np.full((len(target), 2), k + 1)
+        found = np.full((len(target), 2), max(cuts) + 1)
         for extra in np.unique(more):
             group = np.flatnonzero(more == extra)
             scores, ids = scann.search(vectors[done + group], min(exact.size, k + int(extra)))
@@ -454,12 +489,17 @@ def approximate(keys: np.ndarray, batches: model_answers.Batches, vectors: np.nd
                     found[row] = 1 + np.sum(score > own), np.sum(score >= own)
         done += len(target)
         ranks.append(found)
-    found = metrics.retrieval_metrics(np.concatenate(ranks), (k,))
-    return measured, {name: found[name] for name in (f"hr@{k}", f"ndcg@{k}")}
+    found = metrics.retrieval_metrics(np.concatenate(ranks), cuts)
+    return measured, {name: value for name, value in found.items() if name != "mrr"}
 
 
 def by_label(
-    names: typing.Sequence[str], said: model_answers.Answers, logits: np.ndarray, bootstrap: int = 0, seed: int = 0
+    names: typing.Sequence[str],
+    said: model_answers.Answers,
+    logits: np.ndarray,
+    bootstrap: int = 0,
+    seed: int = 0,
+    at: int | collections.abc.Sequence[int] = 10,
 ) -> System:
     """`metrics.ranking_metrics` of each ranked label, keyed "auc/like" and so on.
 
@@ -471,12 +511,13 @@ def by_label(
     Args:
       names: of the labels, A; said: whose labels, lists and users they are.
       logits: (n, K, A), of whichever system, on the same candidates.
+      at: as in `metrics.list_metrics`.
     """
     result = {}
     for column, name in enumerate(names):
         if not np.isnan(logits[:, :, column]).all():
             labels, scores = said.labels[:, :, column], logits[:, :, column]
-            found = metrics.ranking_metrics(labels, scores, said.user, bootstrap, seed)
+            found = metrics.ranking_metrics(labels, scores, said.user, bootstrap, seed, at)
             if not column and not said.shown.all():
                 ours = labels[said.shown], scores[said.shown], said.user[said.shown]
                 real = metrics.ranking_metrics(*ours, bootstrap, seed)

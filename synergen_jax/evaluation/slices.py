@@ -73,17 +73,30 @@ def masks(
     return {name: mask for name, mask in found.items() if mask.any() and (name == "all" or not mask.all())}
 
 
-def table(ranks: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> dict[str, dict]:
+def about(batches: collections.abc.Iterable[EvalBatch]) -> dict[str, np.ndarray]:
+    """Whose each target is, what it is, and how it was asked for: "user", "item", "query", "time", (n,)."""
+    parts = []
+    for batch in batches:
+        real, reader = batch.user >= 0, batch.reader
+        parts.append(np.stack([batch.user, batch.target, reader.query[:, 0], reader.time[:, 0]])[:, real])
+    return dict(zip(("user", "item", "query", "time"), np.concatenate(parts, axis=1), strict=True))
+
+
+def table(
+    ranks: dict[str, np.ndarray], masks: dict[str, np.ndarray], asked: collections.abc.Sequence[int] = ()
+) -> dict[str, dict]:
     """Retrieval metrics of each system in each slice: {slice: {"targets": n, system: {metric: mean}}}.
 
     Args:
       ranks: system -> (n, 2), 0 where it says nothing. A system that is silent on a target of a slice is not in it.
+      asked: further cut-offs beside those of METRICS.
     """
+    names = dict.fromkeys([*METRICS, *(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in asked)])
     found: dict[str, dict] = {}
     for name, mask in masks.items():
         found[name] = {"targets": int(mask.sum())}
         for system, values in ranks.items():
             if (values[mask] > 0).all():
-                measured = metrics.retrieval_metrics(values[mask], (10, 20, 50))
-                found[name][system] = {metric: float(np.mean(measured[metric])) for metric in METRICS}
+                measured = metrics.retrieval_metrics(values[mask], metrics.cutoffs(asked, (10, 20, 50)))
+                found[name][system] = {metric: float(np.mean(measured[metric])) for metric in names}
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import typing
 
@@ -22,7 +23,8 @@ from synergen_jax.evaluation import (
 )
 from synergen_jax.model import rope
 from synergen_jax.processes import cluster
-from synergen_jax.runs import rerank, workdir
+from synergen_jax.runs import own_slices, rerank, workdir
+from synergen_jax.runs import per_user as by_target
 from synergen_jax.runs.run import Opened, Run, open_run
 from synergen_jax.training.metric_log import FILE as METRICS
 
@@ -34,6 +36,8 @@ def evaluate(
     data_dir: str | pathlib.Path | None = None,
     phase: rope.Phase | None = None,
     out: str | pathlib.Path | None = None,
+    per_user: str | pathlib.Path | None = None,
+    slice_by: typing.Sequence[str | pathlib.Path] = (),
 ) -> dict[str, typing.Any]:
     """Evaluates a run as `synergen evaluate` does: prints, writes its reports, and returns its JSON.
 
@@ -42,31 +46,48 @@ def evaluate(
       settings: command-line words, such as `["--evaluate.scann", "false"]`.
       data_dir, phase: as in `load`.
       out: where the reports go; None: the run's folder.
+      per_user: a .parquet file that gets a row a target; None: none is written.
+      slice_by: tables with a column `item` or `user`, by whose further columns the targets are cut, too.
 
     Raises:
-      UserError: as `load`, or nothing can be written there.
+      UserError: as `load`, nothing can be written there, or a table of `slice_by` is refused.
       NotWritten: nothing could be written after the work; what was found is in it.
     """
     if split not in ("validation", "test"):
         raise UserError(f"split {split!r} must be validation or test")
     folder = pathlib.Path(folder)
     opened = open_run(folder, settings, data_dir, spread=True, phase=phase)
-    return evaluate_open(opened, split, folder if out is None else pathlib.Path(out))
+    tables = [pathlib.Path(path) for path in slice_by]
+    file = None if per_user is None else pathlib.Path(per_user)
+    return evaluate_open(opened, split, folder if out is None else pathlib.Path(out), file, tables)
 
 
-def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typing.Any]:
-    """Evaluates a run that is open, prints what is found, and writes it to `out`.
+def evaluate_open(
+    opened: Opened,
+    part: str,
+    out: pathlib.Path,
+    each: pathlib.Path | None = None,
+    slice_by: typing.Sequence[pathlib.Path] = (),
+) -> dict[str, typing.Any]:
+    """Evaluates a run that is open, prints what is found, and writes it to `out`, and target by target to `each`.
+
+    Args:
+      each: as `per_user` of `evaluate`; slice_by: as there.
 
     Raises:
-      UserError: nothing can be written there, which is told before the work.
+      UserError: nothing can be written there, or a table is refused, which is told before the work.
       NotWritten: nor could it be after the work, as on a disk that is full by then. What was found is printed, and in it.
     """
     run, config = opened.run, opened.run.config
     run.refuse_unmeasured(str(opened.folder))
     elsewhere = f"`synergen evaluate {opened.folder} --out FOLDER` writes elsewhere"
+    own: list[own_slices.Column] = []
     with cluster.together():
         if cluster.first():
             workdir.try_writing(out, elsewhere)
+            if each is not None:
+                by_target.check(each)
+            own = own_slices.read(slice_by, run.log)
         targets = run.targets(part)
     beside = _Beside()
     if cluster.first() and config.evaluate.baselines:
@@ -97,6 +118,7 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         beside.lists,
         beside.pairs,
         second,
+        functools.partial(own_slices.masks, own),
     )
     if found is None:  # process 0 goes on
         return {}
@@ -113,6 +135,10 @@ def evaluate_open(opened: Opened, part: str, out: pathlib.Path) -> dict[str, typ
         page = findings.sections(found, stated, config, run.log.spec.labels, curves)
         report.html_page(f"SynerGen on {run.log.name}", page, out / f"report_{part}.html")
     cluster.say(f"\nreport: {out / f'report_{part}.html'}")
+    if each is not None:
+        with workdir.reporting(each.parent, by_target.INSTEAD, result):
+            by_target.write(each, found, run.log, config.evaluate.k)
+        cluster.say(f"a row a target: {each}")
     return result
 
 

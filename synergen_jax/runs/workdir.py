@@ -181,7 +181,7 @@ def read_phase(workdir: pathlib.Path) -> identity.Phase | None:
 
 def write_counts(workdir: pathlib.Path, items: AnyArray, queries: AnyArray, fingerprint: str = "") -> None:
     """Keeps how often training meets each item, (V,), and each query, (queries,), of the log of that fingerprint."""
-    with _replacing(workdir / "counts.npz") as temporary, temporary.open("wb") as file:
+    with replacing(workdir / "counts.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, items=items, queries=queries, log=np.array(fingerprint))
 
 
@@ -210,7 +210,7 @@ def write_each(path: pathlib.Path, each: dict[str, np.ndarray]) -> None:
     Raises:
       UserError: the disk is full, or the like.
     """
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **typing.cast(dict[str, typing.Any], each))
 
 
@@ -230,12 +230,12 @@ def write_json(path: pathlib.Path, value: typing.Any) -> None:
       UserError: the disk is full, or the like.
     """
     text = json.dumps(value, indent=2) + "\n"
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path) -> typing.Iterator[pathlib.Path]:
     """A temporary path that replaces `path` if all goes well, and is removed if it does not."""
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     with writing(path):

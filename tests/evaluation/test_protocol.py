@@ -233,6 +233,20 @@ def test_approximate_search_is_asked_for_as_many_as_serving_would(monkeypatch):
     np.testing.assert_allclose(found["ndcg@3"], (np.array(ranks) <= 3) / np.log2(1 + np.array(ranks)), rtol=1e-6)
 
 
+def test_approximate_search_goes_as_deep_as_the_largest_cut_off_asked_for(monkeypatch):
+    monkeypatch.setattr(index, "ScannIndex", index.ExactIndex)
+    rng = np.random.default_rng(0)
+    keys, vectors = rng.normal(size=(13, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    target = rng.integers(1, 13, 30)
+    batch = types.SimpleNamespace(user=np.arange(30), seen=np.zeros((30, 1), np.int32), target=target)
+    measured, found = protocol.approximate(keys, [batch], vectors, asked=(2, 40))
+    scores = vectors @ keys.T
+    places = np.array([1 + np.sum(s[1:] > s[t]) for s, t in zip(scores, target)])
+    assert set(found) == {f"{metric}@{k}" for metric in ("hr", "ndcg") for k in (2, 10, 40)} and "recall@12" in measured
+    for k in (2, 10, 40):
+        np.testing.assert_array_equal(found[f"hr@{k}"], places <= k)
+
+
 def test_approximate_search_has_no_better_a_place_for_a_tie(monkeypatch):
     """All keys alike: the target is one of the three that are found, in no place more than in another."""
     monkeypatch.setattr(index, "ScannIndex", index.ExactIndex)
