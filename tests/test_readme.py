@@ -72,7 +72,7 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
     assert main.main(["train", "quickstart", "--workdir", "runs/ml-1m", *settings]) == 0
     names = {}
     with jax.numpy_rank_promotion("allow"):  # jax's default, and the reader's
-        first, serve, second = blocks("python")
+        first, serve, many, second = blocks("python")
         exec(compile(first, "README.md", "exec"), names)
         assert names["hidden"].shape == (*names["batch"].retrieval.item.shape, 32)
         assert np.isfinite(names["hidden"]).all()
@@ -83,6 +83,9 @@ def test_the_python_blocks_run_in_order(data_dir, monkeypatch, capsys):
         assert not {one.item for one in names["found"]} & set(names["record"]["item"].tolist())
         assert int(names["cache"].length[0]) == 10 < len(names["record"]["item"])
         np.testing.assert_array_equal(names["events"].item[0, :9], names["record"]["item"][-9:])
+        exec(compile(many, "README.md", "exec"), names)
+        assert [len(answer) for answer in names["answers"]] == [10] * 3
+        assert list(names["answers"][0][0]) == ["item", "score", *labels]
         changed = settings[:2] + settings[4:] + ["--evaluate.bootstrap", "0"]
         names["run"] = dataclasses.replace(names["run"], config=configs.override(names["quick"], changed), folder=None)
         exec(compile(second, "README.md", "exec"), names)
@@ -142,6 +145,9 @@ def test_every_kind_of_command_is_shown():
         "rerank",
         "recommend",
         "search",
+        "rank",
+        "similar",
+        "vectors",
         "sweep",
         "bench",
         "plan",

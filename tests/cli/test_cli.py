@@ -314,7 +314,7 @@ def test_an_interruption_is_status_130(place, capsys, monkeypatch):
         (["evaluate"], ("workdir",)),
         (["evaluate", "x", "--split", "tset"], ("--split", "'tset'", "validation")),
         (["recommend"], ("workdir",)),
-        (["recommend", "x", "--user", "1", "--history", "y"], ("--user", "--history")),
+        (["recommend", "x", "--users", "all"], ("--users", "--out")),
         (["recommend", "x", "--user", "1", "-k", "many"], ("-k", "'many'")),
         (["recommend", "x", "--user", "1", "--colour"], ("'--colour'",)),
         (["data", "prepare", "ml-100k", "--colour"], ("'--colour'",)),
