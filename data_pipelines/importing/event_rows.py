@@ -115,13 +115,19 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
 
 
 def _text(column: pl.Series, where: str, found: Found, single_spaces: bool = False) -> pl.Series:
-    """Text without surrounding space, null where it is missing."""
+    """What `trimmed` gives; words like NULL are counted."""
+    column, words = trimmed(column, where, single_spaces)
+    found.words += words
+    return column
+
+
+def trimmed(column: pl.Series, where: str, single_spaces: bool = False) -> tuple[pl.Series, int]:
+    """Text without surrounding space, null where it is missing; and how many are missing by a word like NULL."""
     column = event_files.text(column, where).str.strip_chars()
     if single_spaces:
         column = column.str.replace_all(r"\s+", " ")
     missing = column.is_in(MISSING).fill_null(False)
-    found.words += int((missing & (column != "")).sum())
-    return column.set(missing, None)
+    return column.set(missing, None), int((missing & (column != "")).sum())
 
 
 def moments(

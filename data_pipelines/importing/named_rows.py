@@ -5,8 +5,7 @@ from __future__ import annotations
 import pathlib
 import typing
 
-from data_pipelines.importing import event_files
-from data_pipelines.importing.bad_rows import MISSING
+from data_pipelines.importing import event_files, event_rows
 from synergen_jax.errors import UserError
 
 ROLES = ("user", "item", "query")
@@ -31,15 +30,13 @@ def read(path: str | pathlib.Path, required: typing.Sequence[str], optional: typ
     roles = event_files.roles(files, {}, wanted, required, "")
     columns: dict[str, list[str]] = {role: [] for role in roles}
     numbers: list[int] = []
-    for piece in files.pieces(list(roles.values())):
+    for piece in files.pieces(list(roles.values()), [role for role in wanted if role not in roles]):
         for reason, rows in piece.broken.items():
             raise UserError(f"{path}, {files.place(int(rows[0]))}: {reason}: mend it, or take it out")
         numbers += piece.rows.tolist()
         for role, name in roles.items():
-            text = event_files.text(piece.columns[name], f"{path}: column {name!r}").str.strip_chars().fill_null("")
-            if role == "query":
-                text = text.str.replace_all(r"\s+", " ")
-            columns[role] += text.set(text.is_in(MISSING), "").to_list()
+            text, _ = event_rows.trimmed(piece.columns[name], f"{path}: column {name!r}", role == "query")
+            columns[role] += text.fill_null("").to_list()
     if not numbers:
         raise UserError(f"{path}: there are no rows after the header")
     found = Rows(columns, str(path), lambda i: files.place(numbers[i]))

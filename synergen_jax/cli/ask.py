@@ -81,12 +81,10 @@ def _declare_others(commands: shared.Commands) -> None:
         rank_pairs,
         leaves=True,
     )
-    rank.add_argument("workdir", type=pathlib.Path)
+    _to_file(rank)
     rank.add_argument(
         "--pairs", type=pathlib.Path, required=True, help="a table with columns `user`, `item`, and if you like `query`"
     )
-    rank.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
-    rank.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
     similar = shared.command(
         commands,
         "similar",
@@ -105,10 +103,15 @@ def _declare_others(commands: shared.Commands) -> None:
         write_vectors,
         leaves=True,
     )
-    vectors.add_argument("workdir", type=pathlib.Path)
+    _to_file(vectors)
     vectors.add_argument("--of", default="items", help="items, users or queries (default: items)")
-    vectors.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
-    vectors.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
+
+
+def _to_file(command: argparse.ArgumentParser) -> None:
+    """Arguments of commands that always answer to a file."""
+    command.add_argument("workdir", type=pathlib.Path)
+    command.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
+    command.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
 
 
 def _asked(arguments):
@@ -144,7 +147,7 @@ def run(arguments, _) -> dict[str, typing.Any]:
         return _one(arguments, opened, question)
     from synergen_jax.runs import ask_many
 
-    return ask_many.recommend(opened, arguments.users, question, arguments.out)
+    return ask_many.recommend(opened, arguments.users, question, arguments.out, searches=arguments.command == "search")
 
 
 def _check(arguments) -> None:
@@ -156,6 +159,8 @@ def _check(arguments) -> None:
         raise UserError("--out needs --users FILE|all: one user's answer is printed (--json for programs)")
     if arguments.command == "search" and arguments.query is None and arguments.users in (None, "all"):
         raise UserError("search needs --query, or --users FILE with a column `query`")
+    if arguments.query == "":
+        raise UserError("--query is empty: `synergen recommend` answers without a query")
 
 
 def _one(arguments, opened, question) -> dict[str, typing.Any]:

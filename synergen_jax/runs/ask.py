@@ -6,7 +6,6 @@ import dataclasses
 import typing
 
 from data_pipelines.importing import history
-from synergen_jax.errors import UserError
 from synergen_jax.model import synergen
 from synergen_jax.runs.known_queries import cleaned
 from synergen_jax.runs.run import Run
@@ -54,8 +53,6 @@ def answer(
       UserError: the query, the items, the time or the label of the order is of no use.
     """
     query = cleaned(question.query)
-    if question.query and not query:
-        raise UserError("--query is empty: `synergen recommend` answers without a query")
     served = Served(run, params, question, [query])
     request = served.request(record, "the log" if record is None else name, query)
     found = served.recommender.answer([request], question.k, question.order)[0]

@@ -12,6 +12,7 @@ import typing
 import numpy as np
 
 from data_pipelines.importing import named_rows
+from synergen_jax import config as configs
 from synergen_jax.errors import UserError
 from synergen_jax.processes.cluster import say
 from synergen_jax.runs.answers_file import Columns, Table
@@ -42,12 +43,13 @@ def asks(run: Run, users: str | pathlib.Path, query: str = "") -> Asks:
 
 
 def recommend(
-    opened: Opened, users: str | pathlib.Path, question: Question, out: pathlib.Path
+    opened: Opened, users: str | pathlib.Path, question: Question, out: pathlib.Path, searches: bool = False
 ) -> dict[str, typing.Any]:
     """Answers many users, a row an item: user, query, rank, item, score, and the probability of each ranked label.
 
     Args:
       users: as `asks` takes them.
+      searches: refuses users without a query at all, which would be recommended to in silence.
 
     Raises:
       UserError: as `asks`, `Served` and `answers_file.Table` say.
@@ -56,6 +58,10 @@ def recommend(
 
     start = time.perf_counter()
     run, asked = opened.run, asks(opened.run, users, question.query)
+    if searches and asked.queries is None:
+        raise UserError(
+            f"{users}: there is no column 'query', and no --query: `synergen recommend` answers without one"
+        )
     labels = run.log.spec.labels
     schema = {"user": pl.String, "query": pl.String, "rank": pl.Int32, "item": pl.String, "score": pl.Float32}
     table = Table(out, _about(opened, asked, question), len(asked), schema | dict.fromkeys(labels, pl.Float32))
@@ -109,8 +115,13 @@ def rank(opened: Opened, pairs: str | pathlib.Path, question: Question, out: pat
     schema = {"user": pl.String, "item": pl.String, "query": pl.String, "score": pl.Float32}
     table = Table(out, _about(opened, asked, question), len(asked), schema | dict.fromkeys(labels, pl.Float32))
 
+    findable = _findable(served)
+    if unknown := int((~findable[asked.items]).sum()):
+        say(f"{unknown:,} pairs have no score: nothing is known of their items, which are never recommended")
+
     def rows(first: int, stop: int) -> Columns:
         scores, probabilities = np.zeros(stop - first), np.zeros((stop - first, len(labels)))
+        here = range(first, stop)
         groups = _of_one_request(asked, first, stop)
 
         def ranked(places: list[int], requests: list[Request]) -> list[None]:
@@ -121,12 +132,12 @@ def rank(opened: Opened, pairs: str | pathlib.Path, question: Question, out: pat
             return [None] * len(places)
 
         served.in_batches(asked, [int(group[0]) for group in groups], ranked)
-        here = range(first, stop)
+        scores[~findable[asked.items[first:stop]]] = np.nan
         columns: Columns = {
             "user": [_user(run, asked, i) for i in here],
             "item": [served.ids[item] for item in asked.items[first:stop]],
             "query": [asked.query(i) or None for i in here],
-            "score": scores,
+            "score": pl.Series(scores).fill_nan(None),
         }
         return columns | {label: probabilities[:, i] for i, label in enumerate(labels)}
 
@@ -151,7 +162,10 @@ def vectors(opened: Opened, of: str, question: Question, out: pathlib.Path) -> d
     if of == "queries" and not texts:
         raise UserError(f"log {log.name} has no queries")
     served = Served(run, opened.params, question, texts)
+    _say_unknown(served)
     keys = served.recommender.keys()
+    if of == "items" and (unknown := int((~_findable(served)[1:]).sum())):
+        say(f"{unknown:,} items have zeros: nothing is known of them, and they are never recommended")
     ids = {"items": served.ids[1:], "users": log.user_ids, "queries": texts}[of]
     numbers = np.arange(len(ids)) if of == "users" else np.full(len(ids), -1)
     asked = Asks(numbers, texts or None)
@@ -188,12 +202,10 @@ def similar(opened: Opened, item: str, question: Question) -> dict[str, typing.A
         raise UserError(
             f"--item {item}: nothing is known of it, neither an event of training nor a word, tag or vector"
         )
-    cosines = np.where(length > 0, keys @ keys[number] / np.maximum(length, 1e-30) / length[number], -np.inf)
-    findable = np.zeros(len(keys), bool)
-    findable[served.recommender.index.ids] = True
-    findable[[number, *served.numbers(question.exclude, "--exclude")]] = False
-    cosines[~findable] = -np.inf
-    best = np.argsort(-cosines, kind="stable")[: min(question.k, int(findable.sum()))]
+    cosines = keys @ keys[number] / np.maximum(length, 1e-30) / length[number]
+    ids = served.recommender.index.ids
+    ids = ids[ids != number]
+    best = ids[np.argsort(-cosines[ids], kind="stable")[: question.k]]
     found = [
         {"rank": i + 1, "item": served.ids[j], "title": served.titles[j], "cosine": float(cosines[j])}
         for i, j in enumerate(best.tolist())
@@ -207,14 +219,20 @@ def similar(opened: Opened, item: str, question: Question) -> dict[str, typing.A
 def _about(opened: Opened, asked: Asks, question: Question) -> dict[str, typing.Any]:
     """What decides the answers."""
     plain = {name: _plain(value) for name, value in vars(question).items()}
-    about = {"run": str(opened.folder.resolve()), "step": opened.step, "log": opened.run.log.fingerprint}
+    config = hashlib.sha256(json.dumps(configs.to_dict(opened.run.config)).encode()).hexdigest()[:16]
+    about = {
+        "run": str(opened.folder.resolve()),
+        "step": opened.step,
+        "log": opened.run.log.fingerprint,
+        "config": config,
+    }
     return about | {"questions": asked.digest(), **plain}
 
 
 def _plain(value: typing.Any) -> typing.Any:
-    """A field of a question as JSON; of many ids a hash."""
+    """A field of a question as JSON; of many ids, and of a file's content, a hash."""
     if isinstance(value, pathlib.Path):
-        return str(value)
+        return [str(value), hashlib.sha256(value.read_bytes()).hexdigest()[:16]]
     if isinstance(value, collections.abc.Collection) and not isinstance(value, str):
         return hashlib.sha256(json.dumps(sorted(value)).encode()).hexdigest()[:16]
     return value
@@ -233,6 +251,13 @@ def _of_one_request(asked: Asks, first: int, stop: int) -> list[np.ndarray]:
         group[at : at + MOST_CANDIDATES] for group in groups.values() for at in range(0, len(group), MOST_CANDIDATES)
     )
     return [np.array(piece) for piece in pieces]
+
+
+def _findable(served: Served) -> np.ndarray:
+    """Which items can be recommended, bool (V,)."""
+    findable = np.zeros(len(served.ids), bool)
+    findable[served.recommender.index.ids] = True
+    return findable
 
 
 def _say_unknown(served: Served) -> None:

@@ -44,6 +44,8 @@ class Question:
     def __post_init__(self):
         if self.k < 1:
             raise UserError(f"k = {self.k}: k lies within 1 .. the number of items that are left")
+        if self.query and not known_queries.cleaned(self.query):
+            raise UserError("--query is empty: `synergen recommend` answers without a query")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,6 @@ class Served:
         self._numbers: dict[str, int] | None = None
         self.queries, catalogue = known_queries.known(run, catalogue, map(known_queries.cleaned, queries))
         self.catalogue = catalogue
-        self._out = set(self.numbers(question.exclude, "--exclude").tolist())
         self.recommender = Recommender(run.model, params, catalogue, self._index(params, catalogue))
 
     def numbers(self, items: collections.abc.Iterable[str], where: str) -> np.ndarray:
@@ -128,15 +129,16 @@ class Served:
           UserError: the time of the request is of no use.
         """
         log, config, question = self.run.log, self.run.config, self.question
-        events, offset, last, out = examples.no_history(config), log.last_time, log.last_time, set(self._out)
+        events, offset, last = examples.no_history(config), log.last_time, log.last_time
+        seen: list[int] = []
         if record is not None:
             (events, offset), last = examples.user_history(record, config), int(record["time"][-1])
             if config.data.filter_seen and not question.keep_seen:
-                out |= set(record["item"].tolist())
+                seen = record["item"].tolist()
         at = last if question.at is None else question.at
         _check_time(at, offset, last, whose)
         asked = self.queries[known_queries.cleaned(query)].id if query else 0
-        return Request(jax.tree.map(np.asarray, events), at - offset, asked, out)
+        return Request(jax.tree.map(np.asarray, events), at - offset, asked, seen)
 
     def recommend(
         self, users: collections.abc.Sequence[str | None], queries: collections.abc.Sequence[str] | None = None
@@ -195,12 +197,17 @@ class Served:
 
     def _index(self, params: synergen.Params, catalogue: Catalogue) -> ExactIndex | None:
         """Where only the items that may come back are found; None: all of them may."""
-        if self.question.items is None:
+        question = self.question
+        if question.items is None and not question.exclude:
             return None
-        ids = np.unique(self.numbers(self.question.items, "--items"))
+        every = np.arange(1, len(self.ids))
+        ids = every if question.items is None else np.unique(self.numbers(question.items, "--items"))
+        ids = np.setdiff1d(ids, self.numbers(question.exclude, "--exclude"))
         keys = np.asarray(synergen.item_keys(self.run.model, params, jax.device_put(catalogue)))[ids]
         if not keys.any():
-            raise UserError(f"--items: of none of its {len(ids):,} items anything is known, so that none can be found")
+            raise UserError(
+                f"--items and --exclude leave {len(ids):,} items, and of none of them anything is known: none can be found"
+            )
         return ExactIndex.build(keys, ids)
 
 
