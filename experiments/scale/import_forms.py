@@ -1,4 +1,4 @@
-"""The import of one made-up log in several forms: time, memory and size of each beside CSV's, and whether logs are equal.
+"""The import of one made-up log in several forms: time, memory and size beside CSV's, and whether logs are equal.
 
   python import_forms.py --events 10_000_000 --forms csv,jsonl.gz,parquet --folder forms --json forms.json
 
