@@ -31,10 +31,9 @@ import typing
 import numpy as np
 
 from data_pipelines.event_log.log_parts import Parts, PassingRecords
-from data_pipelines.event_log.stored_records import StoredRecords
+from data_pipelines.event_log.stored_records import StoredRecords, decode
 from data_pipelines.features import text
 from data_pipelines.files import disk
-from data_pipelines.files.records import DTYPES, FEATURES
 from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 
@@ -182,8 +181,7 @@ class EventLog:
         if not -len(self) <= i < len(self):
             raise IndexError(f"user {i} of {len(self)}")
         try:
-            raw = self._reader()[i % len(self)]
-            return decode(self._example.FromString(raw), self.candidate_features)
+            return decode(self._reader()[i % len(self)], self.candidate_features)
         except UserError:
             raise
         except Exception as error:  # the reader raises what its C++ side makes of a damaged file
@@ -215,7 +213,7 @@ class EventLog:
                     records = StoredRecords(self.path / RECORDS)
                     if len(records) != len(self):
                         raise UserError(f"{self.path}: {len(records)} records, not {len(self)}; prepare the log again")
-                    self._example, self._records = stored_as(), records
+                    self._records = records
         return self._records
 
     def __reduce__(self):
@@ -228,23 +226,6 @@ def _same(path: pathlib.Path, fingerprint: str) -> EventLog:
     if log.fingerprint != fingerprint:
         raise UserError(f"{path}: the log was replaced by another one while it was in use: run the command again")
     return log
-
-
-def stored_as():
-    """The class of the messages that hold a record each, `tf_example_pb2.Example`."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it at run time
-
-
-def decode(example: typing.Any, candidate_features: typing.Sequence[str] = ()) -> dict[str, typing.Any]:
-    """A record, of the `tf_example_pb2.Example` that holds it."""
-    found = example.features.feature
-    record = {name: np.frombuffer(found[name].bytes_list.value[0], dtype) for name, dtype in DTYPES.items()}
-    if candidate_features:
-        flat = np.frombuffer(found[FEATURES].bytes_list.value[0], "<f4")
-        record[FEATURES] = flat.reshape(len(record["shown_item"]), len(candidate_features))
-    return {"user_id": found["user_id"].bytes_list.value[0].decode(), **record}
 
 
 def write(

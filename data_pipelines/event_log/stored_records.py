@@ -1,15 +1,49 @@
-"""The records of a log on disk, read one by one at a cost that does not grow with their number."""
+"""The records of a log on disk: the bytes of each, and where they are read at a cost that does not grow with their number.
+
+Bytes are those of TFDS's features: an `Example` of bytes alone. TFDS's own coding of them takes five times as long.
+"""
 
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import pathlib
 import threading
 import typing
 
+import numpy as np
+
+from data_pipelines.files.records import DTYPES, FEATURES
+
 OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
 BUFFER = 32_768  # bytes of a file that are read for one record, at least
+
+
+@functools.cache
+def _example():
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it at run time
+
+
+def encode(record: typing.Mapping[str, typing.Any]) -> bytes:
+    """The bytes of a record whose arrays have the types of the files; features are row after row."""
+    example = _example()()
+    feature = example.features.feature
+    for name, value in record.items():
+        feature[name].bytes_list.value.append(value.encode() if name == "user_id" else value.tobytes())
+    return example.SerializeToString()
+
+
+def decode(raw: bytes, candidate_features: typing.Sequence[str] = ()) -> dict[str, typing.Any]:
+    """The record that `encode` was given, features in rows of as many as there are names."""
+    found = _example().FromString(raw).features.feature
+    record = {name: np.frombuffer(found[name].bytes_list.value[0], dtype) for name, dtype in DTYPES.items()}
+    if candidate_features:
+        flat = np.frombuffer(found[FEATURES].bytes_list.value[0], "<f4")
+        record[FEATURES] = flat.reshape(len(record["shown_item"]), len(candidate_features))
+    return {"user_id": found["user_id"].bytes_list.value[0].decode(), **record}
 
 
 class StoredRecords:

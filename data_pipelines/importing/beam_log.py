@@ -28,7 +28,7 @@ import uuid
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.event_log import event_log, shared_files
+from data_pipelines.event_log import event_log, shared_files, stored_records
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.files import disk
 from data_pipelines.importing import beam_workers, event_files, own_log
@@ -319,10 +319,9 @@ def _stored(shards: typing.Iterable[pathlib.Path]) -> typing.Iterator[dict[str, 
     """The records of ArrayRecord files, one file after the other."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    example = event_log.stored_as()
     for shard in shards:
         reader = ArrayRecordReader(str(shard))
         for start in range(0, total := reader.num_records(), 1000):
             for raw in reader.read(start, min(start + 1000, total)):
-                yield event_log.decode(example.FromString(raw))
+                yield stored_records.decode(raw)
         reader.close()

@@ -12,7 +12,7 @@ import typing
 
 import numpy as np
 
-from data_pipelines.event_log import shared_files
+from data_pipelines.event_log import shared_files, stored_records
 from data_pipelines.files.records import DTYPES, validate
 from data_pipelines.importing import event_files, event_rows, row_shapes, sorted_events, timestamps
 from data_pipelines.importing.bad_rows import Problems
@@ -213,12 +213,12 @@ def write(number: int, job: Job) -> Report:
 def _write_shard(path: pathlib.Path, records: typing.Iterable[dict], sizes: LogSpec, where: str) -> None:
     from data_pipelines.event_log.event_log_tfds import event_log_tfds_dataset_builder
 
-    form, writer = event_log_tfds_dataset_builder.features(), event_log_tfds_dataset_builder.open_shard(path)
+    writer = event_log_tfds_dataset_builder.open_shard(path)
     try:
         for record in records:
             validate(record, sizes, where)
             typed = {name: np.asarray(record[name], dtype) for name, dtype in DTYPES.items()}
-            writer.write(form.serialize_example({"user_id": record["user_id"], **typed}))
+            writer.write(stored_records.encode({"user_id": record["user_id"], **typed}))
     finally:
         writer.close()
 

@@ -97,6 +97,22 @@ def test_records_of_many_shards_keep_their_order(tmp_path, monkeypatch):
     assert [log[i]["user_id"] for i in range(50)] == log.user_ids == [str(n) for n in range(50)]
 
 
+@pytest.mark.parametrize("names", [(), ("price", "age")])
+def test_tensorflow_datasets_reads_what_is_written_to_its_features(tmp_path, names):
+    import tensorflow_datasets as tfds
+
+    more = {"shown_feature": np.array([[1.5, 2], [3, 4]])} if names else {}
+    users = [record("a") | more, record("é", **{key: [] for key in ("shown_request", "shown_item", "shown_action")})]
+    users[1] |= {"shown_feature": np.zeros((0, 2))} if names else {}
+    log = event_log.write(tmp_path / "log", **parts(users=users, candidate_features=names))
+    theirs = tfds.builder_from_directory(log.path / event_log.RECORDS).as_data_source("users")
+    for mine, other in zip(log, theirs, strict=True):
+        assert mine.keys() == other.keys() and mine["user_id"] == other["user_id"].decode()
+        for name in mine.keys() - {"user_id"}:
+            np.testing.assert_array_equal(mine[name].ravel(), other[name])
+            assert mine[name].dtype == other[name].dtype
+
+
 def test_find_user_names_near_ids(tmp_path):
     log = event_log.write(tmp_path / "log", **parts(users=[record("user-1"), record("user-2"), record("x")]))
     assert log.find_user("user-2") == 1

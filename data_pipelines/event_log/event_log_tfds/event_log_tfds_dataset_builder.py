@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder, splits
 
+from data_pipelines.event_log.stored_records import encode
+
 SPLIT = "users"
 SHARD = 256 << 20  # bytes
 
@@ -69,12 +71,11 @@ class Builder(dataset_builder.FileReaderBuilder):
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         del dl_manager, download_config  # nothing is downloaded here
-        folder, form = pathlib.Path(self.data_dir), self.info.features
-        assert isinstance(form, tfds.features.FeaturesDict)  # `_info` gave them
+        folder = pathlib.Path(self.data_dir)
         if self._shards:
             lengths, total = _take(folder, self._shards, self._records)
         else:
-            lengths, total = write_shards(folder, (form.serialize_example(r) for r in self._records))
+            lengths, total = write_shards(folder, map(encode, self._records))
         template = tfds.core.ShardedFileTemplate(
             data_dir=tfds.core.Path(folder), dataset_name=self.name, split=SPLIT, filetype_suffix="array_record"
         )
