@@ -160,12 +160,12 @@ def report(parts: typing.Mapping[str, Found]) -> str:
     lines += ["| memory while answering | mean | grows by, a minute |", "|---|---|---|"]
     for name, half in zip(("first half", "second half"), whole["halves"]):
         lines.append(f"| {name} | {mib(half['mean'])} | {60 * half['slope'] / 2**20:,.2f} MiB |")
-    lines += ["", f"start-up {whole['start']:.1f} s, then {whole['a_second']:,.0f} users a second"]
+    lines += ["", f"Start-up {whole['start']:.1f} s, then {whole['a_second']:,.0f} users a second."]
     same = "equals" if killed["equal"] else "differs from"
     lines.append(
-        f"killed in the middle of {killed['users']:,} users ({killed['were_there']:,} were there), gone on: the table "
+        f"Killed in the middle of {killed['users']:,} users ({killed['were_there']:,} were there), gone on: the table "
     )
-    lines[-1] += f"{same} that of an unbroken run"
+    lines[-1] += f"{same} that of an unbroken run."
     rates = {name: [one[name] for one in warm["users_a_second"]] for name in ("one", "batch")}
     ratios = [batch / one for one, batch in zip(rates["one"], rates["batch"])]
     first = warm["first_call"]
@@ -174,7 +174,7 @@ def report(parts: typing.Mapping[str, Found]) -> str:
     cells = " | ".join(
         _median(values, form) for values, form in ((rates["one"], ",.0f"), (rates["batch"], ",.0f"), (ratios, ".1f"))
     )
-    lines += [f"| users a second | {cells} |", "", f"ready after {warm['ready']:.1f} s"]
+    lines += [f"| users a second | {cells} |", "", f"It is ready after {warm['ready']:.1f} s."]
     return "\n".join(lines)
 
 
