@@ -307,7 +307,8 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
 
 
 def list_(arguments, _) -> dict[str, typing.Any]:
-    """`synergen data list`."""
+    """`synergen data list`: all versions, and how many runs were trained on each."""
+    from data_pipelines.event_log import versions
     from data_pipelines.event_log.event_log import EventLog
     from data_pipelines.sources.prepare import logs_folder
     from synergen_jax.evaluation import report
@@ -316,11 +317,13 @@ def list_(arguments, _) -> dict[str, typing.Any]:
     found = []
     for path in sorted(logs.glob("[!.]*/log.json")):
         try:
-            found.append({"log": path.parent.name, **EventLog.load(path.parent).summary()})
+            log = EventLog.load(path.parent)
+            needed = [str(run) for run in versions.needing(path.parent)]
+            found.append({"log": path.parent.name, "version": log.version, **log.summary(), "runs": needed})
         except UserError as error:
             found.append({"log": path.parent.name, "error": str(error)})
     columns = ("log", "events", "users", "items", "queries", "from", "to")
-    whole = [{name: row[name] for name in columns} for row in found if "error" not in row]
+    whole = [{name: row[name] for name in columns} | {"runs": len(row["runs"])} for row in found if "error" not in row]
     say(report.table(whole) if whole else f"no event log in {logs}")
     for row in found:
         if "error" in row:

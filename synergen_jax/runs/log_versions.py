@@ -60,16 +60,31 @@ def of_run(
         path = pathlib.Path(told["path"])
         there = (path if path.exists() else versions.newest(path)) if data_dir is None else None
         log = EventLog.load(there or locate(config.data.log, data_dir))
-        last = versions.newest(log.path)
-        if (newest or log.fingerprint != told["fingerprint"]) and last not in (None, log.path):
-            later = EventLog.load(last)
-            log = later if later.ancestor(told["fingerprint"]) else log
+        log = _newest(log, told["fingerprint"]) if newest else _trained_on(log, told["fingerprint"])
     if (was := log.ancestor(told["fingerprint"])) is None:
         raise UserError(
             f"{workdir} was trained on another log than {log.path} now holds: prepare that log again, or give a version that "
             "goes on from it"
         )
     return log, was
+
+
+def _newest(log: EventLog, fingerprint: str) -> EventLog:
+    """The newest version, if it goes on from that of the fingerprint; else the one that is given."""
+    last = versions.newest(log.path)
+    if last in (None, log.path):
+        return log
+    later = EventLog.load(last)
+    return later if later.ancestor(fingerprint) else log
+
+
+def _trained_on(log: EventLog, fingerprint: str) -> EventLog:
+    """The version of the fingerprint, where it is there; else the newest one that goes on from it."""
+    was = log.ancestor(fingerprint)
+    place = versions.place(log.path, was.version) if was else None
+    if place is not None and (place / "log.json").is_file():
+        return log if place == log.path else EventLog.load(place)
+    return _newest(log, fingerprint)
 
 
 def spec_of(log: EventLog, was: Ancestor) -> LogSpec:

@@ -111,6 +111,10 @@ class Run:
         self.refuse_unmeasured()
         if self.trained_on is not None:
             log_versions.refuse_unfair(self.config.data, self.log, self.trained_on)
+        if not np.any(np.diff(self.split.targets(part)) > 0):
+            raise UserError(
+                f"the {self.config.data.split} split leaves no {part} events: change data.split or its settings"
+            )
         return feed.evaluation_feed(self.log, self.split, part, self.config)
 
 
