@@ -31,10 +31,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--log", default="ml-1m", help="a prepared log, or its folder")
     one.add_argument("--config", type=pathlib.Path, default=HERE / "growth.toml")
     one.add_argument("--folder", type=pathlib.Path, required=True, help="for the tables, the versions and the runs")
-    one.add_argument("--base", type=float, default=0.6, help="share of the events that the first version has")
+    one.add_argument("--base", type=float, default=0.92, help="share of the events that the first version has")
     one.add_argument("--increments", type=int, default=4)
-    one.add_argument("--epochs", type=float, default=4, help="of training anew")
-    one.add_argument("--more", type=float, default=1, help="epochs of going on")
+    one.add_argument("--epochs", type=float, default=3, help="of training anew")
+    one.add_argument("--more", type=float, default=0.5, help="epochs of going on")
     one.add_argument("--seed", type=int, default=0)
     return one
 
