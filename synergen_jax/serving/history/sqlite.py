@@ -67,7 +67,7 @@ class SqliteStore(Store):
         self._path = path.resolve()
         self._vfs = vfs
         self._unscrubbed = False
-        with contextlib.ExitStack() as stack, telling(path):  # the first that is opened is closed last
+        with telling(path), contextlib.ExitStack() as stack:  # the first that is opened is closed last
             if write:
                 stack.callback(files.Lock(self._path).close)
             self._connection = self._connect(create=write)
@@ -241,6 +241,8 @@ def _opened(connection: apsw.Connection, path: pathlib.Path, log: str, create: b
         raise UserError(f"{path} is a database of something else, not of histories: give another file")
     found = dict(rows(connection, "select name, value from meta"))
     refuse_other(path, found, log, SCHEMA)
+    if not isinstance(found.get("clock"), int):
+        raise UserError(f"{path} is damaged: it does not tell how many events there were: give a copy that is whole")
     return found["clock"]
 
 
