@@ -38,7 +38,7 @@ from synergen_jax.errors import UserError
 from synergen_jax.serving.history import files
 from synergen_jax.serving.history.opening import open_store
 from synergen_jax.serving.history.sqlite import SqliteStore
-from synergen_jax.serving.history.store import Store, Unavailable
+from synergen_jax.serving.history.store import Store
 
 LOG = "kills"
 CLIENTS = 4
@@ -59,7 +59,7 @@ def write(clients: list[Client], stores: list[Store], seed: int, going: collecti
     """Lets all clients write at once, over the stores in turn, until each meets an error of the store or is told to end."""
 
     def run(number: int) -> None:
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(ValueError):  # of the store, or, in a file that was damaged before, of what it holds
             clients[number].run(stores[number % len(stores)], random.Random(f"{seed} {number}"), going)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(clients))]

@@ -121,9 +121,11 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _reading(self) -> collections.abc.Iterator[apsw.Connection]:
-        with telling(self._path), self._pool.one() as connection:
+        with telling(self._path):
             self._files.check()
-            yield connection
+            with self._pool.one() as connection:
+                yield connection
+            self._files.check()
 
     def _histories(self, users: collections.abc.Sequence[str], last: int | None) -> list[History]:
         with self._reading() as connection, transaction(connection, "deferred"):
@@ -176,7 +178,11 @@ class SqliteStore(Store):
         """Stores an event, unless the user has one of that id: that one."""
         place = (key, event.time, self._clock + 1, event.id)
         row = (*place, event.item, event.action, event.query, event.request)
-        rows(self._connection, "insert into events values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing", *row)
+        rows(
+            self._connection,
+            "insert into events values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (user, id) do nothing",
+            *row,
+        )
         if self._connection.changes():
             self._clock += 1
             return None
