@@ -201,24 +201,23 @@ def write_and_tell(path: pathlib.Path, seed: int, synchronous: str) -> None:
 # --- PostgreSQL
 
 
-def kill_postgres(kills: int, seed: int, bar: tqdm) -> Result:
+def kill_postgres(kills: int, seed: int, server: own_postgres.Server, bar: tqdm) -> Result:
     """SIGKILL of a PostgreSQL server to which two stores write, as two servers would."""
     result = Result()
     clients = [Client(number) for number in range(CLIENTS)]
     rng = random.Random(seed)
-    with own_postgres.Server() as server:
-        for life in range(kills):
-            timer = threading.Timer(rng.uniform(0.2, 1.0), server.kill)
-            with open_store(server.url, LOG) as one, open_store(server.url, LOG) as other:
-                timer.start()
-                write(clients, [one, other], seed + life, lambda: True)
-            timer.join()
-            server.start()
-            result.kills += 1
-            with open_store(server.url, LOG) as store:
-                for client in clients:
-                    result.add(client.check(store))
-            bar.update()
+    for life in range(kills):
+        timer = threading.Timer(rng.uniform(0.2, 1.0), server.kill)
+        with open_store(server.url, LOG) as one, open_store(server.url, LOG) as other:
+            timer.start()
+            write(clients, [one, other], seed + life, lambda: True)
+        timer.join()
+        server.start()
+        result.kills += 1
+        with open_store(server.url, LOG) as store:
+            for client in clients:
+                result.add(client.check(store))
+        bar.update()
     return result
 
 
@@ -233,7 +232,8 @@ def run(mode: str, kills: int, seed: int = 0, synchronous: str = "FULL") -> Resu
             return cut_power(kills, seed, synchronous, pathlib.Path(name), bar)
         if mode == "process":
             return kill_process(kills, seed, synchronous, pathlib.Path(name), bar)
-        return kill_postgres(kills, seed, bar)
+        with own_postgres.Server() as server:
+            return kill_postgres(kills, seed, server, bar)
 
 
 def main(arguments: collections.abc.Sequence[str] | None = None) -> int:

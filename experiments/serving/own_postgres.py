@@ -90,7 +90,7 @@ class Server:
     def close(self) -> None:
         """Ends it and removes its folder."""
         if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # "fast": it closes connections and ends
+            self._process.send_signal(signal.SIGQUIT)  # "immediate": what it holds is thrown away
             try:
                 self._process.wait(WAIT)
             except subprocess.TimeoutExpired:

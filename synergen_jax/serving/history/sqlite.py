@@ -73,7 +73,7 @@ class SqliteStore(Store):
             self._connection = self._connect(create=write)
             stack.callback(self._connection.close)
             self._clock = _opened(self._connection, path, log, create=write)
-            self._pool = Pool(str(path), self._connect)
+            self._pool = Pool(str(path), self._reader)
             stack.callback(self._pool.close)
             if write:
                 self._connection.pragma("synchronous", synchronous)
@@ -119,12 +119,14 @@ class SqliteStore(Store):
 
     # --- reading, on any thread
 
+    def _reader(self) -> apsw.Connection:
+        self._files.check()
+        return self._connect()
+
     @contextlib.contextmanager
     def _reading(self) -> collections.abc.Iterator[apsw.Connection]:
-        with telling(self._path):
-            self._files.check()
-            with self._pool.one() as connection:
-                yield connection
+        with telling(self._path), self._pool.one() as connection:
+            yield connection
             self._files.check()
 
     def _histories(self, users: collections.abc.Sequence[str], last: int | None) -> list[History]:
