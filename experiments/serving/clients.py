@@ -90,7 +90,7 @@ class Client:
             self.acknowledged()
 
     def check(self, store: Store | None) -> Found:
-        """What was acknowledged since the last check, and what of all is wrong in the store; None: it could not be opened."""
+        """What was acknowledged since the last check, and what is wrong in the store; None: it could not be opened."""
         histories = store.histories(self.users) if store else [None] * USERS
         for user, history in zip(self.users, histories):
             there = collections.Counter(event.item for event in history.events) if history else collections.Counter()

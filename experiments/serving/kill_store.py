@@ -1,12 +1,12 @@
 """Kills a store of histories again and again while clients write to it, and counts what it had acknowledged and lost.
 
-    python experiments/serving/kill_store.py power --kills 1000                       # SQLite, the power is cut
-    python experiments/serving/kill_store.py power --kills 1000 --synchronous OFF     # and without syncs, which must lose
-    python experiments/serving/kill_store.py process --kills 30                       # SQLite, the process gets SIGKILL
-    python experiments/serving/kill_store.py postgres --kills 30                      # the server gets SIGKILL
+    python experiments/serving/kill_store.py power --kills 1000                     # SQLite, the power is cut
+    python experiments/serving/kill_store.py power --kills 1000 --synchronous OFF   # without syncs, which must lose
+    python experiments/serving/kill_store.py process --kills 30                     # SQLite, the process gets SIGKILL
+    python experiments/serving/kill_store.py postgres --kills 30                    # the server gets SIGKILL
 
-After every kill the store is opened anew and read, and clients go on with the call that was not acknowledged. It ends with
-status 1 if anything is wrong.
+After every kill the store is opened anew and read, and clients go on with the call that was not acknowledged. It ends
+with status 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Result(Found):
 
 
 def write(clients: list[Client], stores: list[Store], seed: int, going: collections.abc.Callable[[], bool]) -> None:
-    """Lets all clients write at once, over the stores in turn, until each meets an error of the store or is told to end."""
+    """Lets all clients write at once, over the stores in turn, until each meets an error or is told to end."""
 
     def run(number: int) -> None:
         with contextlib.suppress(ValueError):  # of the store, or, in a file that was damaged before, of what it holds
@@ -73,7 +73,7 @@ def write(clients: list[Client], stores: list[Store], seed: int, going: collecti
 
 
 def cut_power(kills: int, seed: int, synchronous: str, folder: pathlib.Path, bar: tqdm) -> Result:
-    """Power cuts at random writes and syncs, be it in opening, in commits, in checkpoints, in deletions or in closing."""
+    """Power cuts at random writes and syncs: in opening, in commits, in checkpoints, in deletions or in closing."""
     result = Result()
     clients: list[Client] = []
     apsw.connection_hooks.append(lambda connection: connection.wal_autocheckpoint(CHECKPOINT))

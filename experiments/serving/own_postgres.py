@@ -1,6 +1,6 @@
 """A PostgreSQL server of one's own, for tests and experiments: in a temporary folder, on loopback, with a password.
 
-It needs PostgreSQL's programs on the machine, and an ordinary user to run as: where one is root, `postgres` or `nobody`.
+It needs PostgreSQL's programs on the machine, and an ordinary user to run as: for root, `postgres` or `nobody`.
 """
 
 from __future__ import annotations

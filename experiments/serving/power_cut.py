@@ -1,8 +1,8 @@
 """A disk for SQLite that forgets at a power cut whatever was not synced, as real ones may.
 
-What SQLite writes is held in memory, where it reads it back, and reaches the real file at that file's xSync. A name that was
-made or removed is on disk once its folder is synced. At a cut a random part of what is held gets through all the same, of
-a write perhaps only the first sectors; from then on every call fails.
+What SQLite writes is held in memory, where it reads it back, and reaches the real file at that file's xSync. A name
+that was made or removed is on disk once its folder is synced. At a cut a random part of what is held gets through all the
+same, of a write perhaps only the first sectors; from then on every call fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stores of histories that are killed (experiments/serving/kill_store.py), some of the thousand times; and what it loads."""
+"""Stores of histories that are killed (experiments/serving/kill_store.py), a few of the thousand times."""
 
 import json
 import subprocess

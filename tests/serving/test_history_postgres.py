@@ -1,4 +1,4 @@
-"""Histories in PostgreSQL: connections that are lost, servers that do not keep what they say, passwords in no message."""
+"""Histories in PostgreSQL: connections that are lost, servers that do not keep what they say, and secrets."""
 
 import threading
 import time

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import tempfile
+import time
 
 import apsw
 import pytest
@@ -23,11 +24,12 @@ def path(tmp_path):
 
 
 class Failing(apsw.VFS):
-    """A disk that is full, or whose syncs fail, while it is told so."""
+    """A disk that is full, or whose syncs fail, while it is told so; it counts its syncs, which take their time."""
 
     def __init__(self):
         super().__init__("failing", "")
         self.full = self.broken = False
+        self.syncs = 0
 
     def xOpen(self, name, flags):
         return FailingFile(self, name, flags)
@@ -48,6 +50,8 @@ class FailingFile(apsw.VFSFile):
     def xSync(self, flags):
         if self._disk.broken:
             raise apsw.IOError("a bad sector")
+        self._disk.syncs += 1
+        time.sleep(0.005)
         super().xSync(flags)
 
 
@@ -71,6 +75,32 @@ def test_a_disk_that_fails_fails_all_who_wait_and_nothing_else(path, fault, mess
         assert store.append([Event("user-1", "hat", "buy", 1, id="1")])[0].status is Status.STORED
     with open_store(path, "shop") as store:
         assert list(store.users()) == ["ann", "user-1"] and store.size().events == 2, "nothing half-written"
+
+
+def test_one_append_is_one_sync_and_many_at_once_share_them(path):
+    disk = Failing()
+
+    def send(number):
+        for n in range(10):
+            store.append([Event(f"user-{number}", "hat", "buy", 1 + n)])
+
+    with SqliteStore(path, "shop", vfs="failing") as store:
+        store.append([EVENT])
+        before = disk.syncs
+        send(0)
+        assert disk.syncs == before + 10
+        in_threads(send, 16)
+        assert disk.syncs < before + 10 + 160 / 2
+
+
+def test_a_reader_that_was_there_first_sees_what_a_writer_stores_later(path):
+    open_store(path, "shop").close()
+    with open_store(path, "shop", write=False) as reader:
+        for number in range(2):
+            with open_store(path, "shop") as store:
+                store.append([Event("ann", "hat", "buy", 1 + number)])
+                assert len(reader.history("ann").events) == 1 + number
+            assert len(reader.history("ann").events) == 1 + number, "the writer has gone"
 
 
 @pytest.mark.parametrize("name", ["histories.db", "histories.db-wal"])

@@ -1,4 +1,4 @@
-"""Histories of users, in SQLite and in PostgreSQL alike: against a store of lists, by many threads, across processes."""
+"""Histories of users, in SQLite and in PostgreSQL alike: against plain lists, by many threads, across processes."""
 
 import collections
 import dataclasses
@@ -104,7 +104,7 @@ def test_ids_are_of_one_user(store):
 
 
 def test_of_many_that_send_one_event_one_stores_it(place):
-    """Each thread appends the same events in an order of its own; of PostgreSQL there are two stores, as two servers have."""
+    """Each thread appends the same events in an order of its own; to PostgreSQL over two stores, as two servers do."""
     first = open_store(place, "shop")
     second = open_store(place, "shop") if "://" in place else first
     events = [Event(f"user-{n % 5}", "hat", "buy", 1 + n, id=str(n)) for n in range(40)]

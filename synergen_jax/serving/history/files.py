@@ -18,7 +18,7 @@ def beside(path: pathlib.Path, what: str) -> pathlib.Path:
 class Lock:
     """The right to write a store. The kernel takes it back when its process ends, however that ends.
 
-    It is a lock of a file of its own, which stays: SQLite's own locks of a file end when the process closes the file anywhere.
+    It is a lock of a file of its own, which stays: SQLite's locks of a file end when the process closes it anywhere.
 
     Raises:
       UserError: another store has it, in this process or in another one; or the folder cannot be written.
@@ -37,8 +37,8 @@ class Lock:
             if not isinstance(error, BlockingIOError):
                 raise UserError(f"{path}: the file system has no locks ({error.strerror}): choose another") from None
             raise UserError(
-                f"{path}: process {owner or 'of another program'} writes it already; one process at a time writes a file: for "
-                "several servers, give a postgresql:// address"
+                f"{path}: process {owner or 'of another program'} writes it already; one process at a time writes a "
+                "file: for several servers, give a postgresql:// address"
             ) from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
@@ -51,8 +51,8 @@ class Lock:
 class Identity:
     """The files behind the names of a store's database and its log, as they are now.
 
-    A process that has a file open reads and writes it on when its name is gone, or leads to another file: what it stores then
-    is lost with the process.
+    A process that has a file open goes on with it when its name is gone or leads to another file: what it stores then is
+    lost with the process.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -63,8 +63,8 @@ class Identity:
         """Raises `Unavailable` if a name leads elsewhere by now."""
         if self._now() != self._files:
             raise Unavailable(
-                f"{self._path}: the file, or {beside(self._path, 'wal').name} beside it, was removed or replaced while it was "
-                "open: put it back, or open the store anew"
+                f"{self._path}: the file, or {beside(self._path, 'wal').name} beside it, was removed or replaced while "
+                "it was open: put it back, or open the store anew"
             )
 
     def _now(self) -> list[tuple[int, int] | None]:

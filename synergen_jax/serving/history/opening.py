@@ -18,8 +18,8 @@ def open_store(where: str | os.PathLike[str], log: str, write: bool = True) -> S
       write: without, it only reads, beside the process that writes; there must be a store already.
 
     Raises:
-      UserError: there is no such place or it is no store, it belongs to another log or has another form, another process
-        writes it, or the library of the database is not installed.
+      UserError: there is no such place or it is no store, it belongs to another log or has another form, another
+        process writes it, or the library of the database is not installed.
     """
     if not log:
         raise UserError("a store of histories needs the name of the log that its ids belong to")

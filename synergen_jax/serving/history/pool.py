@@ -38,7 +38,7 @@ class Pool(typing.Generic[Connection]):
 
     @contextlib.contextmanager
     def one(self) -> collections.abc.Iterator[Connection]:
-        """A connection for the block alone; one in which the block fails is closed, since who knows what it is left with.
+        """A connection for the block alone; it is closed if the block fails, since who knows what it is left with.
 
         Raises:
           UserError: the pool is closed.

@@ -88,8 +88,8 @@ Result = typing.TypeVar("Result")
 class PostgresStore(Store):
     """Histories in the first schema of a database's search path, one store in each.
 
-    A connection that was lost is replaced once; if the server is not there then, either, it is an error. Of an append whose
-    answer was lost on the way, the second attempt finds its events `KNOWN`.
+    A connection that was lost is replaced once; if the server is not there then, either, it is an error. Of an append
+    whose answer was lost on the way, the second attempt finds its events `KNOWN`.
 
     Args:
       url, log, write: as in `open_store`.

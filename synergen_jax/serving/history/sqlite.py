@@ -41,7 +41,8 @@ TABLES = f"""
 create table meta (name text primary key, value any) strict, without rowid;
 insert into meta values ('schema', {SCHEMA}), ('log', ?), ('clock', 0), ('unscrubbed', 0);
 create table users (
-  key integer primary key, name text not null unique, version integer not null default 0, events integer not null default 0
+  key integer primary key, name text not null unique, version integer not null default 0,
+  events integer not null default 0
 ) strict;
 create table events (
   user integer not null, time integer not null, arrival integer not null, id text not null, item text not null,
@@ -57,7 +58,7 @@ class SqliteStore(Store):
     Args:
       path, log, write: as in `open_store`.
       vfs: name of the SQLite file system to use; "" for its own.
-      synchronous: "OFF" loses acknowledged events when the power fails; it is there to show that the experiment finds them.
+      synchronous: "OFF" loses acknowledged events when the power fails, for an experiment that must find them missing.
     """
 
     def __init__(self, path: pathlib.Path, log: str, write: bool = True, *, vfs: str = "", synchronous: str = "FULL"):
@@ -204,7 +205,7 @@ class SqliteStore(Store):
     def _scrub(self) -> None:
         """Writes the file anew without the text of those who were deleted.
 
-        SQLite's `secure_delete` overwrites rows that are deleted, but not the copies that stay in a page when it is split.
+        SQLite's `secure_delete` overwrites rows that are deleted, but not copies that a page keeps when it is split.
         """
         if not self._unscrubbed:
             return
@@ -213,14 +214,14 @@ class SqliteStore(Store):
             ((busy, _, _),) = rows(self._connection, "pragma wal_checkpoint(truncate)")
             if busy:
                 raise Unavailable(
-                    f"{self._path}: users are deleted, but another process has been reading for {PATIENCE / 1000:.0f} s, so that "
-                    "their text is still in the log beside the file: delete them again when it has ended"
+                    f"{self._path}: users are deleted, but another process has been reading for {PATIENCE / 1000:.0f} "
+                    "s, so that their text is still in the log beside the file: delete them again when it has ended"
                 )
             _set(self._connection, "unscrubbed", 0)
         self._unscrubbed = False
 
     def _make_good(self) -> None:
-        """Scrubs if the last process could not, be it killed; where it cannot be done now, either, there is a next time."""
+        """Scrubs if the last process could not, be it killed; where it fails once more, there is a next time."""
         self._unscrubbed = bool(_get(self._connection, "unscrubbed"))
         with contextlib.suppress(Unavailable):
             self._scrub()
@@ -276,5 +277,8 @@ def _history(connection: apsw.Connection, user: str, last: int) -> History:
     if not found:
         return History(0, [])
     ((key, version),) = found
-    asked = "select item, action, time, query, request, id from events where user = ? order by time desc, arrival desc limit ?"
+    asked = (
+        "select item, action, time, query, request, id from events where user = ? "
+        "order by time desc, arrival desc limit ?"
+    )
     return History(version, [Event(user, *row) for row in reversed(rows(connection, asked, key, last))])

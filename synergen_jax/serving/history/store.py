@@ -64,23 +64,24 @@ class Size(typing.NamedTuple):
 class Unavailable(UserError):
     """A store cannot do it now: its disk is full, its server is gone. Nothing is lost that was acknowledged.
 
-    What was asked may have been done all the same where the last answer did not come through. So ask again: events that have
-    ids of the client are not doubled.
+    What was asked may have been done all the same where the last answer did not come through. So ask again: events that
+    have ids of the client are not doubled.
     """
 
 
 class Store(abc.ABC):
     """Histories of users, on disk. Its methods may be called from any thread.
 
-    Whatever was acknowledged is seen by every later read, of every thread and process. Every method raises `Unavailable`
-    where the disk or the server fails, and `UserError` once the store is closed.
+    Whatever was acknowledged is seen by every later read, of every thread and process. Every method raises
+    `Unavailable` where the disk or the server fails, and `UserError` once the store is closed.
     """
 
     def append(self, events: collections.abc.Sequence[Event]) -> list[Outcome]:
         """Stores events and returns once they are on disk: an outcome for each, in their order.
 
-        An event that has an id of the client is stored once a user, however often it is sent, until the user is deleted.
-        All events of a call are stored together or not at all, but for those that are there already or in conflict.
+        An event that has an id of the client is stored once a user, however often it is sent, until the user is
+        deleted. All events of a call are stored together or not at all, but for those that are there already or in
+        conflict.
 
         Raises:
           UserError: an event is none; its place is named, and nothing is stored.
@@ -112,23 +113,23 @@ class Store(abc.ABC):
     def version(self, user: str) -> int:
         """A number that is another one after each change of a user's history; 0 while it has no events.
 
-        It grows as long as a user has events, and never comes again: neither for a user who was deleted and came back, nor
-        for another one.
+        It grows as long as a user has events, and never comes again: neither for a user who was deleted and came back,
+        nor for another one.
         """
         return self.history(user, 0).version
 
     def delete(self, user: str) -> int:
         """Removes all of a user and returns how many events that were.
 
-        Once it has returned, no file of an SQLite store holds any text of theirs. PostgreSQL's dead rows, log and backups are
-        in the care of whoever runs it.
+        Once it has returned, no file of an SQLite store holds any text of theirs: the file is written anew for that,
+        while appends wait. PostgreSQL's dead rows, log and backups are in the care of whoever runs it.
         """
         _refuse_user(user)
         return self._delete(user)
 
     @abc.abstractmethod
     def users(self) -> collections.abc.Iterator[str]:
-        """The ids of all users, in the order of their bytes; users who come or go meanwhile may be among them or not."""
+        """The ids of all users, in the order of their bytes; of users who come or go meanwhile, some or none."""
 
     @abc.abstractmethod
     def size(self) -> Size:
@@ -192,7 +193,7 @@ def _refuse_user(user: str) -> None:
 
 
 def outcome(event: Event, there: Event | None) -> Outcome:
-    """What to say of an event, and of what the store has under its user and id: None if nothing, so that it is stored now."""
+    """What to say of an event, by what the store has under its user and id: None if nothing, so it is stored now."""
     if there is None:
         return Outcome(event.id, Status.STORED)
     return Outcome(event.id, Status.KNOWN if there == event else Status.CONFLICT)
@@ -206,8 +207,8 @@ def refuse_other(where: object, found: collections.abc.Mapping[str, object], log
     """
     if str(found.get("schema")) != str(schema):
         raise UserError(
-            f"{where}: its histories have form {found.get('schema')}, this version reads form {schema}: use the version that "
-            "wrote them, or give another place"
+            f"{where}: its histories have form {found.get('schema')}, this version reads form {schema}: use the "
+            "version that wrote them, or give another place"
         )
     if found.get("log") != log:
         raise UserError(f"{where} holds histories of the log {found.get('log')!r}, not of {log!r}: give another place")

@@ -31,7 +31,7 @@ class Writer:
 
     Args:
       where: the place that is written, for messages.
-      together: calls the jobs of a group and returns their results, once they are on disk; an error is that of all of them.
+      together: calls the jobs of a group and returns their results, once they are on disk; an error is that of all.
     """
 
     def __init__(
