@@ -13,6 +13,7 @@ class SmallLog:
 
     name, fingerprint = "small", "0" * 64
     item_columns = {}  # noqa: RUF012
+    source = {}  # noqa: RUF012
 
     def __init__(self, records, items, queries=5, labels=LABELS, seed=0):
         rng = np.random.default_rng(seed)

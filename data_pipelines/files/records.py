@@ -35,7 +35,7 @@ def validate(record: typing.Mapping[str, typing.Any], sizes: LogSpec, where: str
     for name, values in fields.items():
         if values.ndim != 1 or (values.dtype.kind not in "iu" and values.size):
             refuse(f"{name} must be a row of whole numbers, not {values.dtype} of shape {values.shape}")
-        if name != "time" and ((wrong := (values < 0) | (values >= 2**31)).any()):
+        if name != "time" and values.size and ((wrong := (values < 0) | (values >= 2**31)).any()):
             refuse(f"{name} {values[wrong][0]} does not lie within 0 .. 2^31 - 1", wrong)
     for names in (EVENT_FIELDS, SHOWN_FIELDS):
         if len({len(fields[name]) for name in names}) > 1:
@@ -45,23 +45,25 @@ def validate(record: typing.Mapping[str, typing.Any], sizes: LogSpec, where: str
 
     bounds = {"item": sizes.items, "action": sizes.actions, "query": sizes.queries}
     bounds |= {"shown_item": sizes.items, "shown_action": sizes.actions}
-    for name, size in bounds.items():
-        if (wrong := fields[name] >= size).any():
-            refuse(f"{name} {fields[name][wrong][0]} is not below {size}", wrong)
-    for name in ("action", "request", "shown_request", "shown_item"):
-        if (wrong := fields[name] == 0).any():
+    filled = {name: values for name, values in fields.items() if values.size}  # most users were shown no lists
+    of = lambda *names: [(name, filled[name]) for name in names if name in filled]
+    for name, values in of(*bounds):
+        if (wrong := values >= bounds[name]).any():
+            refuse(f"{name} {values[wrong][0]} is not below {bounds[name]}", wrong)
+    for name, values in of("action", "request", "shown_request", "shown_item"):
+        if (wrong := values == 0).any():
             refuse(f"{name} is 0, which stands for none", wrong)
     if (wrong := (fields["item"] == 0) & (fields["query"] == 0)).any():
         refuse("an event with neither an item nor a query", wrong)
     time = fields["time"]
     if (wrong := time <= 0).any():
         refuse(f"time {time[wrong][0]} is not above 0", wrong)
-    for name in ("time", "request", "shown_request"):
-        if (wrong := fields[name][1:] < fields[name][:-1]).any():
+    for name, values in of("time", "request", "shown_request"):
+        if (wrong := values[1:] < values[:-1]).any():
             refuse(f"{name} goes down", np.append(False, wrong))
     if time[-1] - time[0] >= 2**31:
         refuse(f"events span {time[-1] - time[0]} seconds; at most 2^31 - 1 (68 years) can be told apart")
-    if (wrong := ~np.isin(fields["shown_request"], fields["request"])).any():
+    if "shown_request" in filled and (wrong := ~np.isin(fields["shown_request"], fields["request"])).any():
         refuse(f"shown_request {fields['shown_request'][wrong][0]} has no event", wrong)
     if sizes.candidate_features:
         values = np.asarray(record.get(FEATURES, ()))

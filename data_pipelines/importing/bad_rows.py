@@ -76,6 +76,6 @@ class Problems:
         kinds = [kind for kind in KINDS if kind in self.drop or any(key[0] == kind for key in refused)]
         total = sum(count for count, _, _ in refused.values())
         raise UserError(
-            f"{where}: {total:,} of {rows:,} rows cannot be imported: {'; '.join(parts)}; "
+            f"{where}: {total:,} of {rows:,} rows cannot be {'imported' if flag else 'read'}: {'; '.join(parts)}; "
             f"mend them{f', or leave them out with {flag} ' + ','.join(kinds) if flag else ''}"
         )

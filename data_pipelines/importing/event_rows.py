@@ -18,6 +18,10 @@ if typing.TYPE_CHECKING:
 ROLES = ("user", "item", "time", "action", "query", "request", "shown", "part")
 NAMED = ("part",)  # roles whose column must be named: the role's own name is no default
 CODED = ("user", "item", "query", "action")  # roles whose texts have a vocabulary
+REQUIRED = (
+    "user",
+    "action",
+)  # that each row of a log has if there is such a column, beside a time, and an item or a query
 MAX_ACTIONS = 1000  # distinct values above which a column names no actions
 
 
@@ -52,12 +56,19 @@ class Rows(typing.NamedTuple):
     row: np.ndarray  # (rows,) int64: numbers over all files
 
 
-def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str, found: Found) -> Rows:
+def clean(
+    piece: event_files.Piece,
+    roles: typing.Mapping[str, str],
+    where: str,
+    found: Found,
+    required: typing.Collection[str] = REQUIRED,
+) -> Rows:
     """The rows of a piece that lack nothing; what is wrong with the others is added to `found`.
 
     Args:
       roles: the column of each role.
       where: names the files in messages.
+      required: roles of REQUIRED that no row may lack.
 
     Raises:
       UserError: a column is of a type that cannot be read.
@@ -85,10 +96,11 @@ def clean(piece: event_files.Piece, roles: typing.Mapping[str, str], where: str,
     columns = {role: _text(column, place(role), found, role == "query") for role, column in columns.items()}
     absent = {role: column.is_null().to_numpy() for role, column in columns.items()}
     everywhere = np.ones(len(piece.rows), bool)
+    lacking = lambda role: absent[role] if role in absent and role in required else ~everywhere
     faults = {
-        "without a user": absent["user"],
+        "without a user": lacking("user"),
         "with neither an item nor a query": absent.get("item", everywhere) & absent.get("query", everywhere),
-        "without an action": absent.get("action", ~everywhere),
+        "without an action": lacking("action"),
         "without a time": times.form == timestamps.MISSING,
     }
     keep = everywhere

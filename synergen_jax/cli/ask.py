@@ -45,8 +45,8 @@ def _question(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--history",
         type=pathlib.Path,
-        help="CSV with a column `item` (original ids), and if you like `action`, `time`, `query`; beside --user it joins what "
-        "the log has",
+        help="a table, in any form that an import takes, with a column `item` or `query`, and if you like `time`, `action`, "
+        "`request`; beside --user it joins what the log has",
     )
     command.add_argument(
         "--users",
@@ -178,17 +178,12 @@ def _one(arguments, opened, question) -> dict[str, typing.Any]:
     from synergen_jax.runs import ask
 
     log = opened.run.log
-    record, name, assumed = None, "without a history", {}
+    record, name, assumed, notes = None, "without a history", {}, []
     if arguments.user is not None:
         record, name = log[log.find_user(arguments.user)], f"user {arguments.user}"
     if arguments.history is not None:
         name = f"{name} with {arguments.history}" if record is not None else str(arguments.history)
-        record, assumed = history.read(arguments.history, log, record)
-    kinds = {"item": "items", "query": "queries alone"}
-    notes = [
-        f"rows of {kinds[kind]} without an action are read as {action!r}, the commonest"
-        for kind, action in assumed.items()
-    ]
+        record, assumed, notes = history.read(arguments.history, log, record)
     found = ask.answer(opened.run, opened.params, record, name, question, notes)
     show(found)
     return found.as_json() | ({"assumed_actions": assumed} if assumed else {})

@@ -105,6 +105,10 @@ def test_a_history_beside_a_user_goes_on_from_it(call, tmp_path):
     (tmp_path / "early.csv").write_text("item,time\ni0,1500000000\n")
     found, _ = call("recommend", "--user", "u3", "--history", tmp_path / "early.csv")
     assert found["history"][0]["item"] == "i0"
+    pl.DataFrame({"item": ["i0", None], "query": [None, "red cup"]}).write_parquet(tmp_path / "h.parquet")
+    found, _ = call("search", "--query", "blue hat", "--user", "u3", "--history", tmp_path / "h.parquet")
+    assert [(row["item"], row["query"]) for row in found["history"][-2:]] == [("i0", ""), ("", "red cup")]
+    assert "rows of queries alone without an action are read as" in " ".join(found["notes"])
 
 
 def test_pairs(call, tmp_path, monkeypatch):
