@@ -76,7 +76,6 @@ def cut_power(kills: int, seed: int, synchronous: str, folder: pathlib.Path, bar
     """Power cuts at random writes and syncs: in opening, in commits, in checkpoints, in deletions or in closing."""
     result = Result()
     clients: list[Client] = []
-    apsw.connection_hooks.append(lambda connection: connection.wal_autocheckpoint(CHECKPOINT))
     for life in range(kills):
         if life % LIVES == 0 or not clients:
             clients = [Client(number) for number in range(CLIENTS)]
@@ -105,7 +104,12 @@ def _live(clients: list[Client], path: pathlib.Path, seed: str, synchronous: str
     disk = Disk(rng, rng.randrange(STEPS), survive=rng.choice((0.0, 0.0, 0.5, 0.9)))
     long_enough = rng.randrange(STEPS)  # sometimes it is closed before the cut
     calls = iter(range(long_enough))
-    with unittest.mock.patch.object(files, "sync_folder", disk.sync_folder), contextlib.suppress(UserError):
+    soon = [lambda connection: connection.wal_autocheckpoint(CHECKPOINT)]
+    with (
+        unittest.mock.patch.object(files, "sync_folder", disk.sync_folder),
+        unittest.mock.patch.object(apsw, "connection_hooks", soon),
+        contextlib.suppress(UserError),
+    ):
         store = SqliteStore(path, LOG, vfs=disk.name, synchronous=synchronous)
         try:
             write(clients, [store], rng.randrange(2**32), lambda: next(calls, None) is not None)

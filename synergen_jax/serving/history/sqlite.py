@@ -63,17 +63,16 @@ class SqliteStore(Store):
 
     def __init__(self, path: pathlib.Path, log: str, write: bool = True, *, vfs: str = "", synchronous: str = "FULL"):
         sqlite_connection.load()
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"{path} is a folder" if path.is_dir() else f"{path.parent}: there is no such folder")
-        self._path = path.resolve()
-        self._vfs = vfs
-        self._unscrubbed = False
+        self._vfs, self._unscrubbed = vfs, False
         with telling(path), contextlib.ExitStack() as stack:  # the first that is opened is closed last
+            if path.is_dir() or not path.parent.is_dir():
+                raise UserError(f"{path} is a folder" if path.is_dir() else f"{path.parent}: there is no such folder")
+            self._path = path.resolve()
             if write:
                 stack.callback(files.Lock(self._path).close)
             self._connection = self._connect(create=write)
             stack.callback(self._connection.close)
-            self._clock = _opened(self._connection, path, log, create=write)
+            self._clock = _opened(self._connection, path, log, write)
             self._pool = Pool(str(path), self._reader)
             stack.callback(self._pool.close)
             if write:
@@ -234,15 +233,13 @@ class _Stored:
         self.key, self.version, self.events = key, 0, 0
 
 
-def _opened(connection: apsw.Connection, path: pathlib.Path, log: str, create: bool) -> int:
+def _opened(connection: apsw.Connection, path: pathlib.Path, log: str, write: bool) -> int:
     """Makes the tables if the file is new, and returns the clock.
 
     Raises:
-      UserError: the file is of something else, of another form or of another log.
+      UserError: the file is of something else, of another form or of another log, or can have no write-ahead log.
     """
-    if create and not rows(connection, "select 1 from sqlite_schema"):
-        if connection.pragma("journal_mode", "wal") != "wal":
-            raise UserError(f"{path}: its file system has no shared memory for SQLite: choose a local disk")
+    if write and not rows(connection, "select 1 from sqlite_schema"):
         with transaction(connection, "immediate"):
             rows(connection, TABLES, log)
     tables = {name for (name,) in rows(connection, "select name from sqlite_schema where type = 'table'")}
@@ -252,6 +249,8 @@ def _opened(connection: apsw.Connection, path: pathlib.Path, log: str, create: b
     refuse_other(path, found, log, SCHEMA)
     if not isinstance(found.get("clock"), int):
         raise UserError(f"{path} is damaged: it does not tell how many events there were: give a copy that is whole")
+    if write and connection.pragma("journal_mode", "wal") != "wal":
+        raise UserError(f"{path}: its file system has no shared memory for SQLite: choose a local disk")
     return found["clock"]
 
 

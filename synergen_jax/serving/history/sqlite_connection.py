@@ -53,6 +53,8 @@ def telling(path: pathlib.Path) -> collections.abc.Iterator[None]:
         raise Unavailable(f"{path} cannot be opened, or is not there") from error
     except (apsw.ReadOnlyError, apsw.PermissionsError) as error:
         raise Unavailable(f"{path} cannot be written") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}") from error
     except apsw.Error as error:
         raise Unavailable(f"{path}: SQLite says: {first_line(error)}") from error
 
