@@ -31,6 +31,7 @@ import typing
 import numpy as np
 
 from data_pipelines.event_log.log_parts import Parts, PassingRecords
+from data_pipelines.event_log.stored_records import StoredRecords
 from data_pipelines.features import text
 from data_pipelines.files import disk
 from data_pipelines.files.records import DTYPES, FEATURES
@@ -252,12 +253,8 @@ class EventLog:
         if self._records is None:
             with self._lock:
                 if self._records is None:
-                    import tensorflow_datasets as tfds
-
-                    # The bytes of each record, not TFDS's decoded dict: that takes five times as long.
-                    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-                    builder = tfds.builder_from_directory(self.path / RECORDS)
-                    records = builder.as_data_source("users", deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # its decorator hides the arguments
+                    # Bytes of our own decoding, not TFDS's decoded dict: that takes five times as long.
+                    records = StoredRecords(self.path / RECORDS)
                     if len(records) != len(self):
                         raise UserError(f"{self.path}: {len(records)} records, not {len(self)}; prepare the log again")
                     self._example, self._records = stored_as(), records
