@@ -56,6 +56,7 @@ class Answering:
             raise UserError(f"{deployed.name}: a model of shown lists with features of candidates is not served")
         least = BATCHES[-1] * (deployed.max_history + 1)
         self.deployed, self.most = deployed, min(most, WIDTHS[-1])
+        self._widths = [wide for i, wide in enumerate(WIDTHS) if not i or WIDTHS[i - 1] < max(most, CANDIDATES)]
         self.model, self.params = deployed.model, jax.device_put(deployed.params)
         self._words = Words(deployed, max(query_slots, least))
         self.items = {item: i for i, item in enumerate(deployed.items) if i}
@@ -81,7 +82,7 @@ class Answering:
             for allowed in (self._all, jnp.asarray(np.repeat(self._findable[None], size, axis=0))):
                 scores = self._scores(rows, size, allowed)
             scores = compiled.without(scores, jnp.zeros((size, OUT), jnp.int32))
-            for wide in WIDTHS:
+            for wide in self._widths:
                 compiled.best(scores, self._few(wide))
                 self._ranked(rows, [np.zeros(0, np.int32)] * size, size, wide)
 
@@ -160,19 +161,19 @@ class Answering:
         values, ids = self._top(scores.at[0, number].set(-jnp.inf), k)
         return [
             Found(self.deployed.items[i], float(score), {})
-            for i, score in zip(ids[0, :k], values[0, :k])
+            for i, score in zip(ids[0, :k].tolist(), values[0, :k].tolist())
             if score > -np.inf
         ]
 
-    def _past(self, user: str, store: Store) -> Past:
-        """All that is known of a user."""
-        events = store.history(user).events
+    def _past(self, user: str, store: Store) -> tuple[int, Past]:
+        """The version of a user's history, and all that is known of them."""
+        version, events = store.history(user)
         texts = {" ".join(event.query.split()) for event in events} - {""}
         # More than are held at one time tell little of a user: the newest ones count.
         newest = list(dict.fromkeys(" ".join(event.query.split()) for event in reversed(events)))
         held = self._words.find(newest[: self.deployed.max_history]) if texts else {}
         cleaned = {event.query: held[text].id for event in events if (text := " ".join(event.query.split())) in held}
-        return timeline(self.deployed.past(user), events, self.items, self.actions, cleaned)
+        return version, timeline(self.deployed.past(user), events, self.items, self.actions, cleaned)
 
     def _found(
         self, requests: collections.abc.Sequence[Resolved], rows: list[tuple[State, int, int]]
@@ -187,7 +188,7 @@ class Answering:
         made: list[list[Found]] = []
         for part, size in batches(list(range(len(requests)))):
             ids = [wanted[i] for i in part]
-            wide = next(w for w in WIDTHS if w >= max(map(len, ids)))
+            wide = next(w for w in self._widths if w >= max(map(len, ids)))
             scores, chances = self._ranked([rows[i] for i in part], ids, size, wide)
             for row, i in enumerate(part):
                 found = self._named(wanted[i], scores[row], chances[row])
@@ -235,7 +236,7 @@ class Answering:
 
     def _top(self, scores, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids (B, K) of the best, K at least `most` where there are as many items."""
-        wide = next(w for w in WIDTHS if w >= most)
+        wide = next(w for w in self._widths if w >= most)
         return jax.device_get(compiled.best(scores, self._few(wide)))
 
     def _readers(self, rows: list[tuple[State, int, int]], size: int, items: np.ndarray) -> tuple[np.ndarray, Readers]:
@@ -269,7 +270,7 @@ class Answering:
     def _named(self, ids: np.ndarray, scores: np.ndarray, chances: np.ndarray) -> list[Found]:
         labels, names = self.model.spec.labels, self.deployed.items
         return [
-            Found(str(names[item]), float(score), dict(zip(labels, map(float, chance))))
+            Found(names[int(item)], float(score), dict(zip(labels, map(float, chance))))
             for item, score, chance in zip(ids.tolist(), scores, chances)
         ]
 

@@ -22,8 +22,6 @@ from synergen_jax.serving.deployed import Deployed
 from synergen_jax.serving.history.store import Event, History, Outcome, Store
 from synergen_jax.serving.states import BATCHES
 
-_STOP = None
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -155,7 +153,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-        self._jobs.put(_STOP)
+        self._jobs.put(None)
         self._thread.join()
 
     # --- the engine's thread
@@ -187,7 +185,7 @@ class Engine:
             jobs, work = self._next()
             if jobs:
                 self._answer(jobs)
-            if work is _STOP:
+            if work is None:  # `close`
                 break
             if work is not _NOTHING:
                 typing.cast(typing.Callable[[], None], work)()
@@ -200,7 +198,7 @@ class Engine:
             one = self._jobs.get()
             if isinstance(one, _Job):
                 one.answer.set_exception(UserError(self._fault))
-            elif one is not _STOP:
+            elif one is not None:
                 one()
 
     def _next(self) -> tuple[list[_Job], typing.Any]:

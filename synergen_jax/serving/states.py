@@ -27,7 +27,7 @@ NAMES = ("time", "item", "action", "query")
 APPENDED = 8  # events that are appended in one call; more are encoded anew
 
 
-Load = collections.abc.Callable[[], Past]
+Load = collections.abc.Callable[[], tuple[int, Past]]
 
 
 @dataclasses.dataclass
@@ -77,14 +77,13 @@ class States:
             )
         self._served, self.slots, self.host_bytes = served, slots, host_bytes
         self.length, self.room = length, max(length // 4, 1)
-        # Two more: of nobody in particular, and of the rows that pad a batch.
-        made = compiled.empty_slots(served.model, served.params, served.catalogue, slots + 2, length)
-        self.caches: Cache = made
+        # Two more slots: of nobody in particular, and of the rows that pad a batch.
         self.nobody, self.padding = slots, slots + 1
-        self.slot_bytes = sum(x.nbytes for x in jax.tree.leaves(made)) // (slots + 2)
-        self._free = list(range(slots - 1, -1, -1))
         self._device: collections.OrderedDict[str, State] = collections.OrderedDict()
         self._host: collections.OrderedDict[str, tuple[State, Cache]] = collections.OrderedDict()
+        self.caches: Cache
+        self.reset()
+        self.slot_bytes = sum(x.nbytes for x in jax.tree.leaves(self.caches)) // (slots + 2)
         self.counts = collections.Counter(hits=0, host_hits=0, encoded=0, appended=0, evicted=0)
 
     def _touch(self, user: str) -> None:
@@ -96,16 +95,40 @@ class States:
         """The states of users, at most as many as there are slots, each of whose caches is in a slot then.
 
         Args:
-          wanted: user -> the version of their history, and what reads the whole of it, if no cache is of that version.
+          wanted: user -> the version of their history, and what reads the version and the whole of it, if no cache is of
+            that version.
         """
+        # All that the store has to say first: where it fails, nothing has changed.
+        told = {user: load() for user, (version, load) in wanted.items() if self._version(user) != version}
         for user in wanted:
             self._touch(user)  # so that none of them makes room for another
         encode: list[State] = []
         append: list[tuple[State, Past]] = []
-        found = {user: self._in_slot(user, *told, encode, append) for user, told in wanted.items()}
-        self._encode(encode)
-        self._append(append)
+        try:
+            # Those in host memory first: each gives its room there to the one that leaves the device for it, so that none of
+            # them is pushed out by new ones.
+            order = sorted(wanted, key=lambda user: user not in self._host)
+            found = {user: self._in_slot(user, told.get(user), encode, append) for user in order}
+            self._encode(encode)
+            self._append(append)
+        except BaseException:  # what was written to was given away
+            self.reset()
+            raise
         return found
+
+    def reset(self) -> None:
+        """Forgets all caches."""
+        served, slots = self._served, self.slots
+        self.caches = compiled.empty_slots(served.model, served.params, served.catalogue, slots + 2, self.length)
+        self._free = list(range(slots - 1, -1, -1))
+        self._device.clear()
+        self._host.clear()
+
+    def _version(self, user: str) -> int | None:
+        """The version of a user's cache; None: there is none."""
+        if user in self._device:
+            return self._device[user].version
+        return self._host[user][0].version if user in self._host else None
 
     def drop(self, user: str) -> None:
         """Forgets a user."""
@@ -127,12 +150,15 @@ class States:
 
     # --- one user
 
-    def _in_slot(self, user: str, version: int, load: Load, encode: list[State], append: list) -> State:
+    def _in_slot(
+        self, user: str, told: tuple[int, Past] | None, encode: list[State], append: list[tuple[State, Past]]
+    ) -> State:
         state = self._device.get(user) or self._from_host(user)
-        if state is not None and state.version == version:
+        if told is None:
+            assert state is not None
             self.counts["hits"] += 1
             return state
-        past = load()
+        version, past = told
         begin = timeline.window(len(past), self.length, self.room)
         held = Past(*(getattr(past, name)[begin:] for name in NAMES))
         new = State(version, held, np.unique(past.item[past.item > 0]), len(past))

@@ -1,8 +1,11 @@
 """The serving engine: its answers are those of `Served`, whatever the tiers hold, and know every acknowledged event."""
 
+import concurrent.futures
+import dataclasses
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import small_shop
@@ -10,12 +13,13 @@ import small_shop
 import synergen_jax as sg
 from synergen_jax.runs import serve
 from synergen_jax.runs.run import open_run
+from synergen_jax.serving import compiled
 from synergen_jax.serving.asking import Ask, Overloaded, TooLate, Unknown
-from synergen_jax.serving.engine import Engine, Settings
+from synergen_jax.serving.engine import Engine, Settings, _Job
 from synergen_jax.serving.history.opening import open_store
-from synergen_jax.serving.history.store import Event, Status
+from synergen_jax.serving.history.store import Event, Status, Unavailable
 
-SMALL = Settings(slots=16, host_bytes=0, waiting=64)
+SMALL = Settings(slots=16, host_bytes=0, waiting=64, most=100)
 LATER = 1_700_000_000
 
 
@@ -185,6 +189,41 @@ def test_what_was_evicted_is_rebuilt_to_the_same_answer(shop, tmp_path, host_byt
         assert (gauges["cache_host_hits_total"] > 0) == (host_bytes >= 10**8)
 
 
+def test_a_store_that_fails_costs_no_answer_its_events(shop, engine, monkeypatch):
+    """It fails between the versions and the histories of one batch: what is cached by then is not taken for newer."""
+    engine.ask(Ask("u1", k=3))
+    engine.add([event("u1", "i9", LATER), event("u2", "i9", LATER)])
+    store, whole = engine._store, type(engine._store).history
+
+    def fails(self, user, last=None):
+        if last is None and user == "u2":
+            raise Unavailable("the disk is gone")
+        return whole(self, user, last)
+
+    monkeypatch.setattr(type(store), "history", fails)
+    jobs = [_Job(Ask(user, k=3), time.monotonic() + 60, concurrent.futures.Future()) for user in ("u1", "u2")]
+    engine._waiting += len(jobs)
+    engine._on_thread(lambda: engine._answer(jobs))
+    assert all(isinstance(job.answer.exception(), Unavailable) for job in jobs)
+    with pytest.raises(Unavailable):
+        engine.ask(Ask("u2", k=3))
+    monkeypatch.undo()
+    assert engine.ask(Ask("u1", k=3)).events == shop.opened.run.log.lengths[shop.opened.run.log.find_user("u1")] + 1
+
+
+def test_the_device_that_fails_costs_the_caches_alone(shop, engine, monkeypatch):
+    before = engine.ask(Ask("u1", k=3, time=LATER))
+
+    def fails(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(compiled, "encode_to", fails)
+    with pytest.raises(RuntimeError):
+        engine.ask(Ask("u30", k=3, time=LATER))
+    monkeypatch.undo()
+    assert engine.ask(Ask("u1", k=3, time=LATER)) == before
+
+
 def test_another_process_may_write(shop, engine, tmp_path):
     """A second store over the same file stands for it: it may only read; so the writer's events are seen by its engine."""
     reader = open_store(tmp_path / "histories.sqlite", "shop", write=False)
@@ -221,10 +260,6 @@ def test_events_that_the_log_was_given_count_once(shop, engine):
 
 
 def test_a_swapped_model_answers_with_fresh_caches(shop, engine):
-    import dataclasses
-
-    import jax
-
     before = engine.ask(Ask("u1", k=5, time=LATER))
     other = jax.tree.map(lambda x: x * 1.01, shop.deployed.params)
     engine.swap(dataclasses.replace(shop.deployed, name="another", params=other))
