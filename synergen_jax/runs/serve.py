@@ -7,11 +7,13 @@ import pathlib
 import numpy as np
 
 from synergen_jax.errors import UserError
+from synergen_jax.runs import serve_log
 from synergen_jax.runs.run import Opened, open_run
 from synergen_jax.serving.deployed import Deployed, Past
 from synergen_jax.serving.engine import Engine, Settings
 from synergen_jax.serving.history.opening import open_store
 from synergen_jax.serving.history.store import Store
+from synergen_jax.serving.shown import ShownLog
 
 Place = str | pathlib.Path
 
@@ -52,6 +54,8 @@ def open_engine(
     data_dir: Place | None = None,
     log: Place | None = None,
     settings: Settings | None = None,
+    shown: str | pathlib.Path | None = None,
+    share: float = 1.0,
 ) -> tuple[Engine, Store]:
     """An engine over a run and a store of histories; it becomes ready in the background. The caller closes both.
 
@@ -59,6 +63,7 @@ def open_engine(
       workdir: of a trained run.
       store: a file of SQLite or `postgresql://...`; None: `serving.sqlite` in the workdir.
       log: a version that goes on from the run's, such as `shop@3`; None: the newest one.
+      shown: folder of the log of answers; None: `shown` in the workdir. share: of the answers that are logged; 0: none.
 
     Raises:
       UserError: the run or the store cannot be opened, or settings do not go together.
@@ -67,10 +72,10 @@ def open_engine(
     opened = open_run(workdir, [], data_dir, log=log, newest=True)
     if opened.run.log.candidate_features:
         raise UserError(f"{workdir}: a run on shown lists with features of candidates is not served")
-    place = workdir / "serving.sqlite" if store is None else store
-    histories = open_store(place, opened.run.log.name)
+    histories = open_store(workdir / serve_log.STORE if store is None else store, opened.run.log.name)
     try:
-        return Engine(deployed(opened), histories, settings or Settings()), histories
+        lists = ShownLog(pathlib.Path(shown) if shown else workdir / serve_log.SHOWN, share) if share else None
+        return Engine(deployed(opened), histories, settings, lists), histories
     except BaseException:
         histories.close()
         raise

@@ -160,7 +160,7 @@ class Answering:
         scores = jnp.where(self._all, jnp.matmul(self._keys[number][None], self._keys.T, precision="highest"), -jnp.inf)
         values, ids = self._top(scores.at[0, number].set(-jnp.inf), k)
         return [
-            Found(self.deployed.items[i], float(score), {})
+            Found(self.deployed.items[int(i)], float(score), {})
             for i, score in zip(ids[0, :k].tolist(), values[0, :k].tolist())
             if score > -np.inf
         ]

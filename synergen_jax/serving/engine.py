@@ -20,6 +20,7 @@ from synergen_jax.serving.answering import Answering, Resolved
 from synergen_jax.serving.asking import Answer, Ask, Found, Overloaded, TooLate, Unknown
 from synergen_jax.serving.deployed import Deployed
 from synergen_jax.serving.history.store import Event, History, Outcome, Store
+from synergen_jax.serving.shown import ShownLog
 from synergen_jax.serving.states import BATCHES
 
 
@@ -45,12 +46,18 @@ class _Job:
 class Engine:
     """A deployed model over a store of histories. Its methods may be called from any thread.
 
+    Args:
+      shown: where answers are logged; None: nowhere.
+
     Raises:
       UserError: settings that do not go together.
     """
 
-    def __init__(self, deployed: Deployed, store: Store, settings: Settings = Settings()):
-        self._settings, self._store = settings, store
+    def __init__(
+        self, deployed: Deployed, store: Store, settings: Settings | None = None, shown: ShownLog | None = None
+    ):
+        settings = settings or Settings()
+        self._settings, self._store, self._shown = settings, store, shown
         self._answering = Answering(deployed, settings.slots, settings.host_bytes, settings.query_slots, settings.most)
         self._jobs: queue.Queue[_Job | typing.Callable[[], None] | None] = queue.Queue()
         self._waiting = 0
@@ -72,11 +79,12 @@ class Engine:
         """What can be ranked by."""
         return self._answering.deployed.model.spec.labels
 
-    def ask(self, ask: Ask, within: float = 60.0) -> Answer:
+    def ask(self, ask: Ask, within: float = 60.0, request: str = "") -> Answer:
         """Answers one request.
 
         Args:
           within: seconds after which nobody wants the answer any more.
+          request: id by which later events refer to the answer, which is logged then; "": it is not.
 
         Raises:
           Overloaded: too many requests wait. TooLate: `within` has passed. Unknown: there is no such item, action or
@@ -93,9 +101,12 @@ class Engine:
             self._waiting += 1
         self._jobs.put(job)
         try:
-            return job.answer.result(within + 1.0)
+            answer = job.answer.result(within + 1.0)
         except concurrent.futures.TimeoutError:
             raise TooLate(f"not answered within {within:g} seconds") from None
+        if request and self._shown is not None:
+            self._shown.write(request, ask, answer)
+        return answer
 
     def similar(self, item: str, k: int = 10) -> list[Found]:
         """The items whose keys are most like an item's, best first.
@@ -145,6 +156,8 @@ class Engine:
     def gauges(self) -> dict[str, float]:
         """What the engine holds and has done."""
         held = self._answering.states.gauges()
+        if self._shown is not None:
+            held["shown_lost_total"] = self._shown.lost
         return {**held, "waiting": self._waiting, "waiting_limit": self._settings.waiting, **self._counts}
 
     def close(self) -> None:
