@@ -22,6 +22,7 @@ def deployed(opened: Opened) -> Deployed:
     """What is served of a run that is open."""
     run = opened.run
     log, numbers = run.log, {user: i for i, user in enumerate(run.log.user_ids)}
+    log[0]  # opens the records now: the first request need not wait for that
     encoder = log.text_encoder() if "text" in log.query_matrices else None
 
     def past(user: str) -> Past | None:
