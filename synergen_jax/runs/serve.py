@@ -12,7 +12,6 @@ from synergen_jax.runs.run import Opened, open_run
 from synergen_jax.serving.deployed import Deployed, Past
 from synergen_jax.serving.engine import Engine, Settings
 from synergen_jax.serving.history.opening import open_store
-from synergen_jax.serving.history.store import Store
 from synergen_jax.serving.shown import ShownLog
 
 Place = str | pathlib.Path
@@ -57,8 +56,8 @@ def open_engine(
     settings: Settings | None = None,
     shown: str | pathlib.Path | None = None,
     share: float = 1.0,
-) -> tuple[Engine, Store]:
-    """An engine over a run and a store of histories; it becomes ready in the background. The caller closes both.
+) -> Engine:
+    """An engine over a run and a store of histories; it becomes ready in the background. The caller closes it.
 
     Args:
       workdir: of a trained run.
@@ -76,7 +75,7 @@ def open_engine(
     histories = open_store(workdir / serve_log.STORE if store is None else store, opened.run.log.name)
     try:
         lists = ShownLog(pathlib.Path(shown) if shown else workdir / serve_log.SHOWN, share) if share else None
-        return Engine(deployed(opened), histories, settings, lists), histories
+        return Engine(deployed(opened), histories, settings, lists)
     except BaseException:
         histories.close()
         raise

@@ -44,7 +44,7 @@ class _Job:
 
 
 class Engine:
-    """A deployed model over a store of histories. Its methods may be called from any thread.
+    """A deployed model over a store of histories, which it closes. Its methods may be called from any thread.
 
     Args:
       shown: where answers are logged; None: nowhere.
@@ -161,13 +161,15 @@ class Engine:
         return {**held, "waiting": self._waiting, "waiting_limit": self._settings.waiting, **self._counts}
 
     def close(self) -> None:
-        """Answers what waits, and takes nothing more. The store stays open: it is the caller's."""
+        """Answers what waits, takes nothing more, and closes the store and the log of answers; again it does nothing."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._jobs.put(None)
+            done, self._closed = self._closed, True
+        if not done:
+            self._jobs.put(None)
         self._thread.join()
+        self._store.close()
+        if self._shown is not None:
+            self._shown.close()
 
     # --- the engine's thread
 

@@ -45,15 +45,14 @@ class opened:
         self.shop, self.folder, self.settings = shop, folder, settings
 
     def __enter__(self):
-        self.store = open_store(self.folder / "histories.sqlite", "shop")
-        self.engine = Engine(self.shop.deployed, self.store, self.settings)
+        store = open_store(self.folder / "histories.sqlite", "shop")
+        self.engine = Engine(self.shop.deployed, store, self.settings)
         while not self.engine.ready:
             time.sleep(0.01)
         return self.engine
 
     def __exit__(self, *_):
         self.engine.close()
-        self.store.close()
 
 
 def served(shop, user, query="", at=LATER, record=None, **asked):
@@ -235,7 +234,6 @@ def test_another_process_may_write(shop, engine, tmp_path):
         assert (before.version, after.events) == (0, before.events + 1) and after.version > 0
     finally:
         other.close()
-        reader.close()
 
 
 def test_a_deleted_user_is_what_the_log_knows(shop, engine):

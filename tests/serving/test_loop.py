@@ -20,16 +20,16 @@ SMALL = Settings(slots=16, host_bytes=0, most=50)
 
 
 def serving(shop, workdir, **more):
-    """A warm engine over the store of a workdir, and the store."""
-    engine, store = serve.open_engine(workdir, data_dir=shop.data, settings=SMALL, **more)
+    """A warm engine over the store of a workdir."""
+    engine = serve.open_engine(workdir, data_dir=shop.data, settings=SMALL, **more)
     while not engine.ready:
         time.sleep(0.01)
-    return engine, store
+    return engine
 
 
 def test_the_loop_closes(tmp_path, capsys):
     shop = small_shop.Shop(tmp_path).trained()
-    engine, store = serving(shop, shop.workdir)
+    engine = serving(shop, shop.workdir)
     now = int(time.time()) - 1000
     for n, user in enumerate(("u1", "u2", "stranger")):
         answer = engine.ask(Ask(user, "red dress" if n == 1 else "", k=5), request=f"r{n}")
@@ -44,7 +44,6 @@ def test_the_loop_closes(tmp_path, capsys):
     assert [len(row["shown"].split("|")) for row in rows if row["request"].startswith("r")] == [5, 5, 5]
     assert [row["query"] for row in rows if row["user"] == "u2"] == ["red dress"]
     engine.close()
-    store.close()
     assert shop.call("data", "append", "shop", out) == 0
     log = EventLog.load(locate("shop", shop.data))
     record = log[log.find_user("u2")]
@@ -53,7 +52,7 @@ def test_the_loop_closes(tmp_path, capsys):
     further = ("train", shop.root / "shop.toml", "--workdir", tmp_path / "further", "--init-from", shop.workdir)
     assert shop.call(*further) == 0
     # The next service answers with the next model, from the same store; what the log was given counts once.
-    engine, store = serving(shop, tmp_path / "further", store=shop.workdir / serve_log.STORE)
+    engine = serving(shop, tmp_path / "further", store=shop.workdir / serve_log.STORE)
     try:
         assert engine.name.startswith("shop@2, step")
         answer = engine.ask(Ask("u1", k=3))
@@ -61,7 +60,6 @@ def test_the_loop_closes(tmp_path, capsys):
         assert engine.ask(Ask("stranger", k=3)).events == 1
     finally:
         engine.close()
-        store.close()
     again = shop.call("data", "append", "shop", out, "--drop", "duplicates")
     assert again == 0 and locate("shop", shop.data).name == "shop@2"
 
