@@ -1,0 +1,67 @@
+"""How much a request may ask for, and which times make sense."""
+
+from __future__ import annotations
+
+import time
+
+from synergen_jax.serving.http import bodies
+from synergen_jax.serving.http.problems import Problem
+from synergen_jax.serving.http.settings import Limits
+
+AHEAD = 86_400  # seconds that a time may lie in the future: clocks differ
+
+
+def check(body: bodies.Body, limits: Limits) -> None:
+    """Refuses a body that asks for too much, or that names a time which cannot be one."""
+    match body:
+        case bodies.Recommend():
+            _most("k", body.k, limits.k)
+            _most("allow", len(body.allow or ()), limits.listed)
+            _most("deny", len(body.deny), limits.listed)
+            _at("time", body.time)
+        case bodies.Rank():
+            _most("candidates", len(body.candidates), limits.candidates)
+            _at("time", body.time)
+        case bodies.Similar():
+            _most("k", body.k, limits.k)
+        case bodies.Events():
+            _most("events", len(body.events), limits.events)
+            for place, event in enumerate(body.events):
+                _at(f"events.{place}.time", event.time)
+                _words(f"events.{place}.query", event.query, limits)
+    if isinstance(body, bodies.Search | bodies.Rank):
+        _words("query", body.query, limits)
+
+
+def seconds(body: bodies.Timed, limits: Limits) -> float:
+    """Within which to answer.
+
+    Raises:
+      Problem: the request wants more than it may.
+    """
+    if body.timeout_ms is None:
+        return limits.timeout
+    _most("timeout_ms", body.timeout_ms, round(limits.longest * 1000))
+    return body.timeout_ms / 1000
+
+
+def last(count: int, limits: Limits) -> None:
+    """Refuses to show more events than one answer may have."""
+    _most("last", count, limits.events)
+
+
+def _most(name: str, value: int, most: int) -> None:
+    if value > most:
+        raise Problem(422, "over-limit", f"{name}: {value} is more than the {most} that one request may have")
+
+
+def _words(name: str, query: str, limits: Limits) -> None:
+    if len(query) > limits.query:
+        raise Problem(422, "over-limit", f"{name}: {len(query)} characters are more than {limits.query}")
+
+
+def _at(name: str, at: int | None) -> None:
+    if at is not None and at > time.time() + AHEAD:
+        raise Problem(
+            422, "invalid-request", f"{name}: {at} lies more than a day in the future; times are Unix seconds"
+        )
