@@ -1,5 +1,6 @@
 """An engine without a model: what the service needs of one, answered at once from memory."""
 
+import dataclasses
 import threading
 import time
 
@@ -101,10 +102,10 @@ class FakeEngine:
         return [Found(item, 1 / int(item), {"buy": 0.5}) for item in items]
 
     def _add(self, event: Event) -> Outcome:
-        version, events = self._users.get(event.user, (0, {}))
-        name = event.id or f"made-{self.versions}"
-        told = outcome(event, events.get(name))
+        events = self._users.get(event.user, (0, {}))[1]
+        event = event if event.id else dataclasses.replace(event, id=f"made-{self.versions}")
+        told = outcome(event, events.get(event.id))
         if told.status == "stored":
             self.versions += 1
-            self._users[event.user] = (self.versions, events | {name: event})
-        return Outcome(name, told.status)
+            self._users[event.user] = (self.versions, events | {event.id: event})
+        return Outcome(event.id, told.status)

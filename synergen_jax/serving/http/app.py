@@ -108,12 +108,14 @@ class Service:
         self,
         request: Request,
         id: str,
-        last: typing.Annotated[int, Query(ge=0, le=2**53, description="newest events")] = 100,
+        last: typing.Annotated[
+            int | None, Query(ge=0, le=2**53, description="how many; else 100, or fewer by a setting")
+        ] = None,
     ) -> answers.User:
         """Shows a user's newest events."""
-        limits.last(last, self.limits)
+        count = limits.last(last, self.limits)
         user = _user(request, id)
-        history = await self.store.call(self.limits.longest, LATE, lambda: self.engine.history(user, last))
+        history = await self.store.call(self.limits.longest, LATE, lambda: self.engine.history(user, count))
         return answers.User.of(_id(request), user, history)
 
     async def delete(self, request: Request, id: str) -> answers.Deleted:

@@ -9,6 +9,7 @@ from synergen_jax.serving.http.problems import Problem
 from synergen_jax.serving.http.settings import Limits
 
 AHEAD = 86_400  # seconds that a time may lie in the future: clocks differ
+SHOWN = 100  # events, where a request does not say how many
 
 
 def check(body: bodies.Body, limits: Limits) -> None:
@@ -45,9 +46,16 @@ def seconds(body: bodies.Timed, limits: Limits) -> float:
     return body.timeout_ms / 1000
 
 
-def last(count: int, limits: Limits) -> None:
-    """Refuses to show more events than one answer may have."""
+def last(count: int | None, limits: Limits) -> int:
+    """How many events to show.
+
+    Raises:
+      Problem: more than one answer may have.
+    """
+    if count is None:
+        return min(SHOWN, limits.events)
     _most("last", count, limits.events)
+    return count
 
 
 def _most(name: str, value: int, most: int) -> None:
