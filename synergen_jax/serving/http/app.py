@@ -131,7 +131,7 @@ class Service:
     async def readyz(self, request: Request) -> answers.Health:
         """Says whether to send requests here."""
         if self.stopping:
-            raise Problem(503, "stopping", "The service is shutting down.", problems.retry_after(problems.LATER))
+            raise problems.stopping()
         self._refuse_unready()
         return answers.Health(request_id=_id(request), status="ready")
 

@@ -56,6 +56,9 @@ class Door:
             await self._app(visit.scope, _bounded(receive, self._settings.limits), visit.send)
         except Problem as problem:
             await problem.response(visit.id)(visit.scope, receive, visit.send)
+        except asyncio.CancelledError:  # the service ends, and waits no longer: whoever asked is told, and that is all
+            if not visit.status:
+                await problems.stopping().response(visit.id)(visit.scope, receive, visit.send)
         except Exception:
             logs.failed("error", request_id=visit.id, path=visit.path)
             if visit.status:

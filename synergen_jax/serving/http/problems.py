@@ -88,6 +88,11 @@ def unforeseen() -> Problem:
     return Problem(500, "internal", "The service has failed; its log tells why, under this request id.")
 
 
+def stopping() -> Problem:
+    """What is said while the service shuts down."""
+    return Problem(503, "stopping", "The service is shutting down.", retry_after(LATER))
+
+
 def _of_framework(error: HTTPException) -> Problem:
     details = {
         404: "There is no such path; /openapi.json lists those that there are.",

@@ -23,17 +23,19 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
       UserError: the address is taken, or is none of this machine.
     """
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: a port lies within 0 .. {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} --port {port}: {error}") from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         bound.close()
         raise UserError(f"--host {host} --port {port}: cannot listen there: {error}") from None
     return bound
