@@ -57,8 +57,7 @@ class FakeEngine:
         """Keeps events in memory."""
         self._act()
         for place, event in enumerate(events):
-            if event.action not in ACTIONS:
-                raise Unknown("action", event.action, f"event {place}: there is no action {event.action!r}")
+            self._known_action(place, event.action)
             if event.item:
                 self._known(event.item)
             if wrong := fault(event):
@@ -99,8 +98,12 @@ class FakeEngine:
         if item not in ITEMS:
             raise Unknown("item", item, f"item {item!r} is not in shop")
 
+    def _known_action(self, place, action):
+        if action not in ACTIONS:
+            raise Unknown("action", action, f"event {place}: there is no action {action!r}")
+
     def _found(self, items):
-        return [Found(item, 1 / int(item), {"buy": 0.5}) for item in items]
+        return [Found(item, 1 / (1 + ITEMS.index(item)) if item in ITEMS else 0.0, {"buy": 0.5}) for item in items]
 
     def _add(self, event: Event) -> Outcome:
         events = self._users.get(event.user, (0, {}))[1]

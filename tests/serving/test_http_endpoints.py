@@ -193,4 +193,8 @@ def test_the_description(service):
         problem = post["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"]
         assert problem.rpartition("/")[2] in told["components"]["schemas"]
     assert set(told["paths"]["/v1/users/{id}"]) == {"get", "delete"}
+    fields = told["components"]["schemas"]["Search"]["properties"]
+    assert (fields["k"]["minimum"], fields["k"]["maximum"]) == (1, 1_000)
+    assert fields["allow"]["anyOf"][0]["maxItems"] == 10_000
+    assert list(told["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     json.dumps(told, allow_nan=False)

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from synergen_jax.errors import UserError
 from synergen_jax.serving.asking import Answer, TooLate
@@ -185,17 +185,18 @@ def create(service: Service, settings: Settings) -> FastAPI:
     users = f"{metrics.USERS}{{id:path}}"
     app.add_api_route(users, service.user, methods=["GET"], responses=openapi.refusals(*openapi.SHOWING))
     app.add_api_route(users, service.delete, methods=["DELETE"], responses=openapi.refusals(*openapi.SHOWING))
-    for path, answer, refused in (
-        ("/healthz", service.healthz, ()),
-        ("/readyz", service.readyz, (503,)),
-        ("/metrics", service.prometheus, (401, 504)),
+    for path, answer, refused, kind in (
+        ("/healthz", service.healthz, (), JSONResponse),
+        ("/readyz", service.readyz, (503,), JSONResponse),
+        ("/metrics", service.prometheus, (401, 504), PlainTextResponse),
     ):
-        app.add_api_route(path, answer, methods=["GET"], responses=openapi.refusals(*refused))
+        refusals = openapi.refusals(*refused)
+        app.add_api_route(path, answer, methods=["GET"], responses=refusals, response_class=kind)
         app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     for kind in (HTTPException, RequestValidationError, UserError):
         app.add_exception_handler(kind, _refuse)
     app.add_middleware(Door, settings=settings, metrics=service.metrics, model=service.engine.name)
-    app.openapi = lambda: openapi.described(app, settings.keys is not None)
+    app.openapi = lambda: openapi.described(app, settings)
     return app
 
 

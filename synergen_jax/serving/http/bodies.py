@@ -26,15 +26,20 @@ def _short(text: str) -> str:
     return text
 
 
-_Plain, _Short, _Some = pydantic.AfterValidator(_plain), pydantic.AfterValidator(_short), Field(min_length=1)
-_COUNT = Field(ge=1, le=2**53)  # JSON's whole numbers, as all languages have them
-Text = typing.Annotated[str, _Plain]
-Words = typing.Annotated[str, _Some, _Plain]
-Id = typing.Annotated[str, _Some, _Plain, _Short]
-MaybeId = typing.Annotated[str, _Plain, _Short]
-Time = typing.Annotated[int, _COUNT]
+def _whole(value: object) -> object:
+    """3.0 is a whole number, too: JSON has one kind of numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Some = Field(min_length=1)
+_Plain = (pydantic.AfterValidator(_plain), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"}))
+_Short = (pydantic.AfterValidator(_short), Field(json_schema_extra={"maxLength": LONGEST}))  # told as characters
+Text = typing.Annotated[str, *_Plain]
+Words = typing.Annotated[str, _Some, *_Plain]
+Id = typing.Annotated[str, _Some, *_Plain, *_Short]
+MaybeId = typing.Annotated[str, *_Plain, *_Short]
+Count = typing.Annotated[int, Field(ge=1, le=2**53), pydantic.BeforeValidator(_whole)]
 Items = typing.Annotated[list[Id], Field(description="original ids of items")]
-K = typing.Annotated[int, _COUNT]
 
 
 class Body(pydantic.BaseModel):
@@ -46,9 +51,7 @@ class Body(pydantic.BaseModel):
 class Timed(Body):
     """A request with a deadline of its own."""
 
-    timeout_ms: typing.Annotated[int, _COUNT] | None = Field(
-        None, description="milliseconds within which to answer; null: a setting"
-    )
+    timeout_ms: Count | None = Field(None, description="milliseconds within which to answer; null: a setting")
 
 
 class Recommend(Timed):
@@ -57,8 +60,8 @@ class Recommend(Timed):
     model_config = pydantic.ConfigDict(json_schema_extra={"examples": [{"user": "196", "k": 3}]})
 
     user: Id | None = Field(None, description="null: nobody in particular; one without events is somebody new")
-    k: K = Field(10, description="how many items")
-    time: Time | None = Field(None, description="of the request, Unix seconds; null: now")
+    k: Count = Field(10, description="how many items")
+    time: Count | None = Field(None, description="of the request, Unix seconds; null: now")
     order: Text = Field("", description="a ranked label whose probability orders what was retrieved")
     allow: Items | None = Field(None, description="the only items that may come back; null: all")
     deny: Items = Field([], description="items that do not come back")
@@ -92,7 +95,7 @@ class Rank(Timed):
     candidates: Items = Field(min_length=1)
     user: Id | None = Field(None, description="null: nobody in particular; one without events is somebody new")
     query: Text = Field("", description="words")
-    time: Time | None = Field(None, description="of the request, Unix seconds; null: now")
+    time: Count | None = Field(None, description="of the request, Unix seconds; null: now")
     order: Text = Field(
         "", description='a ranked label by which the items are put in order; "": they stay as they came'
     )
@@ -109,7 +112,7 @@ class Similar(Timed):
     model_config = pydantic.ConfigDict(json_schema_extra={"examples": [{"item": "50", "k": 3}]})
 
     item: Id
-    k: K = Field(10, description="how many items")
+    k: Count = Field(10, description="how many items")
 
 
 class OneEvent(Body):
@@ -117,7 +120,7 @@ class OneEvent(Body):
 
     user: Id
     action: Words
-    time: Time = Field(description="Unix seconds")
+    time: Count = Field(description="Unix seconds")
     item: MaybeId = Field("", description='"" where there is only a query')
     query: Text = Field("", description="words")
     request: MaybeId = Field("", description="request_id of the answer that it belongs to")

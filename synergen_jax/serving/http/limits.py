@@ -34,6 +34,21 @@ def check(body: bodies.Body, limits: Limits) -> None:
         _words("query", body.query, limits)
 
 
+def described(limits: Limits) -> dict[str, dict[str, dict[str, int]]]:
+    """The same, as the schemas of bodies have it: keywords by name and field."""
+    query, k = {"maxLength": limits.query}, {"maximum": limits.k}
+    timed = {"timeout_ms": {"maximum": round(limits.longest * 1000)}}
+    listed = {name: {"maxItems": limits.listed} for name in ("allow", "deny")}
+    return {
+        "Recommend": {"k": k} | listed | timed,
+        "Search": {"k": k, "query": query} | listed | timed,
+        "Rank": {"candidates": {"maxItems": limits.candidates}, "query": query} | timed,
+        "Similar": {"k": k} | timed,
+        "Events": {"events": {"maxItems": limits.events}},
+        "OneEvent": {"query": query},
+    }
+
+
 def seconds(body: bodies.Timed, limits: Limits) -> float:
     """Within which to answer.
 
