@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from client import Client
 
 from synergen_jax.cli import main
 
@@ -230,3 +231,32 @@ def test_help_needs_none_of_it():
     program = "import sys; from synergen_jax.cli import main; main.parser(); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"fastapi", "pydantic", "uvicorn", "starlette", "prometheus_client"} & set(run.stdout.split())
+
+
+def test_the_client_of_the_standard_library():
+    """It asks again what cannot be done now, and an event that it sends again is stored once."""
+    with running() as service:
+        client = Client(f"http://127.0.0.1:{service.port}")
+        assert client.recommend("u", k=2)["events"] == 0
+        event = {"user": "u", "item": "5", "action": "view", "time": 1_700_000_000, "id": "e"}
+        told = [client.add([event])["outcomes"][0]["status"] for _ in range(2)]
+        assert told == ["stored", "known"] and client.recommend("u")["events"] == 1
+        assert client.search("shoe", k=1)["query_known"] and client.rank(["3"])["items"][0]["item"] == "3"
+        with pytest.raises(ValueError, match="unknown-item"):
+            client.rank(["nope"])
+        os.kill(service.process.pid, signal.SIGSTOP)
+        thread, found = later(lambda: Client(client.url, timeout=0.3).recommend("u"))
+        time.sleep(0.5)
+        os.kill(service.process.pid, signal.SIGCONT)
+        thread.join(20)
+        assert found[0]["events"] == 1
+
+
+def test_the_client_waits_as_long_as_it_is_told():
+    with running("--requests", "1", SLOW="0.5") as service:
+        client = Client(f"http://127.0.0.1:{service.port}")
+        threads = [later(lambda: client.recommend("u")) for _ in range(2)]
+        for thread, _ in threads:
+            thread.join(20)
+        assert all(found[0]["items"] for _, found in threads)
+        assert "synergen_queue_refusals_total 1.0" in service.ask("GET", "/metrics")[1]
