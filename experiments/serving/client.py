@@ -1,4 +1,4 @@
-"""A client of `synergen serve` in the standard library, to be copied and adapted. Shows answers before and after an event:
+"""A client of `synergen serve` in the standard library, to be copied. Shows answers before and after an event:
 
 python experiments/serving/client.py http://127.0.0.1:8000 USER ITEM ACTION [KEY]
 """

@@ -35,7 +35,7 @@ class AnyEngine(FakeEngine):
 
 
 def expected(response) -> bool:
-    """Whether a valid request may be refused so: what it names is not there, or makes no sense, or time was too short."""
+    """Whether a valid request may be refused so: what it names is not there or makes no sense, or time was short."""
     told = response.json() if response.status_code >= 400 else {}
     said = ("neither an item nor a query", "in the future", "bytes; an id", "deadline")
     return told.get("type", "").startswith("urn:problem:synergen:unknown-") or any(

@@ -67,7 +67,7 @@ def check_exposure(host: str, keys: bool, open_to_all: bool) -> None:
         raise UserError("--api-keys and --no-api-keys contradict each other: give one of them")
     if not keys and not open_to_all and not is_loopback(host):
         raise UserError(
-            f"--host {host} lets other machines in: give --api-keys FILE, or --no-api-keys where something else guards it"
+            f"--host {host} lets other machines in: give --api-keys FILE, or --no-api-keys where it is guarded"
         )
 
 
