@@ -149,6 +149,14 @@ def test_what_nobody_foresaw_tells_nothing_of_the_inside(service, path, body, ca
     assert record.fields["request_id"] == told["request_id"] and "secret" in str(record.exc_info[1])
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("path, body", ASKS)
+def test_an_answer_never_holds_what_is_no_number(service, path, body, number):
+    found = service.engine._found
+    service.engine._found = lambda items: [one._replace(score=number) for one in found(items)]
+    refused(service.post(path, body), 500, "internal")
+
+
 def test_health(service):
     for method in ("GET", "HEAD"):
         assert service.call(method, "/healthz").status_code == service.call(method, "/readyz").status_code == 200

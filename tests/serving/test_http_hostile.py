@@ -1,7 +1,6 @@
 """Requests that are wrong, too large, too slow or meant to harm: each gets one clear problem, and none an error."""
 
 import asyncio
-import json
 import time
 
 import pytest
@@ -256,12 +255,3 @@ def test_how_many_events_are_shown(service, last):
 def test_a_whole_number_may_be_written_in_any_way(service):
     for text in (b'{"k": 3.0}', b'{"k": 0.3e1}', b'{"k": 3}'):
         assert len(service.post("/v1/recommend", text).json()["items"]) == 3
-
-
-def test_numbers_of_an_engine_that_are_none(service):
-    """JSON has no NaN: it is null."""
-    found = service.engine._found
-    service.engine._found = lambda items: [one._replace(score=float("nan")) for one in found(items)]
-    answer = service.post("/v1/similar", {"item": "1", "k": 1})
-    service.engine._found = found
-    assert json.loads(answer.text, parse_constant=pytest.fail)["items"][0]["score"] is None

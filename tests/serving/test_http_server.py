@@ -173,6 +173,10 @@ def test_keys_and_raw_bytes_over_a_network(tmp_path):
         assert b" 413 " in large.partition(b"\r\n")[0], "it is refused before it is sent"
         short = sent(service.port, f"{raw}Content-Length: 10\r\n\r\n{{}}".encode(), ends=True)
         assert short == b"" or b" 400 " in short.partition(b"\r\n")[0]
+        head = sent(
+            service.port, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ", b"x" * 200_000 + b"\r\n\r\n", ends=True
+        )
+        assert b"alive" not in head, "no header is kept in memory whatever its size"
         for nonsense in (b"\x16\x03\x01\x02\x00\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
             sent(service.port, nonsense, ends=True)
         assert service.ask("GET", "/healthz")[0] == 200

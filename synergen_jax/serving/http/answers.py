@@ -18,8 +18,8 @@ class Item(pydantic.BaseModel):
     """One item that was found."""
 
     item: str
-    score: float
-    probability: dict[str, float]  # of each ranked label
+    score: pydantic.FiniteFloat  # JSON has no NaN, and a model that says it has failed
+    probability: dict[str, pydantic.FiniteFloat]  # of each ranked label
 
 
 class Found(Told):

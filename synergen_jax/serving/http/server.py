@@ -56,6 +56,7 @@ def serve(engine: Engine, settings: Settings, bound: socket.socket) -> int:
         app.create(service, settings),
         log_config=None,
         access_log=False,
+        http="h11",  # httptools is faster, and keeps headers of any size in memory
         lifespan="off",
         ws="none",
         proxy_headers=False,
