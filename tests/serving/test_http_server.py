@@ -186,6 +186,24 @@ def test_keys_and_raw_bytes_over_a_network(tmp_path):
         assert json.loads(line)["level"] != "error"
 
 
+def test_clients_that_leave():
+    """Whenever they do, nothing of them is left."""
+    body = b'{"k": 1}'
+    head = (
+        f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
+    whole = head.encode() + b"\r\n" + body
+    with running(SLOW="0.2") as service:
+        service.ask("GET", "/healthz")
+        for length in (*range(0, len(whole), 9), *[len(whole)] * 10):
+            with socket.create_connection(("127.0.0.1", service.port)) as connection:
+                connection.sendall(whole[:length])
+        service.wait_for_running(0)
+        assert "synergen_threads_asking 0.0" in service.ask("GET", "/metrics")[1]
+        assert service.end(signal.SIGTERM) == (0, "closed\n")
+    assert not any("traceback" in line for line in service.lines)
+
+
 def chunk(data):
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
