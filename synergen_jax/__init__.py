@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 if typing.TYPE_CHECKING:  # what `_WHERE` says, in the form that editors and type checkers read
     from data_pipelines.event_log.event_log import EventLog as EventLog
     from data_pipelines.feed.examples import user_history as user_history
+    from data_pipelines.importing.append import append as append_log
     from data_pipelines.importing.own_log import import_log as import_log
     from data_pipelines.sources.prepare import prepare as prepare
     from synergen_jax.batch import Candidates as Candidates
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022  (in the order in which they are used)
     "EventLog",
     "prepare",
     "import_log",
+    "append_log",
     "user_history",
     # a config, and a run of it
     "Config",
@@ -76,6 +78,7 @@ __all__ = [  # noqa: RUF022  (in the order in which they are used)
 _WHERE = {
     "data_pipelines.event_log.event_log": ("EventLog",),
     "data_pipelines.feed.examples": ("user_history",),
+    "data_pipelines.importing.append": ("append_log",),
     "data_pipelines.importing.own_log": ("import_log",),
     "data_pipelines.sources.prepare": ("prepare",),
     "synergen_jax.batch": ("Candidates", "Catalogue", "EvalBatch", "Events", "LogSpec", "Readers", "TrainBatch"),
@@ -88,7 +91,7 @@ _WHERE = {
     "synergen_jax.runs.train": ("train",),
     "synergen_jax.serving.recommender": ("Recommender",),
 }
-_THERE = {"load_config": "load"}  # what has another name in its module
+_THERE = {"load_config": "load", "append_log": "append"}  # what has another name in its module
 
 
 def __getattr__(name: str) -> object:

@@ -43,6 +43,8 @@ FLOORS = {
 CONTRACTS = ("errors", "config", "batch")  # what pipelines know of the library
 MEET = ("runs", "cli")  # rooms of the library that know pipelines
 
+WEB = ("fastapi", "starlette", "pydantic", "uvicorn")  # of the extra `serve`
+
 PROGRAM = """
 import importlib, json, sys
 loaded = {}
@@ -141,10 +143,16 @@ def test_the_library_loads_nothing_heavy():
         assert not set(loaded) & {*HEAVY, "data_pipelines"}, name
 
 
+def test_only_the_service_over_http_needs_a_web_framework():
+    names = [name for name in modules(ROOT, "synergen_jax") if not name.startswith("synergen_jax.serving.http.")]
+    assert "synergen_jax.cli.serve" in names
+    assert not set(loaded_by(*names)[names[-1]]) & set(WEB)
+
+
 def test_the_command_line_starts_without_jax():
     """`synergen --help` answers at once."""
     loaded = set(loaded_by("synergen_jax.cli.main")["synergen_jax.cli.main"])
-    assert not loaded & {"jax", "numpy", "data_pipelines", *HEAVY}
+    assert not loaded & {"jax", "numpy", "data_pipelines", *HEAVY, *WEB}
 
 
 def test_runs_load_nothing_heavy_before_they_need_it():

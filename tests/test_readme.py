@@ -36,7 +36,7 @@ for path in configs.shipped().values():  # each config's head says how it is run
     head = path.read_text(encoding="utf-8").splitlines()
     COMMANDS += [shlex.split(line.partition("synergen ")[2]) for line in head if re.match(r"#.* synergen ", line)]
 SYNERGEN = [
-    command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest", "python")
+    command[command[0] == "synergen" :] for command in COMMANDS if command[0] not in ("pip", "pytest", "python", "curl")
 ]
 LADDER = [command[2:] for command in COMMANDS if command[:2] == ["python", "experiments/ladder/ladder.py"]]
 VISIT = [command[2:] for command in COMMANDS if command[:2] == ["python", "experiments/gpu/visit.py"]]
@@ -151,6 +151,8 @@ def test_every_kind_of_command_is_shown():
         "sweep",
         "bench",
         "plan",
+        "serve",
+        "serve-log",
     }
 
 

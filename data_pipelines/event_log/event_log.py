@@ -38,6 +38,21 @@ from synergen_jax.batch import LogSpec
 from synergen_jax.errors import UserError, first_line
 
 FORMAT = 1
+
+
+class Ancestor(typing.NamedTuple):
+    """A version that a log goes on from: its sizes, id 0 included, tell which ids it has."""
+
+    version: int
+    fingerprint: str
+    items: int
+    queries: int
+    actions: int
+    users: int
+    events: int
+    last_time: int  # Unix seconds
+
+
 RECORDS = "event_log_tfds/1.0.0"
 _PARTS = re.compile(
     r"(items|queries|users)\.json|(lengths|given_split)\.npy|(item|query)_matrices/[^/]+\.npy|"
@@ -153,10 +168,37 @@ class EventLog:
         """When the newest event happened, Unix seconds."""
         return self._about["last_time"]
 
+    @property
+    def first_time(self) -> int:
+        """When the oldest event happened, Unix seconds."""
+        return self._about["first_time"]
+
+    @property
+    def version(self) -> int:
+        """Which of the versions of a log that grows it is, from 1 (`versions`)."""
+        return self._about.get("version", 1)
+
+    @property
+    def lineage(self) -> tuple[Ancestor, ...]:
+        """The versions that it goes on from, oldest first; ids that they have mean the same in it."""
+        return tuple(Ancestor(**one) for one in self._about.get("lineage", ()))
+
+    @property
+    def as_ancestor(self) -> Ancestor:
+        """What the next version will say of this one."""
+        spec = self.spec
+        sizes = spec.items, spec.queries, spec.actions, len(self), int(self.lengths.sum(dtype=np.int64))
+        return Ancestor(self.version, self.fingerprint, *sizes, self.last_time)
+
+    def ancestor(self, fingerprint: str) -> Ancestor | None:
+        """The version of that fingerprint, this one included; None: it does not go on from such a one."""
+        found = (one for one in (*self.lineage, self.as_ancestor) if one.fingerprint == fingerprint)
+        return next(found, None)
+
     def text_encoder(self) -> text.Encoder | None:
         """The encoder of the matrices "text", for queries and items that come later; None if the log has none."""
-        folder = self.path / "text_encoder"
-        return text.load(folder) if folder.is_dir() else None
+        has = any(file.startswith("text_encoder/") for file in self._about["files"])
+        return text.load(self.path / "text_encoder") if has else None
 
     @property
     def query_note(self) -> str:
@@ -246,6 +288,7 @@ def write(
     candidate_features: typing.Sequence[str] = (),
     shards: typing.Sequence[pathlib.Path] = (),
     source: dict[str, typing.Any],
+    before: EventLog | None = None,
 ) -> EventLog:
     """Validates a log and writes it to the folder `path`, whole or not at all; a log that was there is replaced.
 
@@ -253,6 +296,7 @@ def write(
 
     Args:
       shards: ArrayRecord files that hold all `users` already, in their order. They are moved into the log.
+      before: the version that this one goes on from.
     """
     path = pathlib.Path(path).expanduser().resolve()
     check_place(path)
@@ -276,7 +320,7 @@ def write(
         _write_records(folder, records.checked(users), bool(parts.candidate_features), shards)
         parts.save(folder)
         records.save(folder)
-        disk.write_json(folder / "log.json", _about(folder, parts, records, source))
+        disk.write_json(folder / "log.json", _about(folder, parts, records, source) | _descent(before))
         written = EventLog.load(folder)
         for index in (0, len(written) - 1):  # opens every part once before the log counts as whole
             if written[index]["user_id"] != records.user_ids[index]:
@@ -304,6 +348,14 @@ def _about(
         "source": source,
         "files": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
     }
+
+
+def _descent(before: EventLog | None) -> dict[str, typing.Any]:
+    """What log.json says of the versions before, where there are some."""
+    if before is None:
+        return {}
+    lineage = [one._asdict() for one in (*before.lineage, before.as_ancestor)]
+    return {"version": before.version + 1, "lineage": lineage}
 
 
 def check_place(path: pathlib.Path) -> None:

@@ -96,7 +96,9 @@ def split(log: Log, config: DataConfig) -> Split:
     made = ways[config.split]()
     parts = [("training", made.train_stop)]
     if config.measured:
-        parts += [(part, np.diff(made.targets(part))) for part in ("validation", "test")]
+        # Both moments of "time" may be one, where nothing is left to choose.
+        chosen = config.split != "time" or config.validation_from != config.test_from
+        parts += [(part, np.diff(made.targets(part))) for part in ("validation",) * chosen + ("test",)]
     for name, size in parts:
         if not np.any(size > 0):
             raise UserError(f"the {config.split} split leaves no {name} events: change data.split or its settings")

@@ -28,12 +28,12 @@ import uuid
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.event_log import event_log, shared_files, stored_records
+from data_pipelines.event_log import event_log, shared_files, stored_records, versions
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.files import disk
-from data_pipelines.importing import beam_workers, event_files, own_log
+from data_pipelines.importing import beam_workers, event_files, gathered, own_log
 from data_pipelines.importing.bad_rows import Problems
-from data_pipelines.importing.own_log import Options
+from data_pipelines.importing.options import Options, check_name, checked
 from data_pipelines.sources.interactions import ordered
 from data_pipelines.sources.prepare import logs_folder
 from synergen_jax.batch import LogSpec
@@ -53,6 +53,7 @@ def import_log(
     options: Options | None = None,
     data_dir: str | pathlib.Path | None = None,
     now: float | None = None,
+    force: bool = False,
 ) -> EventLog:
     """As `own_log.import_log`, by a runner of Apache Beam.
 
@@ -66,7 +67,8 @@ def import_log(
       UserError: as `own_log.import_log`; Apache Beam is not installed, or has no such runner.
     """
     shared_files.systems().set_options(_options(runner, beam_options))
-    options = own_log.checked(name, items, options or Options())
+    check_name(name)
+    options = checked(items, options or Options())
     if options.order == "file":
         raise UserError("--order file is the order in which one machine reads: leave out --beam, or give times")
     if "part" in options.columns or options.part_files:
@@ -80,6 +82,7 @@ def import_log(
     own_log.make(logs)
     disk.remove_leftovers(logs)
     event_log.check_place(logs / name)  # now rather than at the end
+    versions.refuse_needed(logs / name, f"importing {name} again", force)
     with disk.room(logs), disk.scratch(logs, name, "import") as own:
         shared = shared_files.absolute(
             own if folder is None else f"{str(folder).rstrip('/')}/{name}-{uuid.uuid4().hex[:8]}"
@@ -90,11 +93,13 @@ def import_log(
         job = beam_workers.Job(inputs, files.where, roles, now, shared, shape=options.shape)
         try:
             run = _Import(job, files, options, lambda build: _run(_options(runner, beam_options), build))
-            return run.write(logs / name, name, items, table, own)
+            log = run.write(logs / name, name, items, table, own)
         finally:
             if folder is not None:
                 with contextlib.suppress(OSError):  # what cannot be removed must not cost the log
                     shared_files.delete(shared)
+    versions.remove_others(log.path)
+    return log
 
 
 class _Remote(event_files.EventFiles):
@@ -210,7 +215,7 @@ class _Import:
             actions |= report.actions
         if not self.found.rows:
             raise UserError(f"{job.where}: there are no rows after the header")
-        own_log.check_actions(job.where, job.roles, len(actions))
+        gathered.check_actions(job.where, job.roles, len(actions))
         where = f"{job.where}: column {job.roles['time']!r}"
         kind = self.found.census.decide(self.options.time_unit, where, self.files.place)
         own_log.make_labels(sorted(actions), self.options.labels)  # refuses now rather than at the end

@@ -8,7 +8,7 @@ import pathlib
 import re
 import typing
 
-from data_pipelines.event_log import event_log
+from data_pipelines.event_log import event_log, versions
 from data_pipelines.event_log.event_log import EventLog
 from data_pipelines.features import matrices, text
 from data_pipelines.files import disk
@@ -134,6 +134,7 @@ def prepare(
         _refuse_another(path, raw if name not in KNOWN else None)
         if (log := _reusable(path, raw, settings, free)) is not None:
             return log
+    versions.refuse_needed(path, f"preparing {name} anew", force)
     raw = raw or fetch.fetch(SEARCH.get(name, name), downloads=data_dir / "downloads")
     parts, said = _parts(name, given, raw, settings, described)
     about = {"origin": raw.origin, "sha256": raw.sha256(), "settings": settings, **said}
@@ -141,7 +142,9 @@ def prepare(
         about["matrices"] = _join(parts, files)
     if "text" in settings:
         _encode(parts, encoder, data_dir / "text-cache")
-    return event_log.write(path, name=name, source=about, **parts)
+    log = event_log.write(path, name=name, source=about, **parts)
+    versions.remove_others(log.path)
+    return log
 
 
 def _described(name: str, films: str | pathlib.Path | None) -> tmdb.File | None:
@@ -290,10 +293,13 @@ def _given(name: str, source: str | pathlib.Path) -> fetch.Raw:
 
 
 def locate(log: str | pathlib.Path, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
-    """The folder of a prepared log, by its name or by the folder itself."""
+    """The folder of a prepared log, by its name or by the folder itself.
+
+    Of a log that grew the name stands for the newest version, and NAME@2 for the second (`versions`).
+    """
     logs = logs_folder(data_dir)
-    for folder in (logs / str(log), pathlib.Path(log).expanduser()):
-        if (folder / "log.json").is_file():
+    for folder in (versions.named(logs, str(log)), pathlib.Path(log).expanduser()):
+        if folder is not None and (folder / "log.json").is_file():
             return folder
     found = ", ".join(sorted(path.parent.name for path in logs.glob("[!.]*/log.json"))) or "none"
     raise UserError(

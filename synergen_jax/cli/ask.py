@@ -40,7 +40,7 @@ def declare(commands: shared.Commands) -> None:
 
 def _question(command: argparse.ArgumentParser) -> None:
     """Arguments that say for whom items are wanted, which ones, and how many."""
-    command.add_argument("workdir", type=pathlib.Path)
+    _opened(command)
     command.add_argument("--user", help="id of a user in the log")
     command.add_argument(
         "--history",
@@ -57,6 +57,12 @@ def _question(command: argparse.ArgumentParser) -> None:
     command.add_argument("--order", default="", help="order retrieved items by this ranked label's probability")
     _which(command)
     command.add_argument("--keep-seen", action="store_true", help="what a user had may come back")
+
+
+def _opened(command: argparse.ArgumentParser) -> None:
+    """Arguments that say which run is asked, on which version of its log."""
+    command.add_argument("workdir", type=pathlib.Path)
+    shared.log_version(command, "the newest version")
 
 
 def _which(command: argparse.ArgumentParser) -> None:
@@ -92,7 +98,7 @@ def _declare_others(commands: shared.Commands) -> None:
         "synergen similar runs/ml-100k --item 50 -k 10",
         similar_items,
     )
-    similar.add_argument("workdir", type=pathlib.Path)
+    _opened(similar)
     similar.add_argument("--item", required=True, help="original id")
     similar.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     vectors = shared.command(
@@ -109,7 +115,7 @@ def _declare_others(commands: shared.Commands) -> None:
 
 def _to_file(command: argparse.ArgumentParser) -> None:
     """Arguments of commands that always answer to a file."""
-    command.add_argument("workdir", type=pathlib.Path)
+    _opened(command)
     command.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE", help=OUT)
     command.add_argument("--at", type=int, help="time of the requests, Unix seconds (default: that of the last event)")
 
@@ -135,7 +141,10 @@ def _asked(arguments):
 def _open(arguments):
     from synergen_jax.runs.run import open_run
 
-    return open_run(arguments.workdir, [], arguments.data_dir)
+    opened = open_run(arguments.workdir, [], arguments.data_dir, log=arguments.log, newest=True)
+    if (was := opened.run.trained_on) is not None:
+        say(f"{opened.run.log.name}, version {opened.run.log.version}; the run was trained on version {was.version}")
+    return opened
 
 
 def run(arguments, _) -> dict[str, typing.Any]:

@@ -1,4 +1,4 @@
-"""`synergen data ...`: prepare, import, list and show event logs."""
+"""`synergen data ...`: prepare, import, list and show event logs; data_growth.py has the commands that change one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pathlib
 import time
 import typing
 
+from synergen_jax.cli import data_growth
 from synergen_jax.cli import shared_arguments as shared
 from synergen_jax.errors import UserError
 from synergen_jax.processes.cluster import say
@@ -18,11 +19,14 @@ if typing.TYPE_CHECKING:
 
 def declare(commands: shared.Commands) -> None:
     """Adds the command and its actions."""
-    data = commands.add_parser("data", help="Prepare, import, list and show event logs.", allow_abbrev=False)
+    data = commands.add_parser("data", help="Prepare, import, change, list and show event logs.", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     _declare_prepare(actions)
     _declare_import(actions)
-    shared.command(actions, "list", "List the event logs that there are.", "synergen data list", list_)
+    data_growth.declare(actions)
+    shared.command(
+        actions, "list", "List the event logs that there are, and their versions.", "synergen data list", list_
+    )
     described = "Describe an event log, and show a few of its users."
     made = shared.command(actions, "show", described, "synergen data show shop", show)
     made.add_argument("name", help="name of a log, or its folder")
@@ -82,52 +86,19 @@ def _declare_import(actions: shared.Commands) -> None:
         import_,
         leaves=True,
     )
-    own.add_argument(
-        "events",
-        help="a .csv, .tsv, .jsonl or .parquet file (text may be packed: .csv.gz, .csv.zst), a folder of them, or a "
-        "pattern in quotes",
-    )
+    data_growth.events(own)
     own.add_argument("--name", help="name of the log (default: that of the file); a log of that name is replaced")
-    own.add_argument("--items", type=pathlib.Path, help="table of items with columns item, and if you like title, text")
-    own.add_argument(
-        "--columns",
-        help="roles: user, item, time, action, query, request, shown; and part, of a split that the data give",
-        metavar="ROLE=COLUMN,...",
-        action="append",
-        default=[],
-    )
-    own.add_argument(
-        "--item-columns", help="roles: item, title, text", metavar="ROLE=COLUMN,...", action="append", default=[]
-    )
-    own.add_argument(
-        "--time-unit",
-        default="auto",
-        metavar="UNIT",
-        help="seconds, milliseconds, microseconds, nanoseconds or iso (default: told from the whole column, or asked)",
-    )
+    data_growth.table(own)
     own.add_argument(
         "--part-files",
         action="store_true",
         help='train, valid and test in the names of files tell the split that data.split "given" takes',
     )
     own.add_argument(
-        "--lists",
-        nargs="?",
-        const="",
-        metavar="SEPARATOR",
-        help="each row is a user or a session, and all columns but the user's hold lists, side by side, whose entries this "
-        "sets apart, as in --lists '|'; lists of parquet and JSON need none",
-    )
-    own.add_argument(
         "--order", default="time", help="time, or file: there are no times, and events come in the order of the file"
     )
     own.add_argument(
-        "--drop",
-        action="append",
-        default=[],
-        metavar="KIND,...",
-        help="leave out and count these bad rows: bad-lines, missing, bad-times, bad-parts, duplicates, or all "
-        "(default: refuse them)",
+        "--force", action="store_true", help="replace a log that runs were trained on, which then are of no more use"
     )
     _what_a_log_has(own)
     _beam(own)
@@ -142,13 +113,6 @@ def _what_a_log_has(own: argparse.ArgumentParser) -> None:
         "--tags",
         metavar="COLUMN,...",
         help="columns of the items whose values, set apart by |, are tags",
-        action="append",
-        default=[],
-    )
-    own.add_argument(
-        "--vectors",
-        metavar="NAME=FILE.npy",
-        help="a vector an item, in the order of its table",
         action="append",
         default=[],
     )
@@ -238,13 +202,18 @@ def import_(arguments, _) -> dict[str, typing.Any]:
     start = time.perf_counter()
     name = arguments.name or pathlib.Path(arguments.events.rstrip("/")).name.partition(".")[0]
     options = own_log.Options(
-        columns=_pairs("--columns", arguments.columns),
-        item_columns=_pairs("--item-columns", arguments.item_columns),
+        columns=data_growth.pairs("--columns", arguments.columns),
+        item_columns=data_growth.pairs("--item-columns", arguments.item_columns),
         time_unit=arguments.time_unit,
-        drop=_words(arguments.drop),
-        labels={label: _words([actions], "+") for label, actions in _pairs("--label", arguments.label, "").items()},
-        tags=_words(arguments.tags),
-        vectors={matrix: pathlib.Path(path) for matrix, path in _pairs("--vectors", arguments.vectors).items()},
+        drop=data_growth.words(arguments.drop),
+        labels={
+            label: data_growth.words([actions], "+")
+            for label, actions in data_growth.pairs("--label", arguments.label, "").items()
+        },
+        tags=data_growth.words(arguments.tags),
+        vectors={
+            matrix: pathlib.Path(path) for matrix, path in data_growth.pairs("--vectors", arguments.vectors).items()
+        },
         text=arguments.text,
         min_item_events=arguments.min_item_events,
         min_user_events=arguments.min_user_events,
@@ -255,6 +224,7 @@ def import_(arguments, _) -> dict[str, typing.Any]:
     )
     was_there = (logs_folder(arguments.data_dir) / name / "log.json").is_file()
     settings = {"name": name, "items": arguments.items, "options": options, "data_dir": arguments.data_dir}
+    settings["force"] = arguments.force
     if arguments.beam:
         beam = {"runner": arguments.beam, "beam_options": arguments.beam_options or "", "folder": arguments.beam_folder}
         log = beam_log.import_log(arguments.events, **settings, **beam)
@@ -267,23 +237,6 @@ def import_(arguments, _) -> dict[str, typing.Any]:
         say(f"  {line}")
     say(f"event log: {log.path}{', in place of the one that was there' if was_there else ''}")
     return summary
-
-
-def _words(values: typing.Sequence[str], separator: str = ",") -> list[str]:
-    return [word.strip() for value in values for word in value.split(separator) if word.strip()]
-
-
-def _pairs(flag: str, values: typing.Sequence[str], separator: str = ",") -> dict[str, str]:
-    """`a=x,b=y`, or one pair a value where there is no separator."""
-    found: dict[str, str] = {}
-    for word in _words(values, separator) if separator else values:
-        key, equals, value = word.partition("=")
-        if not equals or not key.strip() or not value.strip():
-            raise UserError(f"{flag}: {word!r} is not of the form NAME=VALUE")
-        if key.strip() in found:
-            raise UserError(f"{flag}: {key.strip()!r} is given twice")
-        found[key.strip()] = value.strip()
-    return found
 
 
 def _few(names: typing.Sequence[str]) -> str:
@@ -354,7 +307,8 @@ def _notes(log: EventLog) -> typing.Iterator[str]:
 
 
 def list_(arguments, _) -> dict[str, typing.Any]:
-    """`synergen data list`."""
+    """`synergen data list`: all versions, and how many runs were trained on each."""
+    from data_pipelines.event_log import versions
     from data_pipelines.event_log.event_log import EventLog
     from data_pipelines.sources.prepare import logs_folder
     from synergen_jax.evaluation import report
@@ -363,11 +317,13 @@ def list_(arguments, _) -> dict[str, typing.Any]:
     found = []
     for path in sorted(logs.glob("[!.]*/log.json")):
         try:
-            found.append({"log": path.parent.name, **EventLog.load(path.parent).summary()})
+            log = EventLog.load(path.parent)
+            needed = [str(run) for run in versions.needing(path.parent)]
+            found.append({"log": path.parent.name, "version": log.version, **log.summary(), "runs": needed})
         except UserError as error:
             found.append({"log": path.parent.name, "error": str(error)})
     columns = ("log", "events", "users", "items", "queries", "from", "to")
-    whole = [{name: row[name] for name in columns} for row in found if "error" not in row]
+    whole = [{name: row[name] for name in columns} | {"runs": len(row["runs"])} for row in found if "error" not in row]
     say(report.table(whole) if whole else f"no event log in {logs}")
     for row in found:
         if "error" in row:

@@ -21,6 +21,7 @@ def declare(commands: shared.Commands) -> None:
     )
     evaluate.add_argument("workdir", type=pathlib.Path)
     shared.cluster(evaluate)
+    shared.log_version(evaluate, "the version that it was trained on")
     evaluate.add_argument("--split", choices=("validation", "test"), default="test")
     evaluate.add_argument(
         "--out",
@@ -58,4 +59,5 @@ def run(arguments, settings) -> dict[str, typing.Any]:
         out=arguments.out,
         per_user=arguments.per_user,
         slice_by=arguments.slice_by,
+        log=arguments.log,
     )

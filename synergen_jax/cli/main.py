@@ -11,7 +11,21 @@ import sys
 import typing
 
 from synergen_jax import __version__
-from synergen_jax.cli import ask, bench, compile_cache, data, evaluate, pipes, plan, quickstart, rerank, sweep, train
+from synergen_jax.cli import (
+    ask,
+    bench,
+    compile_cache,
+    data,
+    evaluate,
+    pipes,
+    plan,
+    quickstart,
+    rerank,
+    serve,
+    serve_log,
+    sweep,
+    train,
+)
 from synergen_jax.cli import shared_arguments as shared
 from synergen_jax.errors import NotWritten, Stopped, UserError
 from synergen_jax.processes import cluster
@@ -23,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top.description = "SynerGen: search and recommendation, retrieval and ranking, in one Transformer."
     top.add_argument("--version", action="version", version=f"synergen-jax {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (quickstart, data, train, rerank, evaluate, sweep, bench, plan, ask):
+    for command in (quickstart, data, train, rerank, evaluate, sweep, bench, plan, ask, serve, serve_log):
         command.declare(commands)
     return top
 
@@ -31,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """Runs a command; the process's exit status is what it returns.
 
-    0; 1 for a failed run; 2 for wrong input; 130 where a person interrupted it, 143 where SIGTERM did; 141 where the
+    0, also for a service that was asked to end; 1 for a failed run; 2 for wrong input; 130 where a person interrupted it, 143 where SIGTERM did; 141 where the
     reader of a command that only prints has left.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

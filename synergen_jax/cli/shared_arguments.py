@@ -54,6 +54,15 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, text.split(","))))
 
 
+def log_version(to: argparse.ArgumentParser, default: str) -> None:
+    """The argument that says on which version of its log a run is opened."""
+    to.add_argument(
+        "--log",
+        metavar="NAME[@VERSION]",
+        help=f"the run's log, or a version of it that came after training (default: {default})",
+    )
+
+
 def cluster(to: argparse.ArgumentParser) -> None:
     """Arguments that say which of several processes this is (docs/launch.md)."""
     to.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import typing
 
@@ -24,6 +25,12 @@ def declare(commands: shared.Commands) -> None:
     train.add_argument(
         "--workdir", type=pathlib.Path, required=True, help="folder of the run: checkpoints, metrics, config"
     )
+    train.add_argument(
+        "--init-from",
+        type=pathlib.Path,
+        metavar="RUN",
+        help="begin with the parameters of another run's best checkpoint, of the same log or a version before",
+    )
     shared.cluster(train)
 
 
@@ -32,12 +39,17 @@ def run(arguments, settings) -> dict[str, typing.Any]:
     from data_pipelines.event_log.event_log import EventLog
     from data_pipelines.sources.prepare import locate
     from synergen_jax import config as configs
+    from synergen_jax.runs import log_versions, workdir
     from synergen_jax.runs.run import Run
     from synergen_jax.runs.train import train
 
     with cluster.together():
         config = configs.load(arguments.config, settings)
         log = EventLog.load(locate(config.data.log, arguments.data_dir))
+        told = json.dumps(workdir.log_of(arguments.workdir)) if cluster.first() else ""
+    told = json.loads(cluster.everyone(told)[0])  # others may not see the folder
+    with cluster.together():
+        log = log if told is None else log_versions.own(arguments.workdir, told, log)
     cluster.same("config", repr(config))
     cluster.same("log", log.fingerprint)
-    return train(Run(config, log), arguments.workdir)
+    return train(Run(config, log), arguments.workdir, init_from=arguments.init_from)

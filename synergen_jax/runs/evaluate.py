@@ -38,6 +38,7 @@ def evaluate(
     out: str | pathlib.Path | None = None,
     per_user: str | pathlib.Path | None = None,
     slice_by: typing.Sequence[str | pathlib.Path] = (),
+    log: str | pathlib.Path | None = None,
 ) -> dict[str, typing.Any]:
     """Evaluates a run as `synergen evaluate` does: prints, writes its reports, and returns its JSON.
 
@@ -48,6 +49,8 @@ def evaluate(
       out: where the reports go; None: the run's folder.
       per_user: a .parquet file that gets a row a target; None: none is written.
       slice_by: tables with a column `item` or `user`, by whose further columns the targets are cut, too.
+      log: a version that goes on from the run's, such as `shop@3`; None: the one that it was trained on. A run that was
+        trained on all events is measured on what came since.
 
     Raises:
       UserError: as `load`, nothing can be written there, or a table of `slice_by` is refused.
@@ -56,7 +59,7 @@ def evaluate(
     if split not in ("validation", "test"):
         raise UserError(f"split {split!r} must be validation or test")
     folder = pathlib.Path(folder)
-    opened = open_run(folder, settings, data_dir, spread=True, phase=phase)
+    opened = open_run(folder, settings, data_dir, spread=True, phase=phase, log=log)
     tables = [pathlib.Path(path) for path in slice_by]
     file = None if per_user is None else pathlib.Path(per_user)
     return evaluate_open(opened, split, folder if out is None else pathlib.Path(out), file, tables)
@@ -150,6 +153,11 @@ def _stated(opened: Opened, part: str, found: protocol.Report, repeated: int) ->
         f"{run.log.spec.items - 1:,} items, seen items {'filtered' if config.data.filter_seen else 'kept'}, metrics "
         f"expected over a random order of equal scores, checkpoint of step {step} chosen on validation {config.run.select}"
     )
+    if run.trained_on is not None:
+        stated += (
+            f"; trained on version {run.trained_on.version} of the log and measured on version {run.log.version}, whose training "
+            "part the baselines count"
+        )
     if config.evaluate.bootstrap:
         stated += "; intervals are a 95% bootstrap over users"
     if found.unknown_targets:

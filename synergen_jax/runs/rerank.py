@@ -167,12 +167,15 @@ def second_stage(opened: Opened) -> SecondStage | None:
         return None
     ranker, run = Ranker.load(place), opened.run
     again = f"fit it again: `synergen rerank {opened.folder}`"
-    if ranker.about.get("log") != run.log.fingerprint or ranker.about.get("step") != opened.step:
+    trained = run.trained_on.fingerprint if run.trained_on else run.log.fingerprint
+    if ranker.about.get("log") != trained or ranker.about.get("step") != opened.step:
         raise UserError(
             f"{place} was fitted to step {ranker.about.get('step')} of this run, whose best checkpoint is now that of step "
             f"{opened.step}: {again}"
         )
     if ranker.columns != list_features.names(run.log.spec):
         raise UserError(f"{place} goes by other features than this version has: {again}")
-    features = ListFeatures(Statistics.load(place / "statistics.npz"), run.catalogue, run.log.spec)
+    # Of a later version of the log than it was fitted to, what its training part tells now.
+    known = statistics(run) if run.trained_on else Statistics.load(place / "statistics.npz")
+    features = ListFeatures(known, run.catalogue, run.log.spec)
     return SecondStage(ranker, features, run.log)

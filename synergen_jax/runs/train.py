@@ -7,12 +7,13 @@ import typing
 
 from jax.sharding import Mesh
 
+from data_pipelines.event_log import versions
 from data_pipelines.feed import examples, feed
 from synergen_jax.errors import writing
 from synergen_jax.evaluation import protocol, report
 from synergen_jax.model import rope
 from synergen_jax.processes import cluster, run_lock
-from synergen_jax.runs import workdir
+from synergen_jax.runs import initial, workdir
 from synergen_jax.runs.run import Run
 from synergen_jax.sharding import device_mesh
 from synergen_jax.sharding.table import place_catalogue
@@ -22,13 +23,19 @@ from synergen_jax.training.metric_log import FILE as METRICS
 ALL_EVENTS = "trained on all events: nothing is held back, so nothing is validated; the last checkpoint is served"
 
 
-def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
+def train(run: Run, folder: str | pathlib.Path, init_from: str | pathlib.Path | None = None) -> dict[str, typing.Any]:
     """Trains a run in a workdir, or goes on where that left off, as `synergen train` does; prints, and returns its JSON.
 
+    Args:
+      init_from: another run, of the same log or of a version before: its best checkpoint's parameters are those to begin
+        with. Rows of items, queries and actions that it did not know begin as zeros.
+
     Raises:
-      UserError: wrong input, as everywhere; the folder belongs to another run, or another process trains in it.
+      UserError: wrong input, as everywhere; the folder belongs to another run, or another process trains in it; or the
+        parameters of `init_from` do not fit.
     """
     folder = pathlib.Path(folder)
+    begins = None if init_from is None else pathlib.Path(init_from)
     phase = rope.describe(run.config.model, run.phase)
     with cluster.together():
         stored = str(workdir.packed(folder)) if cluster.first() else ""
@@ -42,16 +49,36 @@ def train(run: Run, folder: str | pathlib.Path) -> dict[str, typing.Any]:
         targets = run.targets("validation") if run.config.data.measured else None
         if cluster.first():  # once nothing is left to be refused
             workdir.check(folder, run.config, run.log.fingerprint, phase)
+            begins = workdir.init_from(folder, begins)
+    begins = pathlib.Path(said) if (said := cluster.everyone(str(begins or ""))[0]) else None
+    with cluster.together():
+        source = None if begins is None else initial.source(begins, run)
     with run_lock.alone(folder):
-        return _train(run, folder, mesh, batches, targets, phase)
+        return _train(run, folder, mesh, batches, targets, phase, source)
+
+
+def _keep_log(run: Run, folder: pathlib.Path) -> None:
+    """Sees to it that the version of the log stays as long as the run is there."""
+    if not versions.register(run.log.path, run.log.fingerprint, folder):
+        cluster.say(
+            f"note: {run.log.path.parent} cannot be written: who may write there does not see that this run needs {run.log.name}"
+        )
 
 
 def _train(
-    run: Run, folder: pathlib.Path, mesh: Mesh, batches, targets, phase: identity.Phase
+    run: Run,
+    folder: pathlib.Path,
+    mesh: Mesh,
+    batches,
+    targets,
+    phase: identity.Phase,
+    source: initial.Source | None,
 ) -> dict[str, typing.Any]:
     with cluster.together():
         if cluster.first():
-            workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase)
+            begins = None if source is None else source.folder
+            workdir.start(folder, run.config, run.log.path, run.log.fingerprint, phase, begins)
+            _keep_log(run, folder)
             workdir.write_counts(folder, run.catalogue.counts, run.catalogue.query_counts, run.log.fingerprint)
     several = f", {cluster.count()} processes" if cluster.count() > 1 else ""
     fill = examples.row_fill(run.config.data, run.training[1])
@@ -72,6 +99,7 @@ def _train(
         cluster.say,
         run.log.fingerprint,
         run.phase,
+        None if source is None else source.params,
     )
     if cluster.first():
         if (folder / METRICS).exists():

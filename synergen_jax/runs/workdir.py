@@ -1,7 +1,7 @@
 """The folder of one run: its resolved config, the log it was trained on, and the checks that both still fit.
 
 config.json      the resolved config
-log.json         {"path", "fingerprint"} of the event log
+log.json         {"path", "fingerprint"} of the event log, and "init_from", the run whose parameters it began with
 phase.json       {"name", "angles"} of the run's own phase function, if it has one
 run.lock         who trains in it; empty when nobody does
 counts.npz       training events of each item and query
@@ -39,12 +39,18 @@ _FIRST = re.compile(rf"(log|phase)\.json|(log|config|phase)(\.\d+)?\.tmp|{re.esc
 
 
 def start(
-    workdir: pathlib.Path, config: Config, log_path: pathlib.Path, fingerprint: str, phase: identity.Phase | None = None
+    workdir: pathlib.Path,
+    config: Config,
+    log_path: pathlib.Path,
+    fingerprint: str,
+    phase: identity.Phase | None = None,
+    init_from: pathlib.Path | None = None,
 ) -> None:
     """Makes the folder of a run, or checks that the one that is there belongs to the same config, log and phase.
 
     Args:
       phase: what `rope.describe` says of the run's phase; None: it is the built-in one.
+      init_from: the run whose parameters it begins with.
 
     Raises:
       UserError: see `check`; or the disk is full.
@@ -53,7 +59,8 @@ def start(
     workdir.mkdir(parents=True, exist_ok=True)
     if phase and phase["name"]:
         write_json(workdir / "phase.json", phase)
-    write_json(workdir / "log.json", {"path": str(log_path.resolve()), "fingerprint": fingerprint})
+    begun = {"init_from": str(init_from.resolve())} if init_from else {}
+    write_json(workdir / "log.json", {"path": str(log_path.resolve()), "fingerprint": fingerprint} | begun)
     write_json(workdir / "config.json", configs.to_dict(config))
 
 
@@ -73,11 +80,44 @@ def check(workdir: pathlib.Path, config: Config, fingerprint: str, phase: identi
                 f"{workdir} belongs to another config ({each}; the first is that of its config.json): give another "
                 "--workdir, or the old values"
             )
+        _refuse_more_steps(workdir, old, config)
         identity.refuse_other_phase(workdir, read_phase(workdir), phase)
     elif workdir.exists() and (not workdir.is_dir() or not all(_FIRST.fullmatch(p.name) for p in workdir.iterdir())):
         if cure := _cure(workdir):
             raise UserError(f"{workdir / 'config.json'} is missing: {cure}")
         raise UserError(f"{workdir} exists and is no workdir of synergen: give a new or empty folder")
+
+
+def _refuse_more_steps(workdir: pathlib.Path, old: Config, new: Config) -> None:
+    """Refuses more steps than before, by which the learning rate goes, of a run that is not finished."""
+    if new.run.steps <= old.run.steps:
+        return
+    told, file = newest_info(workdir)
+    step = int(file.parent.parent.name) if file else 0
+    if step < old.run.steps and not told.get("progress", {}).get("stopped"):
+        raise UserError(
+            f"{workdir} is at step {step} of {old.run.steps}: run.steps, by which the learning rate falls, may be raised once "
+            "those are done"
+        )
+
+
+def init_from(workdir: pathlib.Path, asked: pathlib.Path | None) -> pathlib.Path | None:
+    """The run whose parameters a run begins with: as asked, or as the folder tells where nothing is asked.
+
+    Raises:
+      UserError: the folder's run began otherwise.
+    """
+    if not (workdir / "config.json").exists():
+        return asked
+    try:
+        told = json.loads((workdir / "log.json").read_text(encoding="utf-8")).get("init_from")
+    except (OSError, ValueError, AttributeError):
+        return asked  # `read` says what is wrong with it
+    if asked is not None and told != str(asked.resolve()):
+        raise UserError(
+            f"{workdir} began {f'with {told}' if told else 'afresh'}, not with {asked}: give another --workdir"
+        )
+    return pathlib.Path(told) if told else None
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
@@ -102,6 +142,15 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict[str, str]]:
                 f"{workdir / 'config.json'} does not fit the checkpoints: {identity.listed(changed)}: put back what it was"
             )
     return config, _read_log(workdir, config, told.get("fingerprint"))
+
+
+def log_of(workdir: pathlib.Path) -> dict[str, str] | None:
+    """The log (path and fingerprint) of the run in a folder; None where there is no run yet.
+
+    Raises:
+      UserError: as `read`.
+    """
+    return read(workdir)[1] if (workdir / "config.json").exists() else None
 
 
 def packed(workdir: pathlib.Path) -> bool | None:

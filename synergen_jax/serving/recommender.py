@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import functools
 import typing
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from synergen_jax.batch import Catalogue, Events, Readers
 from synergen_jax.errors import UserError, naming
 from synergen_jax.model import synergen
-from synergen_jax.model.synergen import Cache, SynerGen
+from synergen_jax.model.synergen import Cache
 from synergen_jax.retrieval.index import ExactIndex, Index
-from synergen_jax.serving import checks
+from synergen_jax.serving import checks, compiled
 
 SHORTEST = 16  # events of a history that many users are padded to at least
 
@@ -77,7 +74,7 @@ class Recommender:
         Raises:
           UserError: they are not so, or an id is out of range.
         """
-        return _encode(self.model, self.params, self.catalogue, checks.history(events, self.sizes))
+        return compiled.encode(self.model, self.params, self.catalogue, checks.history(events, self.sizes))
 
     def append(self, cache: Cache, item: int, action: int, time: int, query: int = 0) -> Cache:
         """The cache with one more event.
@@ -103,7 +100,7 @@ class Recommender:
                 f"the cache is full with {cache.capacity} events: encode the newest part of the history anew"
             )
         one = Events(*(np.full((1, 1), x, np.int32) for x in (item, action, query, time)))
-        return _append(self.model, self.params, self.catalogue, cache, one)
+        return compiled.append(self.model, self.params, self.catalogue, cache, one)
 
     def available(self, exclude: collections.abc.Collection[int] = ()) -> int:
         """How many items can be retrieved beside the excluded ones: the largest k."""
@@ -224,7 +221,7 @@ class Recommender:
         for row, (events, length) in enumerate(zip(histories, lengths)):
             for name, values in put.items():
                 values[row, :length] = getattr(events, name)[0, :length]
-        cache = _encode(self.model, self.params, self.catalogue, Events(**put))
+        cache = compiled.encode(self.model, self.params, self.catalogue, Events(**put))
         pad = lambda values: np.array([*values, *[0] * (users - len(requests))], np.int32)
         return _Asked(cache, pad(lengths), pad([r.time for r in requests]), pad([r.query for r in requests]))
 
@@ -237,7 +234,7 @@ class Recommender:
 
     def _vectors(self, asked: _Asked) -> np.ndarray:
         readers = asked.readers(np.zeros((len(asked.time), 1), np.int32))
-        return np.asarray(_retrieve(self.model, self.params, self.catalogue, asked.cache, readers))
+        return np.asarray(compiled.retrieve(self.model, self.params, self.catalogue, asked.cache, readers))
 
     def _retrieved(
         self, asked: _Asked, count: list[int], outs: list[np.ndarray]
@@ -255,7 +252,7 @@ class Recommender:
         padded = np.zeros((len(asked.time), _power(max(map(len, items), default=1))), np.int32)
         for row, ids in zip(padded, items):
             row[: len(ids)] = ids
-        found = _rank(self.model, self.params, self.catalogue, asked.cache, asked.readers(padded))
+        found = compiled.rank(self.model, self.params, self.catalogue, asked.cache, asked.readers(padded))
         scores, probabilities = jax.device_get(found)
         return [(scores[i, : len(ids)], probabilities[i, : len(ids)]) for i, ids in enumerate(items)]
 
@@ -341,41 +338,3 @@ class _Asked:
 def _power(count: int) -> int:
     """The power of two from `count` up."""
     return 1 << max(count - 1, 0).bit_length()
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _encode(model, params, catalogue, events: Events) -> Cache:
-    encode = synergen.pure(model, params["model"], SynerGen.encode)
-    return encode(events, *synergen.token_vectors(model, params, catalogue, events))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _append(model, params, catalogue, cache: Cache, event: Events) -> Cache:
-    append = synergen.pure(model, params["model"], SynerGen.append)
-    return append(cache, event, *synergen.token_vectors(model, params, catalogue, event))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _read(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
-    read = synergen.pure(model, params["model"], SynerGen.read)
-    return read(cache, readers, *synergen.token_vectors(model, params, catalogue, readers))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _retrieve(model, params, catalogue, cache: Cache, readers: Readers) -> Array:
-    hidden = _read(model, params, catalogue, cache, readers)
-    queries = synergen.query_vectors(model, params, catalogue, readers.query)
-    return synergen.pure(model, params["model"], SynerGen.retrieve)(hidden, queries)[:, 0]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _rank(model, params, catalogue, cache: Cache, readers: Readers) -> tuple[Array, Array]:
-    """Retrieval scores (B, K) of readers with an item, and the probability of each label (B, K, A)."""
-    pure = functools.partial(synergen.pure, model, params["model"])
-    request = jax.tree.map(lambda x: x[:, :1], readers)
-    request = dataclasses.replace(request, item=jnp.zeros_like(request.item))
-    queries = synergen.query_vectors(model, params, catalogue, request.query)
-    wanted = pure(SynerGen.retrieve)(_read(model, params, catalogue, cache, request), queries)
-    keys = pure(SynerGen.keys)(synergen.item_vectors(model, params, catalogue, readers.item))
-    score = jnp.sum(wanted * keys, axis=-1)
-    return score, jax.nn.sigmoid(pure(SynerGen.rank)(_read(model, params, catalogue, cache, readers), score))

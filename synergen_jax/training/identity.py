@@ -70,11 +70,15 @@ def refuse_others(folder: pathlib.Path, saved: dict[str, typing.Any], mine: dict
 
 
 def altered(old: Config, new: Config) -> dict[str, tuple[typing.Any, typing.Any]]:
-    """The settings that decide what is computed and differ, `{"section.key": (old, new)}`."""
+    """The settings that decide what is computed and differ, `{"section.key": (old, new)}`.
+
+    More steps than before are no such difference: a finished run may go on (`workdir.check`).
+    """
     # How long the lists of a validation are decides what it finds: values of before would choose the checkpoint.
     by_lists = not old.run.select.startswith(("ndcg@10", "hr@10"))
     fixed = ("evaluate.rank_candidates",) if by_lists else ()
-    return {k: v for k, v in configs.differences(old, new).items() if k in fixed or not k.startswith(FREE)}
+    free = (*FREE, "run.steps") if new.run.steps > old.run.steps else FREE
+    return {k: v for k, v in configs.differences(old, new).items() if k in fixed or not k.startswith(free)}
 
 
 def listed(changed: dict[str, tuple[typing.Any, typing.Any]]) -> str:

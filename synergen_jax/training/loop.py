@@ -24,6 +24,7 @@ from synergen_jax.sharding.table import StoredCatalogue
 from synergen_jax.training import identity, train_step
 from synergen_jax.training.checkpoint import Checkpoints
 from synergen_jax.training.metric_log import MetricLog
+from synergen_jax.training.optimiser import schedule
 from synergen_jax.training.train_step import TrainState
 
 Validate = typing.Callable[[synergen.Params], dict[str, float]]
@@ -65,10 +66,12 @@ def train(
     say: typing.Callable[[str], None] = print,
     fingerprint: str = "",
     phase: rope.Phase | None = None,
+    initial: typing.Callable[[Mesh], synergen.Params] | None = None,
 ) -> Result:
     """Trains to `config.run.steps`, or until validation stops getting better; goes on where `workdir` left off.
 
-    Order of initialisation: a checkpoint in `workdir` if there is one, otherwise fresh parameters. Of several processes
+    Order of initialisation: a checkpoint in `workdir` if there is one, otherwise what `initial` gives, otherwise fresh
+    parameters. Of several processes
     all call it; `feed` gives each its `device_mesh.block` of every batch, and process 0 writes.
 
     Args:
@@ -76,6 +79,7 @@ def train(
       validate: None validates nothing: all steps are done, and there is no best checkpoint.
       phase: the run's own encoding of time and order, see `make_model`. Every checkpoint keeps what it gives, and the
         config, and a run with others is refused.
+      initial: gives parameters on the mesh, of a model of this config and `spec`.
 
     Raises:
       ValueError: the catalogue lies on another mesh.
@@ -98,7 +102,8 @@ def train(
     ):
         begun = _resumed(config, workdir, checkpoints, (wanted, mine, laid_out), say)
         if begun is None:
-            begun = _Begun(train_step.init_state(config, model, mesh)[0], Progress(), 0)
+            fresh = train_step.init_state(config, model, mesh)[0]
+            begun = _Begun(train_step.begun_with(fresh, initial(mesh)) if initial else fresh, Progress(), 0)
         start = int(begun.state.step)
         if start >= config.run.steps or begun.progress.stopped:
             return _nothing_to_do(config, workdir, begun, start, say)
@@ -146,6 +151,14 @@ def _resumed(
         say(
             f"it was written by {_laid_out(before)}, and goes on with {_laid_out(laid_out)}: the parameters are "
             f"the same to the bit, the feed begins anew at batch {position}, and sums may round otherwise"
+        )
+    before = saved.get("config", {}).get("run", {}).get("steps", config.run.steps)
+    if config.run.steps > before:
+        progress = dataclasses.replace(progress, stopped="", waited=0)
+        rates = (float(np.asarray(schedule(config.optimiser, n)(state.step))) for n in (before, config.run.steps))
+        was, now = (f"{rate:.2g}" for rate in rates)
+        say(
+            f"it had {before} steps, and goes on to {config.run.steps}: the learning rate, at {was}, goes on from {now}"
         )
     if progress.stopped == "patience" and not 0 < config.run.patience <= progress.waited:
         progress = dataclasses.replace(progress, stopped="")  # more patience than the run had

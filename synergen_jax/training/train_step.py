@@ -78,6 +78,15 @@ def init_state(config: Config, model: synergen.SynerGen, mesh: Mesh) -> tuple[Tr
     return create(jax.random.key(config.run.seed)), shardings
 
 
+def begun_with(state: TrainState, params: synergen.Params) -> TrainState:
+    """A fresh state with the parameters of another run in place of its own."""
+    rest = state.opt_state
+    if "average" in rest:
+        tables = {name: params["tables"][name] for name in rest["average"]["tables"]}
+        rest = rest | {"average": jax.tree.map(jnp.copy, {"model": params["model"], "tables": tables})}
+    return dataclasses.replace(state, params=params, opt_state=rest)
+
+
 def abstract_state(config: Config, model: synergen.SynerGen, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state on a mesh, at no cost."""
     boxed = jax.eval_shape(lambda key: _create(config, model, key), jax.random.key(0))
