@@ -57,7 +57,7 @@ class Answering:
         least = BATCHES[-1] * (deployed.max_history + 1)
         self.deployed, self.most = deployed, min(most, WIDTHS[-1])
         self._widths = [wide for i, wide in enumerate(WIDTHS) if not i or WIDTHS[i - 1] < max(most, CANDIDATES)]
-        self.model, self.params = deployed.model, jax.device_put(deployed.params)
+        self.model, self.params = deployed.model, jax.device_put(deployed.params, jax.devices()[0])
         self._words = Words(deployed, max(query_slots, least))
         self.items = {item: i for i, item in enumerate(deployed.items) if i}
         self.actions = {action: i for i, action in enumerate(deployed.actions) if i}

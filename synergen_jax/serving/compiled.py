@@ -65,10 +65,11 @@ def rank(model, params, catalogue, cache: Cache, readers: Readers) -> tuple[Arra
 
 
 def empty_slots(model: SynerGen, params, catalogue, slots: int, length: int) -> Cache:
-    """Slots of users without events."""
+    """Slots of users without events, on the first device, as what writes to them leaves them: else it compiled again."""
     nobody = Events(*(jnp.zeros((1, length), jnp.int32) for _ in range(4)))
     one = encode(model, params, catalogue, nobody)
-    return jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), one)
+    empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), one)
+    return jax.device_put(empty, jax.devices()[0])
 
 
 def taken(slots: Cache, place: Array) -> Cache:
@@ -87,6 +88,7 @@ def _put(slots: Cache, place: Array, caches: Cache) -> Cache:
 
 
 put = jax.jit(_put, donate_argnames="slots")
+take = jax.jit(taken)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="slots")
@@ -95,10 +97,12 @@ def encode_to(model, params, catalogue, slots: Cache, place: Array, events: Even
     return _put(slots, place, encode(model, params, catalogue, events))
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="slots")
 def append_to(model, params, catalogue, slots: Cache, place: Array, events: Events) -> Cache:
-    """Slots with new events (B, A) more at places (B,)."""
-    return _put(slots, place, append(model, params, catalogue, taken(slots, place), events))
+    """Slots with new events (B, A) more at places (B,).
+
+    Three calls: in one, which reads slots and writes them, XLA copies all of them first.
+    """
+    return put(slots, place, append(model, params, catalogue, take(slots, place), events))
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -236,6 +236,20 @@ def test_another_process_may_write(shop, engine, tmp_path):
         other.close()
 
 
+def test_nothing_compiles_once_it_is_ready(shop, engine, caplog):
+    with jax.log_compiles():
+        for n, user in enumerate(("u1", "u2", None, "stranger", "u5")):
+            engine.ask(Ask(user, ("", "a golden cup of tea")[n % 2], k=1 + n, order=("", "engage")[n % 2]))
+            engine.ask(Ask(user, deny=("i1",), allow=("i1", "i2", "i3")))
+            engine.ask(Ask(user, candidates=("i1", "i2")))
+            if user:
+                engine.add([event(user, f"i{n}", LATER + i) for i in range(n + 1)])
+                engine.ask(Ask(user, k=40))
+        engine.similar("i2", 3)
+        names = {r.getMessage().split()[1] for r in caplog.records if r.getMessage().startswith("Compiling")}
+    assert not {name for name in names if any(f"({own})" in name for own in vars(compiled))}
+
+
 def test_a_deleted_user_is_what_the_log_knows(shop, engine):
     before = engine.ask(Ask("u4", k=3, time=LATER + 9))
     engine.add([event("u4", "i4", LATER)])
