@@ -164,6 +164,22 @@ def test_a_host_that_others_reach_needs_keys():
         keys.check_exposure("no such host", keys=False, open_to_all=False)
 
 
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000", "[::1]"])
+def test_a_service_without_keys_is_called_by_a_name_of_this_machine(host):
+    with SmallService(local=True) as service:
+        assert service.post("/v1/recommend", {}, host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["", "shop.example", "localhost.shop.example", "10.0.0.1:8000", "[::1", "0.0.0.0", "x:y:z"]
+)
+def test_another_name_is_refused(service, host):
+    """So a web page whose name leads here cannot ask for a user, nor remove one."""
+    with SmallService(local=True) as guarded:
+        refused(guarded.call("DELETE", "/v1/users/u", headers={"host": host}), 421, "wrong-host")
+    assert service.post("/v1/recommend", {}, host=host).status_code == 200, "with keys names do not matter"
+
+
 # --- how many run at once
 
 

@@ -76,6 +76,7 @@ class Settings:
 
     limits: Limits = Limits()
     keys: tuple[str, ...] | None = None  # of which a caller has one; None: anybody may call
+    local: bool = False  # only who calls it by a name of this machine alone is let in
     requests: int = 512  # at once; further ones are refused
     threads: int = 64  # calls of the engine at once that ask; others wait for one of them
     store_threads: int = 16  # the same of those that add, show or remove events
