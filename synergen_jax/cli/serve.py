@@ -44,8 +44,8 @@ def _place(to: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--grace",
-        type=float,
-        default=30.0,
+        type=int,
+        default=30,
         metavar="SECONDS",
         help="then: for running requests to finish (default: 30)",
     )

@@ -29,7 +29,7 @@ def service():
 def lines():
     """What is logged, as objects."""
     stream = io.StringIO()
-    loggers = (logs.LOG, logging.getLogger("uvicorn"))
+    loggers = [logging.getLogger(name) for name in logs.LOGGERS]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     logs.begin(stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -325,7 +325,7 @@ def test_settings_that_make_no_sense():
         lambda: Settings(requests=0),
         lambda: Settings(threads=-1),
         lambda: Settings(drain=-1),
-        lambda: Settings(grace=float("inf")),
+        lambda: Settings(grace=0),
     ):
         with pytest.raises(UserError):
             make()

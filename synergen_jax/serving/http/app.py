@@ -186,9 +186,9 @@ def create(service: Service, settings: Settings) -> FastAPI:
     app.add_api_route(users, service.user, methods=["GET"], responses=openapi.refusals(*openapi.SHOWING))
     app.add_api_route(users, service.delete, methods=["DELETE"], responses=openapi.refusals(*openapi.SHOWING))
     for path, answer, refused, kind in (
-        ("/healthz", service.healthz, (), JSONResponse),
-        ("/readyz", service.readyz, (503,), JSONResponse),
-        ("/metrics", service.prometheus, (401, 504), PlainTextResponse),
+        ("/healthz", service.healthz, (421,), JSONResponse),
+        ("/readyz", service.readyz, (421, 503), JSONResponse),
+        ("/metrics", service.prometheus, (401, 421, 504), PlainTextResponse),
     ):
         refusals = openapi.refusals(*refused)
         app.add_api_route(path, answer, methods=["GET"], responses=refusals, response_class=kind)
@@ -227,8 +227,8 @@ def _user(request: Request, told: str) -> str:
     """
     raw = request.scope.get("raw_path", b"").decode("latin-1")
     try:
-        user = urllib.parse.unquote(raw[len(metrics.USERS) :], errors="strict") if raw else told
-        user = bodies.check_id(user)
+        whole = urllib.parse.unquote(raw, errors="strict") if raw else f"{metrics.USERS}{told}"
+        user = bodies.check_id(whole.removeprefix(metrics.USERS))
     except ValueError as error:
         said = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise Problem(422, "invalid-request", f"The user's id in the path {said}.") from None
