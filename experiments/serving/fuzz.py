@@ -35,12 +35,14 @@ class AnyEngine(FakeEngine):
 
 
 def expected(response) -> bool:
-    """Whether a valid request may be refused so: what it names is not there or makes no sense, or time was short."""
+    """Whether a request may be refused so, whatever the description says of its form.
+
+    What it names is not there or makes no sense, time was short, or it is too large as a whole.
+    """
     told = response.json() if response.status_code >= 400 else {}
     said = ("neither an item nor a query", "in the future", "bytes; an id", "deadline")
-    return told.get("type", "").startswith("urn:problem:synergen:unknown-") or any(
-        part in told.get("detail", "") for part in said
-    )
+    named = told.get("type", "").startswith("urn:problem:synergen:unknown-")
+    return named or response.status_code == 413 or any(part in told.get("detail", "") for part in said)
 
 
 def fuzz(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode, examples: int):
