@@ -56,6 +56,8 @@ def fuzz(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode
     def ask(case):
         response = case.call()
         statuses[response.status_code] += 1
+        if response.status_code == 404:  # nobody is unknown to a store: the path did not lead where it says
+            found.setdefault("Not found", case.as_curl_command())
         try:
             case.validate_response(response)
         except (Failure, FailureGroup) as error:

@@ -11,6 +11,7 @@ import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -26,6 +27,23 @@ GRACE = 0.5  # seconds for which an engine may say itself that it was too late
 LATE = "The request was not answered within its deadline."
 UNSURE = "It was not done in time, and may still be done; send it again, events with the same ids."
 _Made = typing.TypeVar("_Made")
+
+
+class AnyText(Convertor[str]):
+    """A part of a path that may be any text; the framework's own, `path`, ends where a line does."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """The same."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The same."""
+        return value
+
+
+register_url_convertor("text", AnyText())
 
 
 class JsonRequest(Request):
@@ -182,7 +200,7 @@ def create(service: Service, settings: Settings) -> FastAPI:
         ("/v1/events", service.add, openapi.WRITING),
     ):
         app.add_api_route(path, answer, methods=["POST"], responses=openapi.refusals(*refused))
-    users = f"{metrics.USERS}{{id:path}}"
+    users = f"{metrics.USERS}{{id:text}}"
     app.add_api_route(users, service.user, methods=["GET"], responses=openapi.refusals(*openapi.SHOWING))
     app.add_api_route(users, service.delete, methods=["DELETE"], responses=openapi.refusals(*openapi.SHOWING))
     for path, answer, refused, kind in (
