@@ -35,12 +35,14 @@ class AnyEngine(FakeEngine):
 
 
 def expected(response) -> bool:
-    """Whether a valid request may be refused so: what it names is not there or makes no sense, or time was short."""
+    """Whether a request may be refused so, whatever the description says of its form.
+
+    What it names is not there or makes no sense, time was short, or it is too large as a whole.
+    """
     told = response.json() if response.status_code >= 400 else {}
     said = ("neither an item nor a query", "in the future", "bytes; an id", "deadline")
-    return told.get("type", "").startswith("urn:problem:synergen:unknown-") or any(
-        part in told.get("detail", "") for part in said
-    )
+    named = told.get("type", "").startswith("urn:problem:synergen:unknown-")
+    return named or response.status_code == 413 or any(part in told.get("detail", "") for part in said)
 
 
 def fuzz(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode, examples: int):
@@ -54,6 +56,8 @@ def fuzz(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode
     def ask(case):
         response = case.call()
         statuses[response.status_code] += 1
+        if response.status_code == 404:  # nobody is unknown to a store: the path did not lead where it says
+            found.setdefault("Not found", case.as_curl_command())
         try:
             case.validate_response(response)
         except (Failure, FailureGroup) as error:

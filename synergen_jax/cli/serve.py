@@ -36,7 +36,7 @@ def _place(to: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     group.add_argument("--api-keys", type=pathlib.Path, metavar="FILE", help="a key a line; callers need one of them")
     group.add_argument(
-        "--no-api-keys", action="store_true", help="listen without keys where other machines can call, too"
+        "--no-api-keys", action="store_true", help="there are none: other machines may call, too, by any name"
     )
     group.add_argument("--log-users", action="store_true", help="log lines tell the ids of users")
     group.add_argument(
@@ -44,8 +44,8 @@ def _place(to: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--grace",
-        type=float,
-        default=30.0,
+        type=int,
+        default=30,
         metavar="SECONDS",
         help="then: for running requests to finish (default: 30)",
     )
@@ -134,6 +134,7 @@ def _settings(arguments):
     return Settings(
         limits=limits,
         keys=None if arguments.api_keys is None else keys.read(arguments.api_keys),
+        local=arguments.api_keys is None and not arguments.no_api_keys,
         requests=arguments.requests,
         threads=arguments.threads,
         store_threads=arguments.store_threads,

@@ -29,7 +29,7 @@ def service():
 def lines():
     """What is logged, as objects."""
     stream = io.StringIO()
-    loggers = (logs.LOG, logging.getLogger("uvicorn"))
+    loggers = [logging.getLogger(name) for name in logs.LOGGERS]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     logs.begin(stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -162,6 +162,22 @@ def test_a_host_that_others_reach_needs_keys():
         keys.check_exposure("127.0.0.1", keys=True, open_to_all=True)
     with pytest.raises(UserError, match="no such address"):
         keys.check_exposure("no such host", keys=False, open_to_all=False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000", "[::1]"])
+def test_a_service_without_keys_is_called_by_a_name_of_this_machine(host):
+    with SmallService(local=True) as service:
+        assert service.post("/v1/recommend", {}, host=host).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["", "shop.example", "localhost.shop.example", "10.0.0.1:8000", "[::1", "0.0.0.0", "x:y:z"]
+)
+def test_another_name_is_refused(service, host):
+    """So a web page whose name leads here cannot ask for a user, nor remove one."""
+    with SmallService(local=True) as guarded:
+        refused(guarded.call("DELETE", "/v1/users/u", headers={"host": host}), 421, "wrong-host")
+    assert service.post("/v1/recommend", {}, host=host).status_code == 200, "with keys names do not matter"
 
 
 # --- how many run at once
@@ -309,7 +325,7 @@ def test_settings_that_make_no_sense():
         lambda: Settings(requests=0),
         lambda: Settings(threads=-1),
         lambda: Settings(drain=-1),
-        lambda: Settings(grace=float("inf")),
+        lambda: Settings(grace=0),
     ):
         with pytest.raises(UserError):
             make()

@@ -92,11 +92,14 @@ def test_events_are_stored_shown_and_removed(service):
     assert service.call("GET", "/v1/users/u").json()["events"] == []
 
 
-@pytest.mark.parametrize("user", ["a/b", "/", "a//b/", "?x=1#y", "\u00fc \u4eba", "%2F", "\n", "..x", "+", "x" * 1024])
+@pytest.mark.parametrize(
+    "user",
+    ["a/b", "/", "a//b/", "?x=1#y", "\u00fc \u4eba", "%2F", "\n", "a\nb\r\n", "\u2028\x85\t", "..x", "+", "x" * 1024],
+)
 def test_a_user_may_have_any_id(service, user):
     service.post("/v1/events", {"events": [EVENT | {"user": user}]})
-    for path in (quote(user, safe=""), quote(user)):
-        shown = service.call("GET", f"/v1/users/{path}").json()
+    for path in (f"/v1/users/{quote(user, safe='')}", f"/v1/users/{quote(user)}", f"/v1/%75sers/{quote(user)}"):
+        shown = service.call("GET", path).json()
         assert shown["user"] == user and len(shown["events"]) == 1
     assert service.call("DELETE", f"/v1/users/{quote(user, safe='')}").json()["deleted"] == 1
 

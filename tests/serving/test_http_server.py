@@ -18,6 +18,7 @@ from client import Client
 from synergen_jax.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+JSON = "Host: localhost\r\nContent-Type: application/json\r\n"
 HERE = pathlib.Path(__file__).resolve().parent
 # `synergen serve`, whose runs are fake ones; what the engine is told to do comes from the environment.
 PROGRAM = """
@@ -166,7 +167,7 @@ def test_keys_and_raw_bytes_over_a_network(tmp_path):
         assert service.ask("POST", "/v1/recommend", {})[0] == 401
         assert service.ask("POST", "/v1/recommend", {"k": 1}, **key)[0] == 200
         assert service.ask("GET", "/v1/users/a%2Fb%20%C3%BC", **key)[1]["user"] == "a/b \u00fc"
-        raw = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Api-Key: {'k' * 16}\r\n"
+        raw = f"POST /v1/events HTTP/1.1\r\n{JSON}X-Api-Key: {'k' * 16}\r\n"
         huge = sent(service.port, f"{raw}Transfer-Encoding: chunked\r\n\r\n".encode(), chunk(b" " * 1000) * 5_000)
         assert b" 413 " in huge.partition(b"\r\n")[0] and b"body-too-large" in huge
         large = sent(service.port, f"{raw}Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode())
@@ -189,9 +190,7 @@ def test_keys_and_raw_bytes_over_a_network(tmp_path):
 def test_clients_that_leave():
     """Whenever they do, nothing of them is left."""
     body = b'{"k": 1}'
-    head = (
-        f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    )
+    head = f"POST /v1/recommend HTTP/1.1\r\n{JSON}Content-Length: {len(body)}\r\n"
     whole = head.encode() + b"\r\n" + body
     with running(SLOW="0.2") as service:
         service.ask("GET", "/healthz")

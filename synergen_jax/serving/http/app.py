@@ -11,6 +11,7 @@ import pydantic_core
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -26,6 +27,23 @@ GRACE = 0.5  # seconds for which an engine may say itself that it was too late
 LATE = "The request was not answered within its deadline."
 UNSURE = "It was not done in time, and may still be done; send it again, events with the same ids."
 _Made = typing.TypeVar("_Made")
+
+
+class AnyText(Convertor[str]):
+    """A part of a path that may be any text; the framework's own, `path`, ends where a line does."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """The same."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The same."""
+        return value
+
+
+register_url_convertor("text", AnyText())
 
 
 class JsonRequest(Request):
@@ -182,13 +200,13 @@ def create(service: Service, settings: Settings) -> FastAPI:
         ("/v1/events", service.add, openapi.WRITING),
     ):
         app.add_api_route(path, answer, methods=["POST"], responses=openapi.refusals(*refused))
-    users = f"{metrics.USERS}{{id:path}}"
+    users = f"{metrics.USERS}{{id:text}}"
     app.add_api_route(users, service.user, methods=["GET"], responses=openapi.refusals(*openapi.SHOWING))
     app.add_api_route(users, service.delete, methods=["DELETE"], responses=openapi.refusals(*openapi.SHOWING))
     for path, answer, refused, kind in (
-        ("/healthz", service.healthz, (), JSONResponse),
-        ("/readyz", service.readyz, (503,), JSONResponse),
-        ("/metrics", service.prometheus, (401, 504), PlainTextResponse),
+        ("/healthz", service.healthz, (421,), JSONResponse),
+        ("/readyz", service.readyz, (421, 503), JSONResponse),
+        ("/metrics", service.prometheus, (401, 421, 504), PlainTextResponse),
     ):
         refusals = openapi.refusals(*refused)
         app.add_api_route(path, answer, methods=["GET"], responses=refusals, response_class=kind)
@@ -227,8 +245,8 @@ def _user(request: Request, told: str) -> str:
     """
     raw = request.scope.get("raw_path", b"").decode("latin-1")
     try:
-        user = urllib.parse.unquote(raw[len(metrics.USERS) :], errors="strict") if raw else told
-        user = bodies.check_id(user)
+        whole = urllib.parse.unquote(raw, errors="strict") if raw else f"{metrics.USERS}{told}"
+        user = bodies.check_id(whole.removeprefix(metrics.USERS))
     except ValueError as error:
         said = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise Problem(422, "invalid-request", f"The user's id in the path {said}.") from None

@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from synergen_jax.serving.http import logs, problems
-from synergen_jax.serving.http.keys import Keys
+from synergen_jax.serving.http.keys import Keys, names_loopback
 from synergen_jax.serving.http.metrics import Metrics, template
 from synergen_jax.serving.http.problems import Problem
 from synergen_jax.serving.http.settings import Limits, Settings
@@ -66,7 +66,11 @@ class Door:
             await problems.unforeseen().response(visit.id)(visit.scope, receive, visit.send)
 
     def _check(self, scope: Scope) -> None:
-        """Refuses who has no key, what is too large, and what comes while too much runs."""
+        """Refuses who has no key or calls by another name, what is too large, and what comes while too much runs."""
+        if self._settings.local and not names_loopback(_header(scope, b"host").decode("latin-1")):
+            raise Problem(
+                421, "wrong-host", "Without API keys the service is called by localhost or 127.0.0.1 only.", CLOSE
+            )
         if self._keys and scope["path"] not in OPEN and not self._keys.admit(scope["headers"]):
             raise Problem(
                 401,
@@ -74,7 +78,7 @@ class Door:
                 "An API key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY.",
                 {"WWW-Authenticate": "Bearer"} | CLOSE,
             )
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        length = _header(scope, b"content-length")
         if length.isdigit() and int(length[:18]) > self._settings.limits.body:
             raise _too_large(self._settings.limits)
         if scope["path"] not in ALWAYS and self._running > self._settings.requests:
@@ -104,7 +108,7 @@ class _Visit:
     def __init__(self, scope: Scope, send: Send):
         self.scope, self._send = scope, send
         self.path, self.status, self.begin = template(scope["path"]), 0, time.perf_counter()
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        given = _header(scope, b"x-request-id")
         self.id = given.decode() if SANE.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = self.id
 
@@ -116,6 +120,10 @@ class _Visit:
             headers["X-Request-Id"] = self.id
             headers["Cache-Control"] = "no-store"
         await self._send(message)
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    return next((value for name, value in scope["headers"] if name == wanted), b"")
 
 
 def _too_large(limits: Limits) -> Problem:

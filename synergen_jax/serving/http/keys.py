@@ -8,6 +8,7 @@ import ipaddress
 import pathlib
 import socket
 import typing
+import urllib.parse
 
 from synergen_jax.errors import UserError
 
@@ -82,3 +83,16 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host}: no such address: {error}") from None
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def names_loopback(header: str) -> bool:
+    """Whether a `Host` header names this machine alone, without asking anybody what a name means.
+
+    A page of the web can have its own name lead to this machine, and a browser then takes the service for a part of
+    it; what it cannot do is call it `localhost`.
+    """
+    try:
+        name = urllib.parse.urlsplit(f"//{header}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

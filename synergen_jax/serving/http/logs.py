@@ -8,6 +8,7 @@ import logging
 import typing
 
 LOG = logging.getLogger("synergen_jax.serving.http")
+LOGGERS = (LOG.name, "uvicorn", "asyncio")
 
 
 class JsonLines(logging.Formatter):
@@ -28,12 +29,13 @@ class JsonLines(logging.Formatter):
 
 
 def begin(stream: typing.TextIO) -> None:
-    """Sends what the service and uvicorn log to a stream."""
+    """Sends what the service, uvicorn and the event loop log to a stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    for logger, level in ((LOG, logging.INFO), (logging.getLogger("uvicorn"), logging.WARNING)):
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(logging.INFO if logger is LOG else logging.WARNING)
 
 
 def say(event: str, **fields: typing.Any) -> None:

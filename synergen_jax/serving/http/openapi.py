@@ -12,10 +12,10 @@ from synergen_jax.serving.http import answers, limits, problems
 from synergen_jax.serving.http.metrics import USERS
 from synergen_jax.serving.http.settings import Settings
 
-_BODY = (400, 401, 408, 413, 415, 422, 429, 500)
+_BODY = (400, 401, 408, 413, 415, 421, 422, 429, 500)
 ASKING = (*_BODY, 503, 504)
 WRITING = (*_BODY, 503)
-SHOWING = (401, 404, 422, 429, 500, 503, 504)
+SHOWING = (401, 404, 421, 422, 429, 500, 503, 504)
 SHOWN = f"{USERS}{{id}}"
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},

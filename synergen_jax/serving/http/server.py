@@ -61,7 +61,7 @@ def serve(engine: Engine, settings: Settings, bound: socket.socket) -> int:
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.grace)),
+        timeout_graceful_shutdown=settings.grace,
     )
     server = _Server(config, service, settings.drain)
     host, port = bound.getsockname()[:2]

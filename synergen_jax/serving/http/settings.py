@@ -82,17 +82,17 @@ class Settings:
 
     limits: Limits = Limits()
     keys: tuple[str, ...] | None = None  # of which a caller has one; None: anybody may call
+    local: bool = False  # only who calls it by a name of this machine alone is let in
     requests: int = 512  # at once; further ones are refused
     threads: int = 64  # calls of the engine at once that ask; others wait for one of them
     store_threads: int = 16  # the same of those that add, show or remove events
     log_users: bool = False  # logs tell ids of users and paths as they came
     drain: float = 1.0  # seconds for which a service that ends still takes requests, while /readyz is 503
-    grace: float = 30.0  # seconds, after those, within which running requests finish
+    grace: int = 30  # seconds, after those, within which running requests finish
 
     def __post_init__(self):
-        for name in ("requests", "threads", "store_threads"):
+        for name in ("requests", "threads", "store_threads", "grace"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} = {value}: at least 1")
-        for name in ("drain", "grace"):
-            if not 0 <= (value := getattr(self, name)) < float("inf"):
-                raise UserError(f"{name} = {value}: a number of seconds, from 0 up")
+        if not 0 <= self.drain < float("inf"):
+            raise UserError(f"drain = {self.drain}: a number of seconds, from 0 up")
