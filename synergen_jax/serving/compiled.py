@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from synergen_jax.batch import Events, Readers
+from synergen_jax.batch import AnyArray, Events, Readers
 from synergen_jax.model import synergen
 from synergen_jax.model.synergen import Cache, SynerGen
 
@@ -72,12 +72,12 @@ def empty_slots(model: SynerGen, params, catalogue, slots: int, length: int) -> 
     return jax.device_put(empty, jax.devices()[0])
 
 
-def taken(slots: Cache, place: Array) -> Cache:
+def taken(slots: Cache, place: AnyArray) -> Cache:
     """The caches at some places, (B,)."""
     return jax.tree.map(lambda x: x[place], slots)
 
 
-def _put(slots: Cache, place: Array, caches: Cache) -> Cache:
+def _put(slots: Cache, place: AnyArray, caches: Cache) -> Cache:
     """Caches, of a length of their own, put to places (B,); the rest of a slot is free."""
 
     def one(old: Array, new: Array) -> Array:
@@ -92,12 +92,12 @@ take = jax.jit(taken)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="slots")
-def encode_to(model, params, catalogue, slots: Cache, place: Array, events: Events) -> Cache:
+def encode_to(model, params, catalogue, slots: Cache, place: AnyArray, events: Events) -> Cache:
     """Slots with the caches of histories (B, L) at places (B,)."""
     return _put(slots, place, encode(model, params, catalogue, events))
 
 
-def append_to(model, params, catalogue, slots: Cache, place: Array, events: Events) -> Cache:
+def append_to(model, params, catalogue, slots: Cache, place: AnyArray, events: Events) -> Cache:
     """Slots with new events (B, A) more at places (B,).
 
     Three calls: in one, which reads slots and writes them, XLA copies all of them first.
@@ -106,7 +106,7 @@ def append_to(model, params, catalogue, slots: Cache, place: Array, events: Even
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def score_from(model, params, catalogue, slots: Cache, place: Array, readers: Readers, keys: Array, allowed: Array):
+def score_from(model, params, catalogue, slots: Cache, place: AnyArray, readers: Readers, keys: Array, allowed: Array):
     """Scores (B, V) of all items for one reader a user; -inf for those that are not allowed, (B, V) or (1, V)."""
     wanted = retrieve(model, params, catalogue, taken(slots, place), readers)
     scores = jnp.matmul(wanted, keys.T, precision=jax.lax.Precision.HIGHEST)
@@ -123,12 +123,12 @@ best = jax.jit(jax.lax.top_k, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def rank_from(model, params, catalogue, slots: Cache, place: Array, readers: Readers) -> tuple[Array, Array]:
+def rank_from(model, params, catalogue, slots: Cache, place: AnyArray, readers: Readers) -> tuple[Array, Array]:
     """As `rank`, of the caches at places (B,)."""
     return rank(model, params, catalogue, taken(slots, place), readers)
 
 
 @functools.partial(jax.jit, donate_argnames="matrix")
-def with_row(matrix: Array, place: Array, row: Array) -> Array:
+def with_row(matrix: Array, place: AnyArray, row: Array) -> Array:
     """A matrix with another row."""
     return matrix.at[place].set(row)

@@ -64,6 +64,7 @@ class Engine:
         self._lock = threading.Lock()
         self._per_job = 0.01  # seconds, a running mean
         self._closed, self._fault = False, "the engine is closed"
+        self.failed = False  # it could not start, and never will be ready
         self.ready = False
         self._counts = {"refused_total": 0, "late_total": 0, "answered_total": 0, "batches_total": 0}
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
@@ -208,7 +209,8 @@ class Engine:
     def _broken(self, error: BaseException) -> None:
         """Fails all that waits, and takes nothing more."""
         with self._lock:
-            self._closed, self._fault = True, f"the engine could not start: {error}"
+            self._closed, self.failed = True, True
+            self._fault = f"the engine could not start: {error}"
         while not self._jobs.empty():
             one = self._jobs.get()
             if isinstance(one, _Job):

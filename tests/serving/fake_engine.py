@@ -23,7 +23,7 @@ class FakeEngine:
     labels = ("buy",)
 
     def __init__(self):
-        self.ready, self.raises, self.slow, self.gate = True, None, 0.0, None
+        self.ready, self.failed, self.raises, self.slow, self.gate = True, False, None, 0.0, None
         self.asked, self.closed, self.versions = [], False, 0
         self._users, self._lock = {}, threading.Lock()
 

@@ -1,4 +1,4 @@
-"""A service over the fake engine, called without a network."""
+"""A service over the fake engine, or another one, called without a network."""
 
 import asyncio
 import json
@@ -14,11 +14,12 @@ class SmallService:
     """A service and its callers.
 
     Args:
+      engine: another one than the fake.
       limits, settings: those that are not as usual.
     """
 
-    def __init__(self, limits=None, **settings):
-        self.engine = FakeEngine()
+    def __init__(self, limits=None, engine=None, **settings):
+        self.engine = engine or FakeEngine()
         few = {"threads": 4, "store_threads": 2}
         settings = Settings(limits=Limits(**(limits or {})), **(few | settings))
         self.service = app.Service(self.engine, settings)
@@ -38,6 +39,10 @@ class SmallService:
         """What is answered to JSON, given as an object or as bytes."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.call("POST", path, content=content, headers={"content-type": "application/json"} | headers)
+
+    def get(self, path):
+        """What is answered to a GET."""
+        return self.call("GET", path)
 
     def together(self, *requests):
         """What is answered to requests that run at once."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import small_shop
+from small_service import SmallService
 
 import synergen_jax as sg
 from synergen_jax.runs import serve
@@ -371,3 +372,32 @@ def test_a_closed_engine_says_so(shop, tmp_path):
         ):
             with pytest.raises(sg.UserError, match="the engine is closed"):
                 call()
+
+
+def test_an_engine_that_cannot_start_says_so(shop, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(compiled, "encode_to", fails)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine = Engine(shop.deployed, open_store(tmp_path / "histories.sqlite", "shop"), SMALL)
+    with pytest.raises(sg.UserError, match="the engine could not start: RESOURCE_EXHAUSTED"):
+        engine.ask(Ask("u1"))
+    assert engine.failed and not engine.ready
+    engine.close()
+
+
+def test_the_service_over_a_trained_run(shop, engine):
+    """From a request's JSON to the model and back, and the events that it is told of."""
+    with SmallService(engine=engine) as service:
+        assert service.get("/readyz").status_code == 200
+        first = service.post("/v1/search", {"user": "u1", "query": "red dress", "k": 3, "time": LATER}).json()
+        assert [row["item"] for row in first["items"]] == [item for item, _, _ in served(shop, "u1", "red dress", k=3)]
+        click = {"user": "u1", "item": "i3", "action": "buy", "time": LATER, "request": first["request_id"], "id": "c"}
+        assert service.post("/v1/events", {"events": [click]}).json()["outcomes"] == [{"id": "c", "status": "stored"}]
+        after = service.post("/v1/recommend", {"user": "u1", "k": 3}).json()
+        assert (after["version"] > first["version"]) and after["events"] == first["events"] + 1
+        assert service.post("/v1/rank", {"user": "u1", "candidates": ["x9"]}).status_code == 422
+        assert len(service.post("/v1/similar", {"item": "i3", "k": 2}).json()["items"]) == 2
+        assert [row["item"] for row in service.get("/v1/users/u1").json()["events"]] == ["i3"]
+        assert "synergen_device_slots_used" in service.get("/metrics").text

@@ -183,7 +183,7 @@ def test_a_deadline(service):
 
 def test_a_deadline_that_the_engine_forgets():
     with SmallService(limits={"writing": 0.1}) as service:
-        service.engine.ask = lambda ask, within: time.sleep(3)
+        service.engine.ask = lambda ask, within, request: time.sleep(3)
         begin = time.monotonic()
         refused(service.post("/v1/recommend", {"timeout_ms": 100}), 504, "too-late")
         service.engine.slow = 3
@@ -209,3 +209,10 @@ def test_the_description(service):
     assert fields["allow"]["anyOf"][0]["maxItems"] == 10_000
     assert list(told["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
     json.dumps(told, allow_nan=False)
+
+
+def test_an_engine_that_could_not_start_is_told(service):
+    service.engine.ready, service.engine.failed = False, True
+    for answer in (service.get("/readyz"), service.post("/v1/recommend", {"user": "u"})):
+        assert refused(answer, 503, "failed")
+    assert service.get("/healthz").status_code == 200

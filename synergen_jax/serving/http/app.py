@@ -179,6 +179,8 @@ class Service:
             raise Problem(503, "unavailable", str(error), problems.retry_after(problems.LATER)) from None
 
     def _refuse_unready(self) -> None:
+        if self.engine.failed:
+            raise Problem(503, "failed", "The model could not be started: the log of the service tells why.")
         if not self.engine.ready:
             wait = problems.retry_after(problems.LATER)
             raise Problem(503, "not-ready", "The model is being loaded and compiled.", wait)

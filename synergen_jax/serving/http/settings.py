@@ -15,6 +15,7 @@ class Engine(typing.Protocol):
     """What answers. Its methods block, and may be called from any thread."""
 
     ready: bool  # compiled and warmed up
+    failed: bool  # it could not start, and never will be ready
 
     @property
     def name(self) -> str:
