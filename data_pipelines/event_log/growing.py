@@ -27,10 +27,10 @@ def newest(folder: pathlib.Path) -> typing.Iterator[EventLog]:
     """The newest version of a log, in a block in which nobody else changes the log.
 
     Args:
-      folder: that of any version.
+      folder: that of the newest version.
 
     Raises:
-      UserError: there is no such log, or another process is changing it.
+      UserError: there is no such log, another process is changing it, or there is a newer version.
     """
     name, _ = versions.parse(folder.name)
     lock = filelock.FileLock(folder.parent / f".{name}.lock")
@@ -41,7 +41,9 @@ def newest(folder: pathlib.Path) -> typing.Iterator[EventLog]:
             raise UserError(f"log {name}: another process is changing it: try again when it is done") from None
     try:
         disk.remove_leftovers(folder.parent)
-        yield EventLog.load(versions.newest(folder) or folder)
+        if (last := versions.newest(folder)) not in (None, folder):
+            raise UserError(f"{folder.name} is not the newest version, which is {last.name}: changes go on from that")
+        yield EventLog.load(folder)
     finally:
         lock.release()
 

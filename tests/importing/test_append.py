@@ -173,6 +173,14 @@ def test_two_appends_at_once_do_not_overwrite_each_other(tmp_path):
     assert more(tmp_path).log.version == 2
 
 
+def test_a_change_goes_on_from_the_newest_version(tmp_path):
+    first = old(tmp_path)
+    run_of(first, tmp_path / "runs/a")
+    more(tmp_path)
+    with pytest.raises(UserError, match="shop is not the newest version, which is shop@2"):
+        growing.keep_days(first.path, 1)
+
+
 # --- versions, and who needs them -----------------------------------------------------------------------------------
 
 
