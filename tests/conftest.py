@@ -11,6 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import jax
+from guarded import GUARDED
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,10 +24,4 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["SYNERGEN_TESTS_CACHE"]  # 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # Shapes in the signatures of the pure functions are checked at run time.
-GUARDED = (
-    "synergen_jax.model.rope",
-    "synergen_jax.model.attention",
-    "synergen_jax.training.losses",
-    "synergen_jax.evaluation.metrics",
-)
 install_import_hook(list(GUARDED), "beartype.beartype")

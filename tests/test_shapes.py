@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from conftest import GUARDED
+from guarded import GUARDED
 
 from synergen_jax.evaluation import metrics
 from synergen_jax.model import attention, rope

@@ -25,7 +25,7 @@ sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
 
 import command
 import json_lines
-import made_up
+import made_up_events
 import measured
 from tqdm import tqdm
 
@@ -65,9 +65,9 @@ class Bench:
         import pyarrow.parquet
 
         path, writer = self.folder / "events.parquet", None
-        sizes = made_up.Sizes(self.asked.items, MEAN, self.asked.users)
+        sizes = made_up_events.Sizes(self.asked.items, MEAN, self.asked.users)
         with path.open("wb") as file:
-            for frame in tqdm(made_up.batches(sizes, self.asked.seed), desc="events", disable=None):
+            for frame in tqdm(made_up_events.batches(sizes, self.asked.seed), desc="events", disable=None):
                 table = frame.to_arrow()
                 writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
                 writer.write_table(table)

@@ -24,7 +24,7 @@ sys.path[1:1] = [str(HERE.parent / "ladder"), str(HERE.parent.parent)]
 
 import command
 import json_lines
-import made_up
+import made_up_events
 import measured
 from tqdm import tqdm
 
@@ -57,7 +57,7 @@ def write(path: pathlib.Path, arguments: argparse.Namespace) -> None:
 
     temporary, left = path.with_name(f".{path.name}"), arguments.events
     with _writer(temporary, path) as add, tqdm(total=left, desc=path.name, unit=" rows", disable=None) as bar:
-        for frame in made_up.batches(made_up.Sizes(arguments.items, MEAN), arguments.seed):
+        for frame in made_up_events.batches(made_up_events.Sizes(arguments.items, MEAN), arguments.seed):
             frame = frame.head(left)
             if arguments.times == "iso":
                 frame = frame.with_columns(pl.from_epoch("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ"))

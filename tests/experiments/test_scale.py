@@ -17,10 +17,10 @@ MANY = {"users": 5000, "items": 500, "k": 10, "killed_users": None, "warm_users"
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(SCALE))
     import answer_many
-    import made_up
+    import made_up_events
     import measured
 
-    return answer_many, made_up, measured
+    return answer_many, made_up_events, measured
 
 
 def run(script, *arguments):
@@ -47,11 +47,11 @@ def test_wrong_arguments_are_told_in_one_line(tmp_path, script, arguments, words
 
 
 def test_events_are_a_function_of_sizes_and_seed(scripts):
-    _, made_up, _ = scripts
-    sizes = made_up.Sizes(items=50, mean=5, users=made_up.USERS + 10)
-    frames = list(made_up.batches(sizes, seed=1))
-    assert [frame.equals(again) for frame, again in zip(frames, made_up.batches(sizes, seed=1))] == [True, True]
-    assert not frames[0].equals(next(made_up.batches(sizes, seed=2)))
+    _, made_up_events, _ = scripts
+    sizes = made_up_events.Sizes(items=50, mean=5, users=made_up_events.USERS + 10)
+    frames = list(made_up_events.batches(sizes, seed=1))
+    assert [frame.equals(again) for frame, again in zip(frames, made_up_events.batches(sizes, seed=1))] == [True, True]
+    assert not frames[0].equals(next(made_up_events.batches(sizes, seed=2)))
     events = pl.concat(frames)
     each = events.group_by("user").agg(pl.len(), pl.col("time").n_unique().alias("times"))
     assert len(each) == sizes.users and each["len"].min() >= 2 and abs(each["len"].mean() - 5) < 0.1

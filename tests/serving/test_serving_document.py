@@ -8,6 +8,7 @@ import shlex
 import pytest
 from small_service import SmallService
 
+from synergen_jax import config as configs
 from synergen_jax.cli import main
 
 TEXT = (pathlib.Path(__file__).resolve().parents[2] / "docs/serving.md").read_text(encoding="utf-8")
@@ -17,7 +18,11 @@ COMMANDS = [shlex.split(line, comments=True) for line in SHELL.splitlines() if l
 
 @pytest.mark.parametrize("command", [words[1:] for words in COMMANDS if words[0] == "synergen"], ids=" ".join)
 def test_commands_parse(command):
-    assert main.parser().parse_known_args(command)[1] == []
+    arguments, settings = main.parser().parse_known_args(command)
+    if arguments.command == "train":
+        configs.load(arguments.config, settings)
+    else:
+        assert settings == []
 
 
 @pytest.mark.parametrize("command", [words for words in COMMANDS if words[0] == "curl"], ids=" ".join)
