@@ -193,7 +193,7 @@ class Answering:
             for row, i in enumerate(part):
                 found = self._named(wanted[i], scores[row], chances[row])
                 if order := requests[i].ask.order:
-                    found.sort(key=lambda one: -one.probability[order])
+                    found.sort(key=lambda one: -one.probability.get(order, -1.0))
                 made.append(found if requests[i].candidates is not None else found[: requests[i].ask.k])
         return made
 
@@ -271,6 +271,8 @@ class Answering:
         labels, names = self.model.spec.labels, self.deployed.items
         return [
             Found(names[int(item)], float(score), dict(zip(labels, map(float, chance))))
+            if self._findable[item]
+            else Found(names[int(item)], None, {})
             for item, score, chance in zip(ids.tolist(), scores, chances)
         ]
 

@@ -55,8 +55,8 @@ class Found(typing.NamedTuple):
     """One item of an answer."""
 
     item: str
-    score: float  # of retrieval
-    probability: dict[str, float]  # of each ranked label
+    score: float | None  # of retrieval; None: nothing is known of the item, which only `candidates` can name
+    probability: dict[str, float]  # of each ranked label; empty where nothing is known
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

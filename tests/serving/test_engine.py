@@ -113,6 +113,18 @@ def test_candidates_are_ranked_in_their_order(shop, engine):
         assert one.probability == pytest.approx(all_of_them[one.item].probability, abs=1e-5)
 
 
+def test_a_candidate_of_which_nothing_is_known_has_no_score(engine, monkeypatch):
+    known = engine._answering._findable.copy()
+    known[engine._answering.items["i0"]] = False
+    monkeypatch.setattr(engine._answering, "_findable", known)
+    found = engine.ask(Ask("u5", candidates=("i0", "i3"), order="engage", time=LATER)).items
+    assert [one.item for one in found] == ["i3", "i0"]
+    assert (found[1].score, found[1].probability) == (None, {}) and found[0].score is not None
+    with SmallService(engine=engine) as service:
+        told = service.post("/v1/rank", {"user": "u5", "candidates": ["i0"]}).json()["items"]
+    assert told == [{"item": "i0", "score": None, "probability": {}}]
+
+
 def test_requests_that_wait_together_are_answered_as_alone(shop, engine):
     asks = [Ask(f"u{i % 30}", ("", "red hat")[i % 2], k=1 + i % 5, time=LATER + i) for i in range(60)]
     alone = [engine.ask(one) for one in asks]

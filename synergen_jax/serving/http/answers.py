@@ -18,7 +18,7 @@ class Item(pydantic.BaseModel):
     """One item that was found."""
 
     item: str
-    score: pydantic.FiniteFloat  # JSON has no NaN, and a model that says it has failed
+    score: pydantic.FiniteFloat | None  # JSON has no NaN, and a model that says it has failed; null: nothing is known
     probability: dict[str, pydantic.FiniteFloat]  # of each ranked label
 
 
